@@ -1,0 +1,94 @@
+//! tabcast puts one event from a worker (a language model, a bot, a game) in front of every browser tab and stream
+//! that should see it, as one shared buffer.
+//!
+//! It is a library to embed in a gateway with very many connections, and a binary that is that gateway. A worker
+//! calls the adapter, in Rust or over HTTP; the call becomes an event, the event is encoded once, and each tab's queue
+//! gets a reference to the bytes.
+//!
+//! ```text
+//!  worker ─ HTTP API ─┐                                        ┌─ shard 0: slab of sessions ─► WebSocket tabs, event streams
+//!                     ├─► platform ─► proto ─► engine ─► hub ──┤  (one thread, one writer)     one write each
+//!  embedder ─ call ───┘   Event      Frame      │  ▲            ├─ shard 1: …
+//!                                               ▼  │            └─ mailbox: an embedder's own task (a Stream)
+//!                                             broker ◄──► other nodes
+//! ```
+//!
+//! # Where to start
+//! - An embedder holds an [`Engine`](engine::Engine), and gives it to a [`WebChat`](platform::webchat::WebChat): the
+//!   example is in both places, and in `tests/examples/embed.rs`.
+//! - A gateway of one's own is `gateway::serve::run_with` and a
+//!   [`MessageHandler`](platform::adapter::MessageHandler): `tests/examples/embedded_gateway.rs`.
+//! - What crosses the wire is [`proto::event`]; why sessions end, and whether a client should come back, is
+//!   [`Disconnect`](proto::disconnect::Disconnect); how much is allowed is [`proto::limits`].
+//! - To see how a frame reaches a tab, read [`engine`], [`fanout::hub`], [`fanout::shard`] in this order.
+//!
+//! # The map
+//! A module imports only modules above it in this table; `tests/architecture.rs` has the edges, and fails on a new one.
+//!
+//! | module | its one job | feature |
+//! |---|---|---|
+//! | [`id`] | channel, user, request and message ids: parsed once, then types | |
+//! | [`proto`] | pure bytes: what is published, its JSON, its wire forms, RFC 6455, event-stream lines, why sessions end, every limit | |
+//! | [`metrics`] | counters, gauges and histograms: a set a shard, summed when somebody asks | |
+//! | [`platform`] | the adapter trait and WebChat: calls into events, clients' text into commands; the worker's queue | |
+//! | [`fanout`] | who is connected and where, frames into sessions, slow consumers, heartbeats | |
+//! | [`broker`] | between nodes: one trait, its delivery guarantee in its documentation | |
+//! | [`engine`] | joins these: what an embedder holds | |
+//! | [`driver`] | runs shards on threads: runtimes, sockets, clocks | `driver` |
+//! | [`config`] | file, environment and flags into typed settings, checked once | `gateway` |
+//! | [`gateway`] | the HTTP edge: who may what, the routes, the page, where replies come from | `gateway` |
+//!
+//! # Invariants, as absences
+//! - [`id`], [`proto`], [`metrics`], [`platform`] and [`fanout`] name no runtime, socket or clock: time is an argument,
+//!   and a test can run a shard for a simulated year.
+//! - No event is serialised twice, nor framed twice for one wire form, whatever the number of tabs.
+//! - No session is written by two threads: its shard's alone. No lock and no atomic guards a session's queue, and no
+//!   delivery touches a counter that threads share. What crosses threads is a shard's inbox, and it is lock-free.
+//! - No publisher does work per tab, only per shard; it waits for no peer, and no tab waits for another.
+//! - No queue, map, buffer or string that a peer can grow is without a bound in bytes.
+//! - No registry guard is held across an `.await`, nor while frames are offered; displaced values are dropped after it.
+//! - No panic is reachable from the network.
+//! - No idle tab owns a task, a timer, a read buffer or queue memory.
+//!
+//! # Delivery
+//! A frame is delivered **at most once** to each session, and a frame that was accepted for a session is lost to it
+//! only together with the connection (which its client sees) or, if it is an edit or a typing sign, to a newer one.
+//!
+//! - *Delivered* in a [`Delivery`](proto::delivery::Delivery) report means: accepted for at least one live session. It
+//!   does not mean read.
+//! - All sessions of a channel on one node get its ordered frames (messages, buttons, files) in one and the same order,
+//!   also when several publish at once; for one publisher it is the order of its calls.
+//! - A session that is behind never delays another. Its typing signs are replaced or dropped; its edits are replaced by
+//!   newer ones of the same message; an ordered frame is never dropped silently: the session is ended with
+//!   [`SlowConsumer`](proto::disconnect::Disconnect::SlowConsumer).
+//! - A full inbox is an overloaded node, not a slow peer: the publish waits up to a deadline and is then refused with
+//!   [`Overloaded`](proto::delivery::PublishError::Overloaded), nothing having been posted anywhere.
+//! - A person's message is acked once the worker's queue has a place for it. In-process handlers get it at most once;
+//!   the webhook repeats it until it is answered, so that its receiver may see it more than once, by the same id.
+//!
+//! # Features
+//! | feature | what it adds | default |
+//! |---|---|---|
+//! | (none) | engine, fan-out, adapter, wire forms; of tokio only its queues and timers | |
+//! | `driver` | shards on threads with real sockets: tokio's net, mio, hyper | yes |
+//! | `gateway` | the HTTP edge: routes, tokens and keys, the page, the webhook | yes |
+//! | `cli` | what only the binary needs: arguments, logging, the allocator | yes |
+
+pub mod broker;
+#[cfg(feature = "gateway")]
+pub mod config;
+#[cfg(feature = "driver")]
+pub mod driver;
+pub mod engine;
+pub mod fanout;
+#[cfg(feature = "gateway")]
+pub mod gateway;
+pub mod id;
+pub mod metrics;
+pub mod platform;
+pub mod proto;
+
+/// The README's code is compiled and run with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct ReadmeDoctests;

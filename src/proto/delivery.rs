@@ -1,0 +1,53 @@
+//! What became of a publish.
+
+/// Who was addressed. Counts are taken when the frame is posted; what a tab's own queue does with it afterwards
+/// (coalesced, cut) is counted by class and reason in the metrics, and told to the client.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Delivery {
+    /// Sessions (tabs and streams) of this node that the frame was posted to.
+    pub tabs: usize,
+    /// Other nodes that took it.
+    pub nodes: usize,
+    /// Why it was nobody, if it was nobody.
+    pub nobody: Option<Nobody>,
+}
+
+impl Delivery {
+    /// Accepted for at least one live session here, or by at least one other node.
+    #[must_use]
+    pub const fn is_delivered(&self) -> bool {
+        self.tabs > 0 || self.nodes > 0
+    }
+}
+
+/// Why a frame was addressed to nobody. Not an error: the publisher did nothing wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Nobody {
+    /// The user has no session on any node that was reached.
+    Offline,
+    /// No reader holds that stream, or it has ended.
+    NoSuchStream,
+    /// The room has no member on any node that was reached.
+    EmptyRoom,
+}
+
+/// Why nothing was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// This node's inboxes are full: it is given more than it can fan out. Nothing was posted anywhere; try again.
+    #[error("the node is overloaded; nothing was posted, try again later")]
+    Overloaded,
+    /// More than may be published.
+    #[error("it has {bytes} bytes; at most {bytes_max} are allowed")]
+    TooLarge {
+        /// Bytes of the file, or of the frame of anything else.
+        bytes: usize,
+        /// The most that are allowed.
+        bytes_max: usize,
+    },
+    /// The engine was shut down.
+    #[error("the engine is shut down")]
+    Closed,
+}

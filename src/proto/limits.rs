@@ -1,0 +1,91 @@
+//! Every limit of a session and of a frame, with its unit and default, in one place.
+
+use std::time::Duration;
+
+/// What one session may hold and do. One value is shared by all sessions of an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionLimits {
+    /// Frames that may wait for one session. Default 1,024. Costs at most 8 bytes each, from the shard's pool.
+    pub queue_frames_max: usize,
+    /// Bytes that may wait for one session, shared frames counted in full. Default 1 MiB. It bounds delay;
+    /// the memory is shared by all sessions that wait for the same frame. An empty queue admits any legal frame.
+    pub queue_bytes_max: usize,
+    /// Bytes of one inbound WebSocket message, all fragments together. Default 64 KiB with room for attachments
+    /// on top: the gateway raises it to fit `attachment_bytes_max`. Held only while a message is incomplete.
+    pub message_bytes_max: usize,
+    /// Bytes of one attachment, decoded. Default 1 MiB.
+    pub attachment_bytes_max: usize,
+    /// Characters of one inbound text. Default 16,384.
+    pub text_chars_max: usize,
+    /// Rooms that one session may be in. Default 64. Costs 8 bytes each in the session and 4 in the room.
+    pub rooms_max: usize,
+    /// A ping goes out this long after the last one, or after the timeout if that is longer. Default 25 s.
+    pub heartbeat_interval: Duration,
+    /// A session without a sign of life (bytes read, or progress in writing) for this long after a ping is ended. Default 20 s.
+    pub heartbeat_timeout: Duration,
+    /// How long a session that was told to close may take to read what is left and the close frame. Default 5 s.
+    pub close_timeout: Duration,
+    /// Bad frames that one session may send within ten seconds before it is ended with 1008. Default 10.
+    pub bad_frames_max: u8,
+}
+
+impl Default for SessionLimits {
+    fn default() -> Self {
+        Self {
+            queue_frames_max: 1_024,
+            queue_bytes_max: 1 << 20,
+            message_bytes_max: 64 << 10,
+            attachment_bytes_max: 1 << 20,
+            text_chars_max: 16_384,
+            rooms_max: 64,
+            heartbeat_interval: Duration::from_secs(25),
+            heartbeat_timeout: Duration::from_secs(20),
+            close_timeout: Duration::from_secs(5),
+            bad_frames_max: 10,
+        }
+    }
+}
+
+/// What one engine may hold, beside its sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubLimits {
+    /// Posts that may wait in one shard's inbox. Default 4,096. Costs about 64 bytes each.
+    pub inbox_posts_max: usize,
+    /// Frame bytes that may wait in one shard's inbox. Default 64 MiB; an empty inbox admits any legal frame.
+    pub inbox_bytes_max: usize,
+    /// Sessions that one user may have. Default 32. Costs 16 bytes each in the registry.
+    pub tabs_per_user_max: usize,
+    /// Streams (mailboxes) that may be open at once. Default 10,000. Costs about 300 bytes each while empty.
+    pub streams_max: usize,
+    /// Bytes of one file on its way out, before base64. Default 16 MiB. Other frames may be as large as a file's.
+    pub file_bytes_max: usize,
+    /// The byte budget of the process: live frames once, plus what queues cost. Past it the fattest queues are cut
+    /// first. Default 256 MiB.
+    pub bytes_budget: usize,
+    /// Bytes of messages from clients that are not complete yet, of all sessions together; a session that needs more
+    /// is ended with 1013. Default 64 MiB.
+    pub inbound_bytes_max: usize,
+}
+
+impl Default for HubLimits {
+    fn default() -> Self {
+        Self {
+            inbox_posts_max: 4_096,
+            inbox_bytes_max: 64 << 20,
+            tabs_per_user_max: 32,
+            streams_max: 10_000,
+            file_bytes_max: 16 << 20,
+            bytes_budget: 256 << 20,
+            inbound_bytes_max: 64 << 20,
+        }
+    }
+}
+
+impl HubLimits {
+    /// Bytes of one frame on its way out: the largest file in base64, its names, and some.
+    #[must_use]
+    pub const fn frame_bytes_max(&self) -> usize {
+        const ROOM: usize = 64 << 10;
+        self.file_bytes_max.div_ceil(3).saturating_mul(4).saturating_add(ROOM)
+    }
+}

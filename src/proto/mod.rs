@@ -1,0 +1,14 @@
+//! Pure bytes: what is published, its JSON, its wire forms, RFC 6455, event-stream lines, and why sessions end.
+//!
+//! An [`event`] is what an application says; its [`json`] is written straight into a [`frame`], which holds the form of
+//! every wire ([`websocket`], [`sse`]) in one allocation. [`delivery`] is what became of it, [`disconnect`] why a
+//! session ended, and [`limits`] how much of all this there may be.
+
+pub mod delivery;
+pub mod disconnect;
+pub mod event;
+pub mod frame;
+pub mod json;
+pub mod limits;
+pub mod sse;
+pub mod websocket;

@@ -1,0 +1,112 @@
+//! Event streams beside their frames: the response's head, keep-alive, retry, the end, and where a reader resumes.
+//!
+//! The bodies of an event stream are [`EventStream`](crate::proto::frame::EventStream)s; everything here goes between
+//! them. Each piece is one HTTP/1.1 chunk, so that pieces can be written in any order.
+
+use std::time::Duration;
+
+use crate::id::MessageId;
+
+/// A comment that readers ignore: it keeps proxies from closing an idle stream.
+pub const KEEP_ALIVE: &[u8] = b"e\r\n: keep-alive\n\n\r\n";
+
+/// What ends the response (RFC 9112 §7.1).
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\n\
+    content-type: text/event-stream; charset=utf-8\r\n\
+    cache-control: no-cache\r\n\
+    x-accel-buffering: no\r\n\
+    transfer-encoding: chunked\r\n";
+
+/// The head of an event stream's response, its empty line included.
+///
+/// `headers` are added as they are (CORS, `date`): the caller has checked that names and values are legal, without
+/// CR, LF or NUL.
+///
+/// ```
+/// use tabcast::proto::sse::response_head;
+/// let head = response_head(&[("access-control-allow-origin", "https://chat.example")]);
+/// assert!(head.starts_with(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"));
+/// assert!(head.ends_with(b"\r\naccess-control-allow-origin: https://chat.example\r\n\r\n"));
+/// ```
+#[must_use]
+pub fn response_head(headers: &[(&str, &str)]) -> Vec<u8> {
+    let added: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+    let mut head = Vec::with_capacity(HEAD.len() + added + 2);
+    head.extend_from_slice(HEAD);
+    for (name, value) in headers {
+        for part in [name, ": ", value, "\r\n"] {
+            head.extend_from_slice(part.as_bytes());
+        }
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+/// A record that only says how long a reader waits before it connects again (whole milliseconds): for a drain. It has
+/// no data, so it is no event.
+#[must_use]
+pub fn retry(after: Duration) -> Vec<u8> {
+    let record = format!("retry: {}\n\n", after.as_millis());
+    format!("{:x}\r\n{record}\r\n", record.len()).into_bytes()
+}
+
+/// The position in a `Last-Event-ID` header (or a query's `after`): the id of the last ordered frame that the reader
+/// has. `None` for anything else; a reader with such a position has none that could be resumed from.
+#[must_use]
+pub fn last_event_id(value: &[u8]) -> Option<MessageId> {
+    std::str::from_utf8(value).ok().and_then(|text| MessageId::parse(text.trim_ascii()).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The content of a chunk, whose size must be right.
+    fn unchunk(chunk: &[u8]) -> &str {
+        let (size, rest) = std::str::from_utf8(chunk).unwrap().split_once("\r\n").unwrap();
+        let content = rest.strip_suffix("\r\n").unwrap();
+        assert_eq!(usize::from_str_radix(size, 16).unwrap(), content.len());
+        content
+    }
+
+    #[test]
+    fn the_head_has_what_proxies_and_readers_need_and_ends_once() {
+        assert_eq!(
+            String::from_utf8(response_head(&[])).unwrap(),
+            "HTTP/1.1 200 OK\r\n\
+             content-type: text/event-stream; charset=utf-8\r\n\
+             cache-control: no-cache\r\n\
+             x-accel-buffering: no\r\n\
+             transfer-encoding: chunked\r\n\r\n"
+        );
+        let head = String::from_utf8(response_head(&[("a", "b"), ("vary", "origin")])).unwrap();
+        assert!(head.ends_with("chunked\r\na: b\r\nvary: origin\r\n\r\n"), "{head}");
+        assert_eq!(head.matches("\r\n\r\n").count(), 1);
+    }
+
+    #[test]
+    fn records_are_whole_chunks_and_no_events() {
+        assert_eq!(unchunk(KEEP_ALIVE), ": keep-alive\n\n");
+        assert_eq!(unchunk(LAST_CHUNK), "");
+        assert_eq!(unchunk(&retry(Duration::from_millis(1500))), "retry: 1500\n\n");
+        assert_eq!(unchunk(&retry(Duration::ZERO)), "retry: 0\n\n");
+        assert_eq!(unchunk(&retry(Duration::from_secs(1_000_000))), "retry: 1000000000\n\n");
+    }
+
+    #[test]
+    fn a_position_is_a_message_id_and_nothing_else() {
+        let id = MessageId::random();
+        let check = |value: &str, expected: Option<MessageId>| {
+            assert_eq!(last_event_id(value.as_bytes()), expected, "{value:?}");
+        };
+        check(&id.to_string(), Some(id));
+        check(&id.to_string().to_uppercase(), Some(id));
+        check(&format!(" {id}\t"), Some(id));
+        check("", None);
+        check("42", None);
+        check(&format!("{id}0"), None);
+        assert_eq!(last_event_id(b"\xff"), None);
+    }
+}
