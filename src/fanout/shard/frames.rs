@@ -1,0 +1,142 @@
+//! The shard's own table of frames: inside a shard a frame is a number, so that a delivery touches no shared counter.
+
+use crate::proto::frame::{Class, Frame, Kind};
+
+/// How a session's bytes are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// RFC 6455 frames.
+    WebSocket,
+    /// An event stream in HTTP/1.1 chunks.
+    EventStream,
+}
+
+/// A frame of this shard's table. It is counted: who keeps one holds it, who drops one releases it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Handle(u32);
+
+/// What the table holds: a frame that other shards may hold as well, or bytes of this shard's own (parts of an
+/// event stream that are no event).
+pub(crate) enum Local {
+    Frame(Frame),
+    Bytes(Box<[u8]>),
+}
+
+impl Local {
+    pub(crate) fn class(&self) -> Class {
+        match self {
+            Self::Frame(frame) => frame.class(),
+            Self::Bytes(_) => Class::Control,
+        }
+    }
+
+    pub(crate) fn key(&self) -> u128 {
+        match self {
+            Self::Frame(frame) => frame.key(),
+            Self::Bytes(_) => 0,
+        }
+    }
+
+    /// Whether it says what `newer` says anew: the same kind of frame about the same thing.
+    pub(crate) fn is_older(&self, newer: &Self) -> bool {
+        match (self, newer) {
+            (Self::Frame(frame), Self::Frame(newer)) => frame.kind() == newer.kind() && frame.key() == newer.key(),
+            _ => false,
+        }
+    }
+
+    pub(crate) fn is_typing(&self) -> bool {
+        matches!(self, Self::Frame(frame) if frame.kind() == Kind::Typing)
+    }
+
+    /// The slices to write after each other, empty ones left out; nothing but empty ones if it has no form on that wire.
+    #[inline]
+    pub(crate) fn parts(&self, wire: Wire) -> [&[u8]; 2] {
+        match (self, wire) {
+            (Self::Frame(frame), Wire::WebSocket) => [frame.websocket(), &[]],
+            (Self::Frame(frame), Wire::EventStream) => match frame.event_stream() {
+                Some(form) => [form.prefix, form.body],
+                None => [&[], &[]],
+            },
+            (Self::Bytes(bytes), Wire::EventStream) => [bytes, &[]],
+            (Self::Bytes(_), Wire::WebSocket) => [&[], &[]],
+        }
+    }
+
+    /// Bytes on that wire; 0 if it has no form there.
+    #[inline]
+    pub(crate) fn wire_bytes(&self, wire: Wire) -> usize {
+        let [first, second] = self.parts(wire);
+        first.len() + second.len()
+    }
+}
+
+struct Entry {
+    local: Option<Local>,
+    holders: u32,
+}
+
+/// Frames by number, with a plain count each.
+#[derive(Default)]
+pub(crate) struct Frames {
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+    inserted: u64,
+}
+
+impl Frames {
+    /// Puts one in, held once by the caller.
+    pub(crate) fn insert(&mut self, local: Local) -> Handle {
+        self.inserted += 1;
+        let entry = Entry { local: Some(local), holders: 1 };
+        if let Some(number) = self.free.pop() {
+            self.entries[number as usize] = entry;
+            return Handle(number);
+        }
+        self.entries.push(entry);
+        Handle(u32::try_from(self.entries.len() - 1).unwrap_or(u32::MAX))
+    }
+
+    /// How many were ever inserted: as long as it stays, a handle means the same frame.
+    pub(crate) fn inserted(&self) -> u64 {
+        self.inserted
+    }
+
+    #[inline]
+    pub(crate) fn hold(&mut self, handle: Handle) {
+        self.hold_for(handle, 1);
+    }
+
+    /// Holds it for that many holders more.
+    #[inline]
+    pub(crate) fn hold_for(&mut self, handle: Handle, holders: u32) {
+        self.entries[handle.0 as usize].holders += holders;
+    }
+
+    #[inline]
+    pub(crate) fn release(&mut self, handle: Handle) {
+        let entry = &mut self.entries[handle.0 as usize];
+        entry.holders -= 1;
+        if entry.holders == 0 {
+            entry.local = None;
+            self.free.push(handle.0);
+        }
+    }
+
+    /// # Panics
+    /// If the handle is not held: a fault of the shard.
+    #[inline]
+    pub(crate) fn get(&self, handle: Handle) -> &Local {
+        self.entries[handle.0 as usize].local.as_ref().expect("a held frame is there")
+    }
+
+    #[cfg(test)]
+    pub(crate) fn holders(&self, handle: Handle) -> u32 {
+        self.entries[handle.0 as usize].holders
+    }
+
+    /// How many are held.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+}

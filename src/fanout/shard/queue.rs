@@ -1,0 +1,186 @@
+//! A session's queue: two entries in place, a ring from the shard's pool beyond that.
+
+use std::collections::VecDeque;
+
+use crate::fanout::shard::frames::Handle;
+
+/// Rings that a pool keeps, and the most entries a kept ring may have room for: at most 4,096 × 512 bytes a shard.
+const POOL_RINGS_MAX: usize = 4_096;
+const POOL_ENTRIES_MAX: usize = 64;
+/// Entries of a fresh ring.
+const RING_ENTRIES: usize = 30;
+
+/// One queued frame. `tag` is 0, or says by what a newer frame may replace it (never the whole truth: compare the key).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) handle: Handle,
+    pub(crate) tag: u32,
+}
+
+/// A first-in first-out queue. While anything is in `ring`, both places in front of it are taken.
+#[derive(Default)]
+pub(crate) struct Queue {
+    length: u32,
+    front: [Entry; 2],
+    ring: VecDeque<Entry>,
+}
+
+impl Queue {
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.length as usize
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    pub(crate) fn front(&self) -> Option<Entry> {
+        self.places().first().copied()
+    }
+
+    /// The entries that are not in the ring.
+    #[inline]
+    fn places(&self) -> &[Entry] {
+        &self.front[..self.len().min(2)]
+    }
+
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = Entry> + '_ {
+        self.places().iter().chain(&self.ring).copied()
+    }
+
+    /// Whether exactly these wait.
+    #[inline]
+    pub(crate) fn is(&self, entries: &[Entry]) -> bool {
+        if self.len() != entries.len() {
+            return false;
+        }
+        let (places, rest) = entries.split_at(self.places().len());
+        let (first, second) = self.ring.as_slices();
+        let (front, back) = rest.split_at(first.len());
+        places == self.places() && front == first && back == second
+    }
+
+    #[inline]
+    pub(crate) fn push(&mut self, entry: Entry, pool: &mut Pool) {
+        let length = self.len();
+        self.length += 1;
+        if let Some(place) = self.front.get_mut(length) {
+            *place = entry;
+            return;
+        }
+        if self.ring.capacity() == 0 {
+            self.ring = pool.take();
+        }
+        self.ring.push_back(entry);
+    }
+
+    pub(crate) fn pop(&mut self, pool: &mut Pool) -> Option<Entry> {
+        let entry = self.front()?;
+        self.length -= 1;
+        self.front[0] = self.front[1];
+        if let Some(next) = self.ring.pop_front() {
+            self.front[1] = next;
+            self.give_back(pool);
+        }
+        Some(entry)
+    }
+
+    /// Takes all of them out, the first first.
+    #[inline]
+    pub(crate) fn drain(&mut self, pool: &mut Pool, mut each: impl FnMut(Entry)) {
+        self.places().iter().copied().for_each(&mut each);
+        self.length = 0;
+        if self.ring.capacity() != 0 {
+            self.ring.drain(..).for_each(each);
+            self.give_back(pool);
+        }
+    }
+
+    fn give_back(&mut self, pool: &mut Pool) {
+        if self.ring.is_empty() {
+            pool.give(std::mem::take(&mut self.ring));
+        }
+    }
+
+    /// The newest entry with this tag behind the first `skip` ones for which `same` holds.
+    pub(crate) fn find_mut(&mut self, tag: u32, skip: usize, same: impl Fn(Handle) -> bool) -> Option<&mut Entry> {
+        let hit = |(place, entry): (usize, &Entry)| {
+            (place >= skip && entry.tag == tag && same(entry.handle)).then_some(place)
+        };
+        let place = self.places().iter().chain(&self.ring).enumerate().filter_map(hit).last()?;
+        match place {
+            0 | 1 => self.front.get_mut(place),
+            _ => self.ring.get_mut(place - 2),
+        }
+    }
+}
+
+/// Rings that wait for their next queue, so that a burst allocates nothing after warm-up.
+#[derive(Default)]
+pub(crate) struct Pool {
+    rings: Vec<VecDeque<Entry>>,
+}
+
+impl Pool {
+    fn take(&mut self) -> VecDeque<Entry> {
+        self.rings.pop().unwrap_or_else(|| VecDeque::with_capacity(RING_ENTRIES))
+    }
+
+    fn give(&mut self, ring: VecDeque<Entry>) {
+        if self.rings.len() < POOL_RINGS_MAX && ring.capacity() <= POOL_ENTRIES_MAX {
+            self.rings.push(ring);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fanout::shard::frames::{Frames, Local};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_queue_is_a_vec_deque(steps in proptest::collection::vec(0u8..10, 0..400)) {
+            let (mut queue, mut oracle) = (Queue::default(), VecDeque::new());
+            let (mut pool, mut frames) = (Pool::default(), Frames::default());
+            for (at, step) in steps.into_iter().enumerate() {
+                if step < 6 {
+                    let entry = Entry { handle: frames.insert(Local::Bytes(Box::from([]))), tag: u32::from(step) };
+                    queue.push(entry, &mut pool);
+                    oracle.push_back(entry);
+                } else if step < 9 && at % 50 == 49 {
+                    let mut drained = VecDeque::new();
+                    queue.drain(&mut pool, |entry| drained.push_back(entry));
+                    prop_assert_eq!(drained, std::mem::take(&mut oracle));
+                } else if step < 9 {
+                    prop_assert_eq!(queue.pop(&mut pool), oracle.pop_front());
+                } else {
+                    let (tag, skip) = (u32::try_from(at % 6).unwrap(), at % 3);
+                    let expected = oracle.iter_mut().enumerate().filter(|(i, e)| *i >= skip && e.tag == tag).last().map(|(_, e)| *e);
+                    prop_assert_eq!(queue.find_mut(tag, skip, |_| true).copied(), expected);
+                }
+                prop_assert_eq!(queue.len(), oracle.len());
+                prop_assert_eq!(queue.is_empty(), oracle.is_empty());
+                prop_assert_eq!(queue.front(), oracle.front().copied());
+                prop_assert!(queue.iter().eq(oracle.iter().copied()));
+                let all: Vec<_> = oracle.iter().copied().collect();
+                prop_assert!(queue.is(&all));
+                prop_assert!(all.is_empty() || !queue.is(&all[1..]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_drained_queue_holds_no_memory() {
+        let (mut queue, mut pool, mut frames) = (Queue::default(), Pool::default(), Frames::default());
+        for _ in 0..20 {
+            queue.push(Entry { handle: frames.insert(Local::Bytes(Box::from([]))), tag: 0 }, &mut pool);
+        }
+        while queue.pop(&mut pool).is_some() {}
+        assert_eq!(queue.ring.capacity(), 0);
+        assert_eq!(pool.rings.len(), 1);
+    }
+}

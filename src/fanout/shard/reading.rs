@@ -1,0 +1,159 @@
+//! What comes in from a session's connection: RFC 6455 by the resumable reader, text to whoever understands it.
+
+use std::ops::ControlFlow;
+
+use crate::fanout::session::SessionRef;
+use crate::fanout::shard::Shard;
+use crate::fanout::shard::frames::Wire;
+use crate::fanout::shard::slab::State;
+use crate::id::RoomName;
+use crate::proto::disconnect::Disconnect;
+use crate::proto::frame::Frame;
+use crate::proto::websocket::{self, Incoming, Partial, ReadLimits};
+
+/// Understands the text of clients. It may neither block nor wait: it runs on the shard's thread.
+pub trait Inbound {
+    /// One text message of one session, valid UTF-8, to be parsed in place.
+    fn text(&mut self, session: &SessionRef, text: &mut [u8]) -> Reaction;
+}
+
+/// What the shard is to do about a text.
+#[derive(Debug, Clone)]
+pub enum Reaction {
+    /// Nothing here: it was handed on, or needs no answer.
+    Nothing,
+    /// Answer the tab.
+    Reply(Frame),
+    /// Answer the tab, and count it as a bad frame: too many of them end the session with 1008.
+    Bad(Frame),
+    /// Join a room, then answer with `ack`; with `full` if the session is in as many rooms as it may be.
+    Join {
+        /// Which.
+        room: RoomName,
+        /// The answer once broadcasts reach the tab.
+        ack: Option<Frame>,
+        /// The answer if there is one room too many.
+        full: Frame,
+    },
+    /// Leave a room, then answer with `ack`.
+    Leave {
+        /// Which.
+        room: RoomName,
+        /// The answer once broadcasts do not reach the tab any more.
+        ack: Option<Frame>,
+    },
+}
+
+fn incomplete_bytes(partial: Option<&Partial>) -> usize {
+    partial.map_or(0, Partial::bytes)
+}
+
+impl Shard {
+    /// Bytes that were read from the connection of `slot`; they are unmasked in place. Any of them is a sign of life.
+    pub fn handle_readable(&mut self, slot: u32, input: &mut [u8], inbound: &mut dyn Inbound) {
+        self.metrics.read_bytes.add(input.len() as u64);
+        let session = self.slab.get_mut(slot);
+        session.awaiting = false;
+        // What a client of an event stream sends after its request means nothing; after a violation nobody listens.
+        if session.wire == Wire::EventStream || session.deaf || matches!(session.state, State::Vacant | State::Ended) {
+            return;
+        }
+        let mut partial = session.partial.take();
+        let before = incomplete_bytes(partial.as_deref());
+        let limits = ReadLimits { message_bytes_max: self.limits.message_bytes_max, reserved: 0 };
+        let mut sink = |incoming: Incoming<'_>| self.handle_incoming(slot, incoming, inbound);
+        let result = websocket::read(&mut partial, input, &limits, &mut sink);
+        let session = self.slab.get_mut(slot);
+        match result {
+            Ok(()) if session.deaf || session.state == State::Ended => self.hub.inbound().release(before),
+            Ok(()) if self.hub.inbound().resize(before, incomplete_bytes(partial.as_deref())) => {
+                session.partial = partial;
+            }
+            Ok(()) => self.violate(slot, Disconnect::OverBudget),
+            Err(error) => {
+                self.hub.inbound().release(before);
+                self.violate(slot, error.disconnect());
+            }
+        }
+    }
+
+    /// Drops what is incomplete of a session's messages.
+    pub(super) fn drop_incomplete(&mut self, slot: u32) {
+        let partial = self.slab.get_mut(slot).partial.take();
+        self.hub.inbound().release(incomplete_bytes(partial.as_deref()));
+    }
+
+    /// The peer sends nothing more.
+    pub fn handle_end_of_input(&mut self, slot: u32) {
+        let ending = match self.slab.get(slot).wire {
+            Wire::WebSocket => Disconnect::ConnectionLost,
+            // Readers of event streams leave without a word.
+            Wire::EventStream => Disconnect::Normal,
+        };
+        self.handle_lost(slot, ending);
+    }
+
+    fn handle_incoming(&mut self, slot: u32, incoming: Incoming<'_>, inbound: &mut dyn Inbound) -> ControlFlow<()> {
+        if let Incoming::Close(_) = incoming {
+            self.handle_close(slot);
+            return ControlFlow::Break(());
+        }
+        if self.slab.get(slot).state != State::Open {
+            return ControlFlow::Continue(());
+        }
+        match incoming {
+            Incoming::Text(text) => {
+                if let Some(session) = self.session(slot) {
+                    let reaction = inbound.text(&session, text);
+                    self.react(slot, reaction);
+                }
+            }
+            Incoming::Ping(payload) => self.send(slot, Frame::pong(payload)),
+            Incoming::Binary(_) => self.violate(slot, Disconnect::UnsupportedData),
+            Incoming::Pong(_) | Incoming::Close(_) => {}
+        }
+        if self.slab.get(slot).deaf { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn react(&mut self, slot: u32, reaction: Reaction) {
+        match reaction {
+            Reaction::Nothing => {}
+            Reaction::Reply(frame) => self.send(slot, frame),
+            Reaction::Bad(frame) if self.tolerate_bad_frame(slot) => self.send(slot, frame),
+            Reaction::Bad(_) => {
+                // What it was answered before goes out first.
+                self.slab.get_mut(slot).deaf = true;
+                self.end(slot, Disconnect::PolicyViolation);
+            }
+            Reaction::Join { room, ack, full } => {
+                let answer = if self.join(slot, &room) { ack } else { Some(full) };
+                answer.into_iter().for_each(|frame| self.send(slot, frame));
+            }
+            Reaction::Leave { room, ack } => {
+                self.leave(slot, &room);
+                ack.into_iter().for_each(|frame| self.send(slot, frame));
+            }
+        }
+    }
+
+    /// The peer closes: what is queued is not wanted any more, but for our own close (RFC 6455 §5.5.1).
+    fn handle_close(&mut self, slot: u32) {
+        let session = self.slab.get_mut(slot);
+        session.peer_closed = true;
+        session.deaf = true;
+        match session.state {
+            State::Open => self.cut(slot, Disconnect::Normal),
+            // Our close went out before: the handshake is complete.
+            State::Closing if session.queue.is_empty() => self.finish(slot),
+            State::Closing | State::Vacant | State::Ended => {}
+        }
+    }
+
+    /// The peer broke a rule: it is told which, and what else it sends is not read (RFC 6455 §7.1.7).
+    fn violate(&mut self, slot: u32, ending: Disconnect) {
+        self.slab.get_mut(slot).deaf = true;
+        if self.slab.get(slot).state == State::Open {
+            self.cut(slot, ending);
+        }
+    }
+}

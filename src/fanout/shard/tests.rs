@@ -1,0 +1,9 @@
+//! Shards in simulated time: every rule of a session's life, without a socket and without a clock.
+
+mod endings;
+mod fan_out;
+mod heartbeat;
+mod model;
+mod rig;
+mod rooms;
+mod slow_tabs;

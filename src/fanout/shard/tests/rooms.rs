@@ -1,0 +1,158 @@
+//! Rooms: joining, leaving, and what is left of a membership when its session ends.
+
+use super::rig::{CLOSE, Rig, client_frame, edit, message};
+use crate::id::MessageId;
+use crate::proto::delivery::Nobody;
+use crate::proto::disconnect::Disconnect;
+use crate::proto::limits::SessionLimits;
+
+#[test]
+fn a_room_reaches_who_joined_it_and_nobody_else() {
+    let mut rig = Rig::new(2);
+    let (a, b, c) = (rig.tab(0, "a"), rig.tab(1, "b"), rig.tab(1, "c"));
+    rig.say(a, "join r");
+    rig.say(b, "join r");
+    rig.say(b, "join r");
+    rig.say(c, "join other");
+    assert_eq!(rig.publish("room:r", &message("to r")).tabs, 2);
+    assert_eq!(rig.publish("room:other", &message("to other")).tabs, 1);
+    assert_eq!(rig.texts(a), ["to r"]);
+    assert_eq!(rig.texts(b), ["to r"], "joining twice is joining once");
+    assert_eq!(rig.texts(c), ["to other"]);
+    rig.say(b, "leave r");
+    rig.say(b, "leave r");
+    rig.say(c, "leave r");
+    assert_eq!(rig.publish("room:r", &message("again")).tabs, 1);
+    assert_eq!(rig.texts(b), ["to r"]);
+    rig.say(a, "leave r");
+    assert_eq!(rig.publish("room:r", &message("nobody")).nobody, Some(Nobody::EmptyRoom));
+    assert_eq!(rig.hub.room_count(), 1);
+}
+
+#[test]
+fn a_join_is_acked_when_broadcasts_reach_the_tab() {
+    let mut rig = Rig::new(1);
+    let tab = rig.tab(0, "u");
+    rig.say(tab, "join r");
+    assert_eq!(rig.last(tab).kind(), "ack");
+    assert_eq!(rig.publish("room:r", &message("x")).tabs, 1);
+    assert_eq!(rig.texts(tab), ["x"]);
+}
+
+#[test]
+fn a_tab_is_in_at_most_as_many_rooms_as_allowed() {
+    let limits = SessionLimits { rooms_max: 2, ..SessionLimits::default() };
+    let mut rig = Rig::with(1, limits, usize::MAX);
+    let tab = rig.tab(0, "u");
+    for room in ["a", "b", "c", "a"] {
+        rig.say(tab, &format!("join {room}"));
+    }
+    let kinds: Vec<_> = rig.got(tab).iter().map(|got| got.kind().to_owned()).collect();
+    assert_eq!(kinds, ["ack", "ack", "error", "ack"]);
+    assert_eq!(rig.publish("room:c", &message("x")).tabs, 0);
+    rig.say(tab, "leave a");
+    rig.say(tab, "join c");
+    let (shard, slot) = rig.shard_of(tab);
+    let rooms: Vec<_> = shard.rooms_of(slot).iter().map(ToString::to_string).collect();
+    assert_eq!(rooms, ["b", "c"]);
+}
+
+#[test]
+fn whoever_is_moved_by_anothers_leaving_stays_a_member() {
+    let mut rig = Rig::new(1);
+    let tabs: Vec<_> = (0..5).map(|n| rig.tab(0, &format!("u{n}"))).collect();
+    for room in ["r", "s"] {
+        tabs.iter().for_each(|tab| rig.say(*tab, &format!("join {room}")));
+    }
+    // The first leaves, so the last moves into its place; then the moved one, then one by its end, then the rest.
+    rig.say(tabs[0], "leave r");
+    assert_eq!(rig.publish("room:r", &message("four")).tabs, 4);
+    rig.say(tabs[4], "leave r");
+    assert_eq!(rig.publish("room:r", &message("three")).tabs, 3);
+    rig.lose(tabs[1]);
+    assert_eq!(rig.publish("room:r", &message("two")).tabs, 2);
+    assert_eq!(rig.publish("room:s", &message("four in s")).tabs, 4);
+    assert_eq!(rig.texts(tabs[0]), ["four in s"]);
+    assert_eq!(rig.texts(tabs[4]), ["four", "four in s"]);
+    assert_eq!(rig.texts(tabs[3]), ["four", "three", "two", "four in s"]);
+}
+
+#[test]
+fn members_that_are_cut_by_a_broadcast_do_not_disturb_it() {
+    let mut rig = Rig::with_queues(1, 1, usize::MAX);
+    let tabs: Vec<_> = (0..9).map(|n| rig.tab(0, &format!("u{n}"))).collect();
+    tabs.iter().for_each(|tab| rig.say(*tab, "join r"));
+    let slow = [0, 1, 4, 7, 8].map(|n| tabs[n]);
+    slow.iter().for_each(|tab| rig.stall(*tab, 0));
+    rig.publish("room:r", &message("one"));
+    rig.publish("room:r", &message("two"));
+    assert_eq!(rig.ended(Disconnect::SlowConsumer), 5);
+    assert_eq!(rig.publish("room:r", &message("three")).tabs, 4);
+    for tab in tabs {
+        let expected: &[&str] = if slow.contains(&tab) { &[] } else { &["one", "two", "three"] };
+        assert_eq!(rig.texts(tab), expected);
+    }
+}
+
+#[test]
+fn a_session_that_ends_leaves_its_rooms_however_it_ends() {
+    let mut rig = Rig::new(1);
+    let tabs: Vec<_> = (0..4).map(|n| rig.tab(0, &format!("u{n}"))).collect();
+    for room in ["r", "s", "t"] {
+        tabs.iter().for_each(|tab| rig.say(*tab, &format!("join {room}")));
+    }
+    rig.post("room:r", &message("under way"));
+    rig.lose(tabs[0]);
+    rig.receive(tabs[1], &client_frame(CLOSE, &[]));
+    let (shard, slot) = rig.shard_of(tabs[2]);
+    shard.end(slot, Disconnect::Kicked);
+    rig.receive(tabs[3], &[0xff, 0xff]);
+    assert_eq!(rig.hub.room_count(), 0);
+    rig.turn();
+    assert!(tabs.iter().all(|tab| rig.texts(*tab).is_empty()), "who left gets nothing");
+}
+
+#[test]
+fn a_post_to_a_room_that_was_emptied_and_joined_again_reaches_nobody_new() {
+    let mut rig = Rig::new(1);
+    let (old, new) = (rig.tab(0, "old"), rig.tab(0, "new"));
+    rig.say(old, "join r");
+    rig.post("room:r", &message("for the old room"));
+    rig.say(old, "leave r");
+    rig.say(new, "join r");
+    rig.turn();
+    assert_eq!((rig.texts(old).len(), rig.texts(new).len()), (0, 0));
+    rig.publish("room:r", &message("for the new room"));
+    assert_eq!(rig.texts(new), ["for the new room"]);
+}
+
+#[test]
+fn frames_that_are_posted_behind_each_other_reach_each_member_by_its_own_rules() {
+    let mut rig = Rig::with_queues(1, 100, usize::MAX);
+    let (fast, slow, other) = (rig.tab(0, "fast"), rig.tab(0, "slow"), rig.tab(0, "other"));
+    [fast, slow, other].iter().for_each(|tab| rig.say(*tab, "join r"));
+    let id = MessageId::random();
+    rig.stall(slow, 30);
+    rig.post("room:r", &message("0"));
+    rig.turn();
+    for n in 1..=70 {
+        rig.post("room:r", &message(&n.to_string()));
+    }
+    rig.post("room:r", &edit(id, "first"));
+    rig.post("other", &message("in between"));
+    rig.post("room:r", &edit(id, "second"));
+    rig.turn();
+    let numbers: Vec<_> = (0..=70).map(|n| n.to_string()).collect();
+    let expected = |rest: &[&str]| [&numbers[..], &rest.iter().map(ToString::to_string).collect::<Vec<_>>()].concat();
+    assert_eq!(rig.texts(fast), expected(&["second"]), "edits are coalesced, and nothing else");
+    assert_eq!(rig.texts(other), expected(&["second", "in between"]));
+    for n in 0..30 {
+        rig.post("room:r", &message(&n.to_string()));
+    }
+    rig.turn();
+    assert_eq!(rig.ended(Disconnect::SlowConsumer), 1, "the one that is behind is cut in the middle of a run");
+    rig.check_gauges();
+    rig.writable(slow, usize::MAX);
+    assert_eq!(rig.texts(slow), ["0"]);
+    assert_eq!(rig.texts(fast).len(), 72 + 30);
+}

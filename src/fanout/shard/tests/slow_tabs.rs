@@ -1,0 +1,382 @@
+//! What a tab gets that is behind.
+
+use super::rig::{CLOSE, Got, PING, Rig, client_frame, close, edit, message, typing};
+use crate::fanout::shard::Wire;
+use crate::id::MessageId;
+use crate::proto::disconnect::Disconnect;
+use crate::proto::event::Notice;
+use crate::proto::frame::Frame;
+use crate::proto::limits::SessionLimits;
+
+const FRAMES: usize = 4;
+
+fn small() -> Rig {
+    Rig::with_queues(1, FRAMES, 100_000)
+}
+
+#[test]
+fn an_ordered_frame_too_many_cuts_the_tab_with_4008_and_drops_what_was_queued() {
+    let mut rig = small();
+    let tab = rig.tab(0, "u");
+    rig.stall(tab, 0);
+    for n in 0..FRAMES {
+        rig.publish("u", &message(&n.to_string()));
+        assert!(rig.is_open(tab));
+    }
+    rig.publish("u", &message("one too many"));
+    assert!(!rig.is_open(tab));
+    assert_eq!(rig.ended(Disconnect::SlowConsumer), 1);
+    assert_eq!(rig.hub.registry().total_connections(), 0, "it is not addressed any more");
+    rig.writable(tab, usize::MAX);
+    assert_eq!(rig.got(tab), [close(Disconnect::SlowConsumer)]);
+    assert!(rig.tabs[tab].fin && !rig.tabs[tab].gone);
+    rig.receive(tab, &client_frame(CLOSE, &[]));
+    assert!(rig.tabs[tab].gone);
+}
+
+#[test]
+fn a_partly_written_frame_is_finished_before_the_close() {
+    let mut rig = small();
+    let tab = rig.tab(0, "u");
+    rig.stall(tab, 20);
+    for n in 0..=FRAMES {
+        rig.publish("u", &message(&n.to_string()));
+    }
+    assert_eq!((rig.is_open(tab), rig.tabs[tab].received.len()), (false, 20));
+    rig.check_gauges();
+    rig.writable(tab, usize::MAX);
+    assert_eq!(rig.got(tab)[0].text(), Some("0"));
+    assert_eq!(rig.got(tab)[1..], [close(Disconnect::SlowConsumer)]);
+}
+
+#[test]
+fn a_cut_tab_has_its_close_timeout_and_not_more() {
+    let mut rig = small();
+    let (silent, deaf) = (rig.tab(0, "u"), rig.tab(0, "u"));
+    rig.stall(silent, 0);
+    rig.stall(deaf, 0);
+    for n in 0..=FRAMES {
+        rig.publish("u", &message(&n.to_string()));
+    }
+    rig.writable(silent, usize::MAX);
+    rig.wait(4);
+    assert!(!rig.tabs[silent].gone && !rig.tabs[deaf].gone);
+    rig.wait(2);
+    assert!(rig.tabs[silent].gone && rig.tabs[deaf].gone);
+    assert_eq!(rig.got(deaf), []);
+}
+
+#[test]
+fn bytes_have_a_bound_of_their_own() {
+    let mut rig = small();
+    let tab = rig.tab(0, "u");
+    rig.stall(tab, 0);
+    rig.publish("u", &message(&"x".repeat(60_000)));
+    assert!(rig.is_open(tab));
+    rig.publish("u", &message(&"x".repeat(60_000)));
+    assert!(!rig.is_open(tab));
+}
+
+#[test]
+fn an_empty_queue_admits_any_legal_frame() {
+    let mut rig = Rig::with_queues(1, 0, 0);
+    let tab = rig.tab(0, "u");
+    rig.publish("u", &message(&"x".repeat(1 << 20)));
+    rig.publish("u", &message("and the next"));
+    assert_eq!(rig.texts(tab).len(), 2);
+    rig.stall(tab, 100_000);
+    rig.publish("u", &message(&"x".repeat(1 << 20)));
+    assert!(rig.is_open(tab));
+}
+
+#[test]
+fn the_newest_edit_replaces_the_queued_one_in_its_place_also_when_the_queue_is_not_full() {
+    let mut rig = small();
+    let tab = rig.tab(0, "u");
+    let (one, two) = (MessageId::random(), MessageId::random());
+    rig.post("u", &edit(one, "a"));
+    rig.post("u", &message("between"));
+    rig.post("u", &edit(two, "x"));
+    rig.post("u", &edit(one, "a, and more"));
+    rig.turn();
+    assert_eq!(rig.texts(tab), ["a, and more", "between", "x"]);
+    assert_eq!(rig.hub.metrics().sum(|shard| &shard.coalesced_frames), 1);
+}
+
+#[test]
+fn coalescing_is_each_tabs_own_matter() {
+    let mut rig = small();
+    let (fast, slow) = (rig.tab(0, "u"), rig.tab(0, "u"));
+    let id = MessageId::random();
+    rig.stall(slow, 0);
+    for text in ["a", "ab", "abc"] {
+        rig.publish("u", &edit(id, text));
+    }
+    rig.writable(slow, usize::MAX);
+    assert_eq!(rig.texts(fast), ["a", "ab", "abc"]);
+    assert_eq!(rig.texts(slow), ["abc"]);
+}
+
+#[test]
+fn a_partly_written_edit_is_never_replaced() {
+    let mut rig = small();
+    let tab = rig.tab(0, "u");
+    let id = MessageId::random();
+    rig.stall(tab, 1);
+    for text in ["a", "ab", "abc"] {
+        rig.publish("u", &edit(id, text));
+    }
+    rig.writable(tab, usize::MAX);
+    assert_eq!(rig.texts(tab), ["a", "abc"]);
+}
+
+#[test]
+fn a_full_queue_replaces_an_edit_and_is_cut_by_one_that_replaces_nothing() {
+    let mut rig = small();
+    let tab = rig.tab(0, "u");
+    let id = MessageId::random();
+    rig.stall(tab, 0);
+    rig.publish("u", &edit(id, "a"));
+    for n in 1..FRAMES {
+        rig.publish("u", &message(&n.to_string()));
+    }
+    rig.publish("u", &edit(id, "ab"));
+    assert!(rig.is_open(tab));
+    rig.publish("u", &edit(MessageId::random(), "x"));
+    assert!(!rig.is_open(tab));
+    rig.writable(tab, usize::MAX);
+    assert_eq!(rig.got(tab), [close(Disconnect::SlowConsumer)]);
+}
+
+#[test]
+fn edits_that_grow_in_their_place_stay_within_the_queues_bytes() {
+    let mut rig = small();
+    let tab = rig.tab(0, "u");
+    let ids = [MessageId::random(), MessageId::random()];
+    rig.stall(tab, 0);
+    for id in ids {
+        rig.publish("u", &edit(id, "short"));
+    }
+    rig.publish("u", &edit(ids[0], &"x".repeat(60_000)));
+    assert!(rig.is_open(tab));
+    rig.publish("u", &edit(ids[1], &"x".repeat(60_000)));
+    assert!(!rig.is_open(tab), "an edit that finds no room acts as ordered");
+    rig.check_gauges();
+}
+
+#[test]
+fn a_lone_edit_may_be_replaced_by_any_legal_one() {
+    let mut rig = small();
+    let tab = rig.tab(0, "u");
+    let id = MessageId::random();
+    rig.stall(tab, 0);
+    rig.publish("u", &edit(id, "short"));
+    rig.publish("u", &edit(id, &"x".repeat(1 << 20)));
+    rig.writable(tab, usize::MAX);
+    assert_eq!(rig.texts(tab)[0].len(), 1 << 20);
+}
+
+#[test]
+fn typing_is_replaced_by_channel_and_never_by_an_edit() {
+    let mut rig = small();
+    let tab = rig.tab(0, "u");
+    rig.stall(tab, 0);
+    rig.say(tab, "join r");
+    rig.publish("u", &typing(true, "u"));
+    rig.publish("u", &typing(true, "room:r"));
+    rig.publish("u", &typing(false, "u"));
+    rig.writable(tab, usize::MAX);
+    let signs = rig.got(tab).into_iter().filter(|got| got.kind() == "typing");
+    let active = signs.map(|got| if let Got::Json(json) = got { json["active"] == true } else { false });
+    assert_eq!(active.collect::<Vec<_>>(), [false, true]);
+}
+
+#[test]
+fn typing_that_finds_no_room_is_dropped_and_counted() {
+    let mut rig = small();
+    let tab = rig.tab(0, "u");
+    rig.stall(tab, 0);
+    for n in 0..FRAMES {
+        rig.publish("u", &message(&n.to_string()));
+    }
+    rig.publish("u", &typing(true, "u"));
+    assert!(rig.is_open(tab));
+    assert_eq!(rig.hub.metrics().sum(|shard| &shard.dropped_typing_frames), 1);
+    rig.writable(tab, usize::MAX);
+    assert_eq!(rig.texts(tab), ["0", "1", "2", "3"]);
+}
+
+#[test]
+fn the_end_of_typing_replaces_its_beginning_also_when_bytes_are_full() {
+    let sign = typing(true, "u").websocket().len();
+    let text = message("x").websocket().len();
+    let mut rig = Rig::with_queues(1, FRAMES, sign + text);
+    let tab = rig.tab(0, "u");
+    rig.stall(tab, 0);
+    rig.publish("u", &message("x"));
+    rig.publish("u", &typing(true, "u"));
+    rig.publish("u", &typing(false, "u"));
+    rig.writable(tab, usize::MAX);
+    let Got::Json(json) = rig.last(tab) else { panic!("typing") };
+    assert_eq!(json["active"], false);
+}
+
+#[test]
+fn control_frames_fit_beyond_a_full_queue() {
+    let mut rig = small();
+    let tab = rig.tab(0, "u");
+    rig.stall(tab, 0);
+    for n in 0..FRAMES {
+        rig.publish("u", &message(&n.to_string()));
+    }
+    let gap = Notice::Gap { reason: crate::proto::event::GapReason::RoomNotKept, count: Some(1) };
+    rig.hub.post_to_session(rig.tabs[tab].address, Frame::notice(&gap)).unwrap();
+    rig.turn();
+    rig.receive(tab, &client_frame(PING, b"are you there"));
+    rig.wait(26);
+    assert!(rig.is_open(tab));
+    rig.writable(tab, usize::MAX);
+    let got = rig.got(tab);
+    assert_eq!(got.len(), FRAMES + 3);
+    assert_eq!(got[FRAMES].kind(), "gap");
+    assert_eq!(got[FRAMES + 1..], [Got::Pong(b"are you there".to_vec()), Got::Ping]);
+}
+
+#[test]
+fn a_tab_that_makes_us_queue_control_frames_without_end_is_cut() {
+    let mut rig = small();
+    let tab = rig.tab(0, "u");
+    rig.stall(tab, 3);
+    let mut pings = 0;
+    while rig.is_open(tab) {
+        rig.receive(tab, &client_frame(PING, b"x"));
+        pings += 1;
+        assert!(pings < 100, "the queue has a bound");
+    }
+    assert_eq!(rig.ended(Disconnect::SlowConsumer), 1);
+    rig.writable(tab, usize::MAX);
+    assert_eq!(rig.last(tab), close(Disconnect::SlowConsumer));
+}
+
+#[test]
+fn a_stalled_tab_gets_no_write_and_holds_nobody_up() {
+    let mut rig = Rig::new(1);
+    let (stalled, other) = (rig.tab(0, "u"), rig.tab(0, "u"));
+    let reader = rig.reader(0, "u");
+    rig.stall(stalled, 50);
+    for n in 0..100 {
+        rig.publish("u", &message(&n.to_string()));
+    }
+    assert_eq!(rig.tabs[stalled].writes, 1, "one that was cut short, and none after it");
+    for tab in [other, reader] {
+        assert_eq!((rig.texts(tab).len(), rig.tabs[tab].writes), (100, 100));
+    }
+    rig.writable(stalled, 7);
+    assert_eq!(rig.tabs[stalled].writes, 2);
+    rig.writable(stalled, usize::MAX);
+    assert_eq!(rig.texts(stalled).len(), 100);
+    assert_eq!(rig.tabs[stalled].writes, 3, "all that waited left in one write");
+}
+
+#[test]
+fn bytes_taken_one_at_a_time_make_the_same_stream() {
+    let mut rig = Rig::new(1);
+    let (tab, reader) = (rig.tab(0, "u"), rig.reader(0, "u"));
+    for tab in [tab, reader] {
+        rig.stall(tab, 0);
+    }
+    for text in ["a".to_owned(), "b".repeat(3000), "c\u{2028}".to_owned()] {
+        rig.publish("u", &message(&text));
+    }
+    for tab in [tab, reader] {
+        for step in (1..8).cycle() {
+            rig.writable(tab, step);
+            rig.check_gauges();
+            if !rig.tabs[tab].blocked {
+                break;
+            }
+        }
+        assert_eq!(rig.texts(tab), ["a".to_owned(), "b".repeat(3000), "c\u{2028}".to_owned()]);
+        assert_eq!(rig.torn_bytes(tab), 0);
+    }
+}
+
+#[test]
+fn a_reader_of_events_that_is_too_slow_gets_the_end_of_its_response() {
+    let mut rig = small();
+    let reader = rig.reader(0, "u");
+    rig.stall(reader, 40);
+    for n in 0..=FRAMES {
+        rig.publish("u", &message(&n.to_string()));
+    }
+    assert_eq!(rig.ended(Disconnect::SlowConsumer), 1);
+    rig.writable(reader, usize::MAX);
+    assert_eq!(rig.got(reader).len(), 2);
+    assert_eq!(rig.last(reader), Got::LastChunk);
+    assert!(rig.tabs[reader].gone, "there is nothing to wait for");
+}
+
+#[test]
+fn a_burst_does_not_make_a_slow_tab_of_one_that_reads() {
+    let mut rig = Rig::with_queues(2, 8, 4_096);
+    let tabs = [rig.tab(0, "u"), rig.tab(1, "u"), rig.tab(0, "u")];
+    let reader = rig.reader(0, "u");
+    tabs.iter().for_each(|tab| rig.say(*tab, "join r"));
+    for number in 0..1_500 {
+        rig.post("u", &message(&format!("{number}")));
+        rig.post("room:r", &message(&format!("room {number} {}", "x".repeat(number % 700))));
+    }
+    rig.turn();
+    for tab in tabs {
+        assert!(rig.is_open(tab));
+        assert_eq!(rig.texts(tab).len(), 3_000);
+    }
+    assert_eq!(rig.texts(reader).len(), 1_500);
+    assert_eq!(rig.ended(Disconnect::SlowConsumer), 0);
+}
+
+#[test]
+fn a_flood_of_pings_has_a_bound_also_before_anything_is_written() {
+    let mut rig = Rig::with_queues(1, 8, 4_096);
+    let tab = rig.tab(0, "u");
+    let flood = client_frame(PING, &[]).repeat(300);
+    rig.receive(tab, &flood);
+    assert!(!rig.is_open(tab));
+    assert_eq!(rig.ended(Disconnect::SlowConsumer), 1);
+}
+
+#[test]
+fn past_the_byte_budget_the_fattest_queues_are_cut_first_a_few_a_turn() {
+    // No budget at all, so that what other tests hold makes no difference.
+    let mut rig = Rig::with(1, SessionLimits::default(), 0);
+    let stalled: Vec<_> = (0..12).map(|n| rig.tab(0, &format!("u{n}"))).collect();
+    let quick = rig.tab(0, "quick");
+    stalled.iter().for_each(|tab| rig.stall(*tab, 0));
+    for (n, tab) in stalled.iter().enumerate() {
+        // Queues of 4,000 to 7,850 bytes: one size class. They are filled without a turn of the shard's budget.
+        let (shard, slot) = rig.shard_of(*tab);
+        shard.send(slot, message(&"x".repeat(4_000 + 350 * n)));
+    }
+    rig.flush();
+    while stalled.iter().any(|tab| rig.is_open(*tab)) {
+        let before = stalled.iter().filter(|tab| rig.is_open(**tab)).count();
+        rig.wait(1);
+        let left = stalled.iter().filter(|tab| rig.is_open(**tab)).count();
+        assert!((1..=8).contains(&(before - left)), "{before} before, {left} left");
+        assert!(stalled[..left].iter().all(|tab| rig.is_open(*tab)), "the fattest went first");
+    }
+    assert!(rig.is_open(quick), "a tab that keeps up is not to blame");
+    assert_eq!(rig.ended(Disconnect::OverBudget), 12);
+    rig.writable(stalled[11], usize::MAX);
+    assert_eq!(rig.got(stalled[11]), [close(Disconnect::OverBudget)]);
+}
+
+#[test]
+fn within_the_budget_nobody_is_cut() {
+    let mut rig = Rig::with(1, SessionLimits::default(), 1 << 40);
+    let tab = rig.try_open(0, "u", Wire::WebSocket).unwrap();
+    for n in 0..200 {
+        rig.publish("u", &message(&n.to_string()));
+    }
+    assert!(rig.is_open(tab));
+}
