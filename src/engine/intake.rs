@@ -1,0 +1,184 @@
+//! From the shards to the worker: what a person sent gets an id, a place in the worker's queue, its ack and its echo,
+//! in this order, and only then the worker sees it.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::engine::Engine;
+use crate::engine::client::{ClientTexts, Handed, HandoverLimits, error_frame};
+use crate::id::{ChannelId, MessageId, UserId};
+use crate::metrics::WorkerOutcome;
+use crate::platform::adapter::{BotIdentity, Outlet};
+use crate::platform::dispatch::Inlet;
+use crate::platform::inbound::{Author, Command, InboundLimits};
+use crate::platform::message::IncomingMessage;
+use crate::proto::event::{Event, Notice, Timestamp};
+use crate::proto::frame::Frame;
+
+/// How long a client's own id is remembered: a repeat within that time gets the same message id.
+const REMEMBERED: Duration = Duration::from_secs(5 * 60);
+
+/// How people's messages reach a worker.
+#[derive(Debug, Clone)]
+pub struct IntakeSettings {
+    /// Who the bot is: who is addressed in a room.
+    pub bot: BotIdentity,
+    /// Whether a person's own message goes to all tabs of that person. Default true. In a room it always goes to all.
+    pub echo_to_tabs: bool,
+    /// How much may be on its way to the intake.
+    pub handover: HandoverLimits,
+    /// Ids of clients that are remembered for 5 minutes, the newest. Each costs about 640 bytes at most.
+    pub client_ids_max: usize,
+}
+
+/// Takes what the shards hand on. One a worker.
+#[derive(Debug)]
+pub struct Intake {
+    engine: Engine,
+    settings: IntakeSettings,
+    inlet: Inlet,
+    handed: mpsc::Receiver<Handed>,
+    seen: Seen,
+}
+
+impl Intake {
+    /// An intake that feeds `inlet`, and what the shards need to feed it.
+    #[must_use]
+    pub fn new(engine: Engine, inlet: Inlet, settings: IntakeSettings) -> (Self, ClientTexts) {
+        let limits = InboundLimits::from(&engine.settings().sessions);
+        let (texts, handed) = ClientTexts::new(engine.metrics().clone(), limits, settings.handover);
+        let seen = Seen::new(settings.client_ids_max);
+        (Self { engine, settings, inlet, handed, seen }, texts)
+    }
+
+    /// Runs until every shard is gone.
+    ///
+    /// # Cancel safety
+    /// Dropping it loses what was handed on and not yet acked: their senders are told that the gateway is draining.
+    pub async fn run(mut self) {
+        while let Some(handed) = self.handed.recv().await {
+            self.take(handed).await;
+        }
+    }
+
+    async fn take(&mut self, handed: Handed) {
+        let Handed { session, command, _room } = handed;
+        let (user, now) = (session.user().clone(), self.engine.now());
+        let client_id: Option<Box<str>> = command.client_id().map(Box::from);
+        let repeated = client_id.as_deref().and_then(|client_id| self.seen.find(&user, client_id, now));
+        let id = repeated.unwrap_or_else(MessageId::random);
+        let ack = client_id.as_deref().map(|client_id| Frame::notice(&Notice::Ack { client_id, id: Some(id) }));
+        let is_press = matches!(command, Command::Button { .. });
+        if repeated.is_some() {
+            return self.answer(&session, ack).await;
+        }
+        let author = Author { user_id: &user, user_name: &session.identity().name };
+        let Some(message) = command.into_incoming(author, &self.settings.bot, id, now) else { return };
+        let place = match self.inlet.reserve(&message) {
+            Ok(place) => place,
+            Err(refused) => {
+                self.count(WorkerOutcome::Refused);
+                let error = error_frame(refused.code(), &refused.to_string(), client_id.as_deref());
+                return self.answer(&session, Some(error)).await;
+            }
+        };
+        self.count(WorkerOutcome::Accepted);
+        if let Some(client_id) = client_id {
+            self.seen.remember(user, client_id, id, now);
+        }
+        self.answer(&session, ack).await;
+        if !is_press {
+            self.echo(&message).await;
+        }
+        place.hand_on(message);
+    }
+
+    fn count(&self, outcome: WorkerOutcome) {
+        self.engine.metrics().engine.worker_messages.of(outcome).increment();
+    }
+
+    async fn answer(&self, session: &crate::fanout::session::SessionRef, frame: Option<Frame>) {
+        if let Some(frame) = frame
+            && let Err(error) = self.engine.send_to_session(session.address(), frame).await
+        {
+            tracing::warn!(%error, "an answer did not reach its tab");
+        }
+    }
+
+    /// The person's own message, to all tabs of that person, or to the room.
+    async fn echo(&self, message: &IncomingMessage) {
+        let Ok(channel) = ChannelId::parse(&message.channel_id) else { return };
+        if matches!(channel, ChannelId::User(_)) && !self.settings.echo_to_tabs {
+            return;
+        }
+        let event = Event::Message {
+            id: message.message_id,
+            text: &message.text,
+            sender: &message.user_id,
+            reply_to: message.reply_to_id,
+            timestamp: message.timestamp,
+        };
+        if let Err(error) = self.engine.publish(&channel, event).await {
+            tracing::warn!(%error, "an echo was not published");
+        }
+    }
+}
+
+/// The ids that clients gave to what they sent, for a while.
+#[derive(Debug)]
+struct Seen {
+    ids_max: usize,
+    ids: HashMap<(UserId, Box<str>), (MessageId, Timestamp)>,
+    by_age: VecDeque<(Timestamp, UserId, Box<str>)>,
+}
+
+impl Seen {
+    fn new(ids_max: usize) -> Self {
+        Self { ids_max, ids: HashMap::new(), by_age: VecDeque::new() }
+    }
+
+    fn find(&mut self, user: &UserId, client_id: &str, now: Timestamp) -> Option<MessageId> {
+        self.forget(now, self.ids_max);
+        self.ids.get(&(user.clone(), Box::from(client_id))).map(|(id, _)| *id)
+    }
+
+    fn remember(&mut self, user: UserId, client_id: Box<str>, id: MessageId, now: Timestamp) {
+        let Some(others_max) = self.ids_max.checked_sub(1) else { return };
+        self.forget(now, others_max);
+        self.by_age.push_back((now, user.clone(), client_id.clone()));
+        self.ids.insert((user, client_id), (id, now));
+    }
+
+    fn forget(&mut self, now: Timestamp, keep: usize) {
+        let lifetime = u64::try_from(REMEMBERED.as_micros()).unwrap_or(u64::MAX);
+        let is_old = |at: &Timestamp| now.as_micros().saturating_sub(at.as_micros()) > lifetime;
+        while self.by_age.len() > keep || self.by_age.front().is_some_and(|(at, ..)| is_old(at)) {
+            if let Some((_, user, client_id)) = self.by_age.pop_front() {
+                self.ids.remove(&(user, client_id));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_id_is_remembered_for_five_minutes_and_never_more_than_so_many() {
+        let mut seen = Seen::new(100);
+        let user = UserId::parse("u").unwrap();
+        let (id, second) = (MessageId::random(), 1_000_000);
+        seen.remember(user.clone(), "a".into(), id, Timestamp::from_micros(second));
+        assert_eq!(seen.find(&user, "a", Timestamp::from_micros(301 * second)), Some(id));
+        assert_eq!(seen.find(&UserId::parse("v").unwrap(), "a", Timestamp::from_micros(second)), None);
+        assert_eq!(seen.find(&user, "a", Timestamp::from_micros(302 * second)), None);
+        for n in 0..110 {
+            seen.remember(user.clone(), n.to_string().into(), id, Timestamp::from_micros(400 * second));
+        }
+        assert_eq!((seen.ids.len(), seen.by_age.len()), (100, 100));
+        assert_eq!(seen.find(&user, "9", Timestamp::from_micros(400 * second)), None);
+    }
+}

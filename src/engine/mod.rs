@@ -1,0 +1,330 @@
+//! The engine: what an embedder holds. It encodes an event once, posts it to the shards that need it, and offers it
+//! to the other nodes.
+
+pub mod client;
+pub mod intake;
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+use event_listener::EventListener;
+use smallvec::SmallVec;
+
+use crate::broker::memory::MemoryBroker;
+use crate::broker::{Broker, NodeId, Peer};
+use crate::fanout::hub::{Full, Hub};
+use crate::fanout::mailbox::{Mailbox, OpenError};
+use crate::fanout::session::Address;
+use crate::id::{ChannelId, RequestId, UserId};
+use crate::metrics::{EncodeKind, Metrics, PublishOutcome};
+use crate::platform::adapter::{OutgoingFile, Outlet, StreamError};
+use crate::proto::delivery::{Delivery, PublishError};
+use crate::proto::disconnect::Disconnect;
+use crate::proto::event::{Event, Timestamp};
+use crate::proto::frame::{Frame, Kind};
+use crate::proto::limits::{HubLimits, SessionLimits};
+
+/// Files from this many bytes on are encoded on a thread of their own.
+const ENCODE_APART_BYTES: usize = 128 << 10;
+
+/// A publish that waits for room looks again after this long even if no bell rang.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// What an engine is made with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineSettings {
+    /// Shards. Default: the number of processors.
+    pub shards: usize,
+    /// Limits of sessions.
+    pub sessions: SessionLimits,
+    /// Limits of everything else.
+    pub hub: HubLimits,
+    /// How long a publish waits for room before it is refused as overloaded. Default 1 s.
+    pub publish_deadline: Duration,
+}
+
+impl Default for EngineSettings {
+    fn default() -> Self {
+        Self {
+            shards: std::thread::available_parallelism().map_or(1, usize::from),
+            sessions: SessionLimits::default(),
+            hub: HubLimits::default(),
+            publish_deadline: Duration::from_secs(1),
+        }
+    }
+}
+
+/// One node's fan-out: registry, rooms, streams and the shards' inboxes. Clones are the same engine.
+///
+/// ```
+/// use futures_util::StreamExt;
+/// use tabcast::engine::{Engine, EngineSettings};
+/// use tabcast::id::{ChannelId, MessageId, RequestId};
+/// use tabcast::platform::adapter::Outlet;
+/// use tabcast::proto::event::Event;
+///
+/// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+/// let engine = Engine::new(EngineSettings::default());
+/// let mut answer = engine.open_stream(&RequestId::parse("42")?)?;
+/// let event = Event::Message { id: MessageId::random(), text: "hi", sender: "star", reply_to: None, timestamp: engine.now() };
+/// assert!(engine.publish(&ChannelId::parse("sse:42")?, event).await?.is_delivered());
+/// let frame = answer.next().await.ok_or("no frame")?;
+/// assert!(frame.json().starts_with(br#"{"type":"message","id":""#));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    hub: Arc<Hub>,
+    broker: Arc<dyn Broker>,
+    node: NodeId,
+    settings: EngineSettings,
+    // Keeps the node on its broker for as long as the engine lives.
+    _peer: Arc<dyn Peer>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("shards", &self.inner.hub.shard_count())
+            .field("sessions", &self.inner.hub.registry().total_connections())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A node as the others see it.
+struct LocalPeer(Arc<Hub>);
+
+impl Peer for LocalPeer {
+    fn deliver(&self, channel: &ChannelId, frame: &Frame) -> bool {
+        self.0.post(channel, frame).is_ok_and(|delivery| delivery.tabs > 0)
+    }
+
+    fn is_online(&self, user: &UserId) -> bool {
+        self.0.registry().is_online(user)
+    }
+}
+
+impl Engine {
+    /// An engine on its own.
+    ///
+    /// # Panics
+    /// If `shards` is 0 or over [`crate::fanout::session::SHARDS_MAX`].
+    #[must_use]
+    pub fn new(settings: EngineSettings) -> Self {
+        Self::with_broker(settings, Arc::new(MemoryBroker::default()))
+    }
+
+    /// An engine that is one node of several.
+    ///
+    /// # Panics
+    /// As [`Engine::new`].
+    #[must_use]
+    pub fn with_broker(settings: EngineSettings, broker: Arc<dyn Broker>) -> Self {
+        let hub = Hub::new(settings.shards, &settings.hub, &settings.sessions);
+        let peer: Arc<dyn Peer> = Arc::new(LocalPeer(Arc::clone(&hub)));
+        let node = broker.attach(&peer);
+        Self { inner: Arc::new(Inner { hub, broker, node, settings, _peer: peer }) }
+    }
+
+    /// Where frames go in: the registry and the shards' inboxes.
+    #[must_use]
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.inner.hub
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        self.inner.hub.metrics()
+    }
+
+    /// What it was made with.
+    #[must_use]
+    pub fn settings(&self) -> &EngineSettings {
+        &self.inner.settings
+    }
+
+    /// Whether the user has a session on any node.
+    #[must_use]
+    pub fn is_online(&self, user: &UserId) -> bool {
+        self.inner.hub.registry().is_online(user) || self.inner.broker.is_online_elsewhere(self.inner.node, user)
+    }
+
+    /// Ends all of a user's sessions on this node with `ending`, after what they have queued. Returns how many.
+    ///
+    /// # Errors
+    /// [`PublishError::Overloaded`]: none was ended.
+    pub async fn end_sessions(&self, user: &UserId, ending: Disconnect) -> Result<usize, PublishError> {
+        let channel = ChannelId::User(user.clone());
+        let hub = &self.inner.hub;
+        self.with_room(|| hub.room_listener(&channel), || hub.end_sessions(&channel, ending)).await
+    }
+
+    /// Publishes without waiting: for callers outside of any runtime.
+    ///
+    /// # Errors
+    /// [`PublishError::Overloaded`] if a shard that it is for has no room: nothing was posted.
+    pub fn try_publish(&self, channel: &ChannelId, event: Event<'_>) -> Result<Delivery, PublishError> {
+        let frame = self.encode(channel, &event)?;
+        let posted = self.inner.hub.post(channel, &frame).map_err(|Full| PublishError::Overloaded);
+        self.count(posted.map(|delivery| self.forward(channel, &frame, delivery)))
+    }
+
+    /// Answers one session. Waits for room on its shard up to the publish deadline.
+    ///
+    /// # Errors
+    /// [`PublishError::Overloaded`]: it was not posted.
+    pub async fn send_to_session(&self, address: Address, frame: Frame) -> Result<(), PublishError> {
+        let hub = &self.inner.hub;
+        self.with_room(|| hub.shard_listener(address.shard()), || hub.post_to_session(address, frame.clone())).await
+    }
+
+    fn encode(&self, channel: &ChannelId, event: &Event<'_>) -> Result<Frame, PublishError> {
+        let frame = Frame::encode_for(event, channel);
+        self.metrics().engine.encodes.of(encode_kind(frame.kind())).increment();
+        let (bytes, bytes_max) = (frame.json().len(), self.inner.settings.hub.frame_bytes_max());
+        if bytes > bytes_max { self.count(Err(PublishError::TooLarge { bytes, bytes_max })) } else { Ok(frame) }
+    }
+
+    async fn post(&self, channel: &ChannelId, frame: Frame) -> Result<Delivery, PublishError> {
+        let hub = &self.inner.hub;
+        let posted = self.with_room(|| hub.room_listener(channel), || hub.post(channel, &frame)).await;
+        self.count(posted.map(|delivery| self.forward(channel, &frame, delivery)))
+    }
+
+    /// Offers the frame to the other nodes and completes the report.
+    fn forward(&self, channel: &ChannelId, frame: &Frame, mut delivery: Delivery) -> Delivery {
+        delivery.nodes = self.inner.broker.forward(self.inner.node, channel, frame);
+        if delivery.nodes > 0 {
+            delivery.nobody = None;
+        }
+        delivery
+    }
+
+    /// Tries until there is room or the deadline has passed. The listener is made before each attempt.
+    async fn with_room<T>(
+        &self,
+        listen: impl Fn() -> SmallVec<[EventListener; 2]>,
+        attempt: impl Fn() -> Result<T, Full>,
+    ) -> Result<T, PublishError> {
+        if let Ok(done) = attempt() {
+            return Ok(done);
+        }
+        self.metrics().engine.waited_publishes.increment();
+        let wait = async {
+            loop {
+                let mut listeners = listen();
+                if let Ok(done) = attempt() {
+                    return done;
+                }
+                let any = |listener: &mut EventListener, context: &mut std::task::Context<'_>| {
+                    Pin::new(listener).poll(context).is_ready()
+                };
+                let room = poll_fn(|context| {
+                    if listeners.iter_mut().any(|listener| any(listener, context)) {
+                        Poll::Ready(())
+                    } else {
+                        Poll::Pending
+                    }
+                });
+                // A tab may have come to another shard meanwhile, whose bell nobody listens to: look again soon.
+                let _ = tokio::time::timeout(LOOK_AGAIN, room).await;
+            }
+        };
+        tokio::time::timeout(self.inner.settings.publish_deadline, wait).await.map_err(|_| PublishError::Overloaded)
+    }
+
+    fn count<T: Counted>(&self, result: Result<T, PublishError>) -> Result<T, PublishError> {
+        let outcome = match &result {
+            Ok(done) => done.outcome(),
+            Err(PublishError::Overloaded) => PublishOutcome::Overloaded,
+            Err(PublishError::TooLarge { .. }) => PublishOutcome::TooLarge,
+            Err(PublishError::Closed) => PublishOutcome::Closed,
+        };
+        self.metrics().engine.publishes.of(outcome).increment();
+        result
+    }
+}
+
+/// What a publish ended in, for the counters.
+trait Counted {
+    fn outcome(&self) -> PublishOutcome;
+}
+
+impl Counted for Delivery {
+    fn outcome(&self) -> PublishOutcome {
+        if self.is_delivered() { PublishOutcome::Delivered } else { PublishOutcome::Nobody }
+    }
+}
+
+impl Counted for Frame {
+    fn outcome(&self) -> PublishOutcome {
+        PublishOutcome::Delivered
+    }
+}
+
+const fn encode_kind(kind: Kind) -> EncodeKind {
+    match kind {
+        Kind::Message => EncodeKind::Message,
+        Kind::Buttons => EncodeKind::Buttons,
+        Kind::File => EncodeKind::File,
+        Kind::Edit => EncodeKind::Edit,
+        Kind::Typing => EncodeKind::Typing,
+        Kind::End => EncodeKind::End,
+        _ => EncodeKind::Notice,
+    }
+}
+
+impl Outlet for Engine {
+    type Stream = Mailbox;
+
+    async fn publish(&self, channel: &ChannelId, event: Event<'_>) -> Result<Delivery, PublishError> {
+        let frame = self.encode(channel, &event)?;
+        self.post(channel, frame).await
+    }
+
+    async fn publish_file(&self, channel: &ChannelId, file: OutgoingFile) -> Result<Delivery, PublishError> {
+        let (bytes, bytes_max) = (file.data.len(), self.inner.settings.hub.file_bytes_max);
+        if bytes > bytes_max {
+            return self.count(Err(PublishError::TooLarge { bytes, bytes_max }));
+        }
+        let encode = {
+            let (engine, channel) = (self.clone(), channel.clone());
+            move || {
+                let OutgoingFile { id, filename, mimetype, data, timestamp } = &file;
+                engine.encode(&channel, &Event::File { id: *id, filename, mimetype, data, timestamp: *timestamp })
+            }
+        };
+        let frame = if bytes < ENCODE_APART_BYTES {
+            encode()?
+        } else {
+            // It ends only by its own return, or with the process.
+            tokio::task::spawn_blocking(encode).await.map_err(|_| PublishError::Closed)??
+        };
+        self.post(channel, frame).await
+    }
+
+    fn open_stream(&self, request: &RequestId) -> Result<Mailbox, StreamError> {
+        self.inner.hub.open_stream(request).map_err(|error| match error {
+            OpenError::Exists => StreamError::Exists(request.clone()),
+            OpenError::TooMany { streams_max } => StreamError::TooMany { streams_max },
+        })
+    }
+
+    fn close_stream(&self, request: &RequestId) {
+        self.inner.hub.close_stream(request);
+    }
+
+    fn now(&self) -> Timestamp {
+        SystemTime::now().into()
+    }
+}

@@ -1,0 +1,180 @@
+//! What a worker gets when a person writes.
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use crate::id::MessageId;
+use crate::proto::event::Timestamp;
+
+/// A file that came with a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// As the browser named it. Untrusted: never a path.
+    pub filename: String,
+    /// As the browser named it. Untrusted.
+    pub mimetype: String,
+    /// The decoded bytes.
+    pub data: Bytes,
+}
+
+/// One message from a person. Identity comes from the authenticated session, never from the frame.
+#[derive(Debug, Clone, PartialEq)]
+pub struct IncomingMessage {
+    /// The platform it came through, for example `webchat`.
+    pub platform: String,
+    /// Where to answer: `webchat:{user}`, `room:{name}` or `sse:{id}`.
+    pub channel_id: String,
+    /// Who wrote it.
+    pub user_id: String,
+    /// What that user is called.
+    pub user_name: String,
+    /// What was written; for a button press its `custom_id`.
+    pub text: String,
+    /// Whether the bot is meant: always in a private channel; in a room if its mention is in the text.
+    pub is_addressed: bool,
+    /// Files.
+    pub attachments: Vec<Attachment>,
+    /// The channel's name for people: the room's name, or empty.
+    pub channel_name: String,
+    /// When it was accepted (UTC).
+    pub timestamp: Timestamp,
+    /// Its id: what the sender's tab got acked and what the echo carries.
+    pub message_id: MessageId,
+    /// The message that it answers.
+    pub reply_to_id: Option<MessageId>,
+    /// More: for a button press `{"button":{"message_id","custom_id"}}`.
+    pub extra: Map<String, Value>,
+    /// Reactions, where a platform has them.
+    pub reactions: Vec<Value>,
+    /// One id for a person over several platforms, where known.
+    pub unified_user_id: Option<String>,
+    /// Other names of that person.
+    pub user_aliases: Vec<String>,
+}
+
+impl IncomingMessage {
+    /// Bytes that it holds: its texts and attachments. What a queue of messages is bounded by.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let files = self.attachments.iter().map(|file| file.filename.len() + file.mimetype.len() + file.data.len());
+        let texts = [&self.platform, &self.channel_id, &self.user_id, &self.user_name, &self.text, &self.channel_name];
+        size_of::<Self>() + files.sum::<usize>() + texts.into_iter().map(String::len).sum::<usize>()
+    }
+
+    /// The envelope that workers outside this process read: one JSON object with the names of the inbound stream.
+    ///
+    /// `channel_key` is what the order of messages is kept by, the channel id. `username` and `display_name` are both
+    /// the user's name; attachments are `{filename, mimetype, data}` with padded standard base64; times are Unix
+    /// seconds as a float; what is unknown is `null`. `trace_id` follows the message through logs, `enqueued_at` is
+    /// when it was handed to the worker's queue.
+    #[must_use]
+    pub fn to_json(&self, trace_id: &str, enqueued_at: Timestamp) -> Vec<u8> {
+        let attachments = self.attachments.iter().map(|file| AttachmentJson {
+            filename: &file.filename,
+            mimetype: &file.mimetype,
+            data: base64_simd::STANDARD.encode_to_string(&file.data),
+        });
+        let message_id = self.message_id.to_string();
+        let reply_to = self.reply_to_id.map(|id| id.to_string());
+        let room = self.channel_id.strip_prefix("room:");
+        let envelope = Envelope {
+            channel_key: &self.channel_id,
+            platform: &self.platform,
+            channel_id: &self.channel_id,
+            user_id: &self.user_id,
+            username: &self.user_name,
+            display_name: &self.user_name,
+            content: &self.text,
+            message_id: &message_id,
+            timestamp: self.timestamp.as_seconds(),
+            attachments: attachments.collect(),
+            reply_to: reply_to.as_deref(),
+            room_name: room.map(|_| self.channel_name.as_str()),
+            is_dm: room.is_none(),
+            trace_id,
+            enqueued_at: enqueued_at.as_seconds(),
+            is_addressed: self.is_addressed,
+            user_aliases: &self.user_aliases,
+            unified_user_id: self.unified_user_id.as_deref(),
+            reactions: &self.reactions,
+            extra: &self.extra,
+        };
+        // Every key is a string and every float finite, so this cannot fail.
+        serde_json::to_vec(&envelope).unwrap_or_default()
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Envelope<'m> {
+    channel_key: &'m str,
+    platform: &'m str,
+    channel_id: &'m str,
+    user_id: &'m str,
+    username: &'m str,
+    display_name: &'m str,
+    content: &'m str,
+    message_id: &'m str,
+    timestamp: f64,
+    attachments: Vec<AttachmentJson<'m>>,
+    reply_to: Option<&'m str>,
+    room_name: Option<&'m str>,
+    is_dm: bool,
+    trace_id: &'m str,
+    enqueued_at: f64,
+    is_addressed: bool,
+    user_aliases: &'m [String],
+    unified_user_id: Option<&'m str>,
+    reactions: &'m [Value],
+    extra: &'m Map<String, Value>,
+}
+
+#[derive(serde::Serialize)]
+struct AttachmentJson<'m> {
+    filename: &'m str,
+    mimetype: &'m str,
+    data: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_envelope_has_the_names_of_the_inbound_stream() {
+        let id = MessageId::parse("00000000-0000-4000-8000-000000000001").unwrap();
+        let message = IncomingMessage {
+            platform: "webchat".to_owned(),
+            channel_id: "room:lobby".to_owned(),
+            user_id: "u".to_owned(),
+            user_name: "Ü \"q\"".to_owned(),
+            text: "hi\n".to_owned(),
+            is_addressed: false,
+            attachments: vec![Attachment {
+                filename: "a.txt".to_owned(),
+                mimetype: "text/plain".to_owned(),
+                data: Bytes::from_static(b"ab"),
+            }],
+            channel_name: "lobby".to_owned(),
+            timestamp: Timestamp::from_micros(1_500_000),
+            message_id: id,
+            reply_to_id: Some(id),
+            extra: Map::new(),
+            reactions: Vec::new(),
+            unified_user_id: None,
+            user_aliases: vec!["x".to_owned()],
+        };
+        let json = String::from_utf8(message.to_json("t", Timestamp::from_micros(2_000_000))).unwrap();
+        let expected = concat!(
+            r#"{"channel_key":"room:lobby","platform":"webchat","channel_id":"room:lobby","user_id":"u","#,
+            r#""username":"Ü \"q\"","display_name":"Ü \"q\"","content":"hi\n","#,
+            r#""message_id":"00000000-0000-4000-8000-000000000001","timestamp":1.5,"#,
+            r#""attachments":[{"filename":"a.txt","mimetype":"text/plain","data":"YWI="}],"#,
+            r#""reply_to":"00000000-0000-4000-8000-000000000001","room_name":"lobby","is_dm":false,"trace_id":"t","#,
+            r#""enqueued_at":2.0,"is_addressed":false,"user_aliases":["x"],"unified_user_id":null,"reactions":[],"extra":{}}"#,
+        );
+        assert_eq!(json, expected);
+        let private = IncomingMessage { channel_id: "webchat:u".to_owned(), reply_to_id: None, ..message };
+        let json: Value = serde_json::from_slice(&private.to_json("t", Timestamp::from_micros(0))).unwrap();
+        assert_eq!((&json["is_dm"], &json["room_name"], &json["reply_to"]), (&true.into(), &Value::Null, &Value::Null));
+    }
+}

@@ -1,0 +1,245 @@
+//! Buttons as workers describe them: a plain list, or a component view.
+//!
+//! A *list* is an array of buttons; a missing label or `custom_id` becomes the empty string. A *view* is an object
+//! with `children` (or `components`), or an array of such objects (rows); what stands in a view without a label
+//! (menus, separators) is skipped. A `style` is one of our names or a Discord-style number: 1 primary, 2 secondary,
+//! 3 success, 4 danger, 5 link, 6 premium. An `emoji` is a string, or an object with a `name`. `null` means absent.
+
+use serde_json::{Map, Value};
+
+use crate::platform::adapter::SendError;
+use crate::proto::event::{BUTTONS_MAX, Button, ButtonStyle, CUSTOM_ID_CHARS_MAX, LABEL_CHARS_MAX};
+
+/// Why a description of buttons was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ViewError {
+    /// Neither an array nor an object with `children` or `components`.
+    #[error("buttons are a list, or a view: an object with `children` or `components`")]
+    NotAView,
+    /// An element of a list or of a row that is no object.
+    #[error("button {index} is not an object")]
+    NotAnObject {
+        /// Which button, from 0.
+        index: usize,
+    },
+    /// `children` or `components` that is no array.
+    #[error("`{field}` must be an array")]
+    NotAnArray {
+        /// Which of the two.
+        field: &'static str,
+    },
+    /// A field of the wrong type.
+    #[error("`{field}` of button {index} must be {expected}")]
+    BadField {
+        /// Which button, from 0.
+        index: usize,
+        /// The field.
+        field: &'static str,
+        /// What it must be.
+        expected: &'static str,
+    },
+    /// A style that is none of ours.
+    #[error(
+        "the style of button {index} is not one of primary, secondary, success, danger, link, premium or a number from 1 to 6"
+    )]
+    UnknownStyle {
+        /// Which button, from 0.
+        index: usize,
+    },
+    /// A limit was passed.
+    #[error(transparent)]
+    Limit(#[from] SendError),
+}
+
+/// Reads a list of buttons or a component view, and checks the limits.
+///
+/// ```
+/// use tabcast::platform::view::parse_view;
+/// let rows = serde_json::json!([{"children": [{"label": "Yes", "custom_id": "y", "style": 3}, {"type": "select"}]}]);
+/// let buttons = parse_view(&rows)?;
+/// assert_eq!((buttons.len(), buttons[0].label.as_str()), (1, "Yes"));
+/// # Ok::<(), tabcast::platform::view::ViewError>(())
+/// ```
+///
+/// # Errors
+/// The shape is none of the two, a field has the wrong type, or a limit of [`check_buttons`] is passed.
+pub fn parse_view(view: &Value) -> Result<Vec<Button>, ViewError> {
+    let mut buttons = Vec::new();
+    match view {
+        Value::Array(items) => {
+            for item in items {
+                let object = as_object(item, buttons.len())?;
+                match row(object)? {
+                    Some(children) => collect(children, &mut buttons)?,
+                    None => buttons.push(button(object, buttons.len())?),
+                }
+            }
+        }
+        Value::Object(object) => collect(row(object)?.ok_or(ViewError::NotAView)?, &mut buttons)?,
+        _ => return Err(ViewError::NotAView),
+    }
+    check_buttons(&buttons)?;
+    Ok(buttons)
+}
+
+/// The limits of a message's buttons: 25 of them, 80 characters a label, 100 characters a `custom_id`.
+///
+/// # Errors
+/// [`SendError::TooManyButtons`], [`SendError::LabelTooLong`] or [`SendError::CustomIdTooLong`], for the first that is.
+pub fn check_buttons(buttons: &[Button]) -> Result<(), SendError> {
+    if buttons.len() > BUTTONS_MAX {
+        return Err(SendError::TooManyButtons { count: buttons.len() });
+    }
+    for (index, button) in buttons.iter().enumerate() {
+        let chars = button.label.chars().count();
+        if chars > LABEL_CHARS_MAX {
+            return Err(SendError::LabelTooLong { index, chars });
+        }
+        let chars = button.custom_id.chars().count();
+        if chars > CUSTOM_ID_CHARS_MAX {
+            return Err(SendError::CustomIdTooLong { index, chars });
+        }
+    }
+    Ok(())
+}
+
+/// The children of a view, of any depth: `serde_json` has bounded that already.
+fn collect(children: &[Value], buttons: &mut Vec<Button>) -> Result<(), ViewError> {
+    for child in children {
+        let object = as_object(child, buttons.len())?;
+        match row(object)? {
+            Some(nested) => collect(nested, buttons)?,
+            None if present(object, "label").is_some() => buttons.push(button(object, buttons.len())?),
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+fn as_object(value: &Value, index: usize) -> Result<&Map<String, Value>, ViewError> {
+    value.as_object().ok_or(ViewError::NotAnObject { index })
+}
+
+fn row(object: &Map<String, Value>) -> Result<Option<&[Value]>, ViewError> {
+    for field in ["children", "components"] {
+        if let Some(value) = present(object, field) {
+            return value.as_array().map(|a| Some(a.as_slice())).ok_or(ViewError::NotAnArray { field });
+        }
+    }
+    Ok(None)
+}
+
+fn present<'v>(object: &'v Map<String, Value>, field: &str) -> Option<&'v Value> {
+    object.get(field).filter(|value| !value.is_null())
+}
+
+fn button(object: &Map<String, Value>, index: usize) -> Result<Button, ViewError> {
+    let text = |field| match present(object, field) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(_) => Err(ViewError::BadField { index, field, expected: "a string" }),
+    };
+    let emoji = match present(object, "emoji") {
+        Some(Value::Object(emoji)) => present(emoji, "name").and_then(Value::as_str).map(str::to_owned),
+        _ => text("emoji")?,
+    };
+    let disabled = match present(object, "disabled") {
+        None => None,
+        Some(Value::Bool(disabled)) => Some(*disabled),
+        Some(_) => return Err(ViewError::BadField { index, field: "disabled", expected: "true or false" }),
+    };
+    let style = match present(object, "style") {
+        None => None,
+        Some(value) => Some(style(value).ok_or(ViewError::UnknownStyle { index })?),
+    };
+    let label = text("label")?.unwrap_or_default();
+    let custom_id = text("custom_id")?.unwrap_or_default();
+    Ok(Button { label, custom_id, emoji, style, url: text("url")?, disabled })
+}
+
+fn style(value: &Value) -> Option<ButtonStyle> {
+    use ButtonStyle::{Danger, Link, Premium, Primary, Secondary, Success};
+    let all = [Primary, Secondary, Success, Danger, Link, Premium];
+    match value {
+        Value::String(name) => all.into_iter().find(|style| style.as_str() == name),
+        Value::Number(number) => {
+            let index = usize::try_from(number.as_u64()?).ok()?.checked_sub(1)?;
+            all.get(index).copied()
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn short(buttons: &[Button]) -> String {
+        let one = |b: &Button| {
+            let style = b.style.map_or("-", ButtonStyle::as_str);
+            let url = b.url.as_deref().unwrap_or("-");
+            let disabled = b.disabled.map_or("-".to_owned(), |d| d.to_string());
+            format!("{}|{}|{}|{style}|{url}|{disabled}", b.label, b.custom_id, b.emoji.as_deref().unwrap_or("-"))
+        };
+        buttons.iter().map(one).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn buttons_are_a_list_or_a_component_view() {
+        let check = |view: Value, expected: &str| {
+            assert_eq!(parse_view(&view).map(|b| short(&b)), Ok(expected.to_owned()), "{view}");
+        };
+        check(json!([]), "");
+        check(json!([{"label": "A", "custom_id": "a"}]), "A|a|-|-|-|-");
+        check(json!([{}]), "||-|-|-|-");
+        check(json!([{"label": null, "custom_id": null, "style": null, "emoji": null}]), "||-|-|-|-");
+        check(
+            json!([{"label": "A", "custom_id": "a", "emoji": "🔥", "style": "danger", "url": "https://x", "disabled": true, "row": 3}]),
+            "A|a|🔥|danger|https://x|true",
+        );
+        check(json!([{"label": "A", "emoji": {"id": 1, "name": "🔥"}}]), "A||🔥|-|-|-");
+        check(json!({"children": [{"label": "A"}, {"type": "select", "custom_id": "s"}]}), "A||-|-|-|-");
+        check(json!({"components": [{"components": [{"label": "A"}]}, {"label": "B"}]}), "A||-|-|-|- B||-|-|-|-");
+        check(json!([{"children": [{"label": "A"}]}, {"children": [{"label": ""}]}]), "A||-|-|-|- ||-|-|-|-");
+        for (number, name) in
+            [(1, "primary"), (2, "secondary"), (3, "success"), (4, "danger"), (5, "link"), (6, "premium")]
+        {
+            check(json!([{"label": "A", "style": number}]), &format!("A||-|{name}|-|-"));
+            check(json!([{"label": "A", "style": name}]), &format!("A||-|{name}|-|-"));
+        }
+    }
+
+    #[test]
+    fn a_bad_view_is_a_typed_error() {
+        let check = |view: Value, expected: ViewError| assert_eq!(parse_view(&view), Err(expected), "{view}");
+        check(json!("x"), ViewError::NotAView);
+        check(json!(null), ViewError::NotAView);
+        check(json!({}), ViewError::NotAView);
+        check(json!({"label": "A"}), ViewError::NotAView);
+        check(json!([{}, 1]), ViewError::NotAnObject { index: 1 });
+        check(json!({"children": [[]]}), ViewError::NotAnObject { index: 0 });
+        check(json!({"children": {}}), ViewError::NotAnArray { field: "children" });
+        check(json!([{"label": 1}]), ViewError::BadField { index: 0, field: "label", expected: "a string" });
+        check(
+            json!([{"disabled": "no"}]),
+            ViewError::BadField { index: 0, field: "disabled", expected: "true or false" },
+        );
+        for style in [json!("blue"), json!(0), json!(7), json!(-1), json!(1.5), json!([])] {
+            check(json!([{}, {"style": style}]), ViewError::UnknownStyle { index: 1 });
+        }
+    }
+
+    #[test]
+    fn the_limits_of_buttons_count_characters() {
+        let label = |chars: usize| Button { label: "日".repeat(chars), ..Button::default() };
+        let id = |chars: usize| Button { custom_id: "日".repeat(chars), ..Button::default() };
+        assert_eq!(check_buttons(&vec![label(80); 25]), Ok(()));
+        assert_eq!(check_buttons(&vec![id(100); 25]), Ok(()));
+        assert_eq!(check_buttons(&vec![label(1); 26]), Err(SendError::TooManyButtons { count: 26 }));
+        assert_eq!(check_buttons(&[label(1), label(81)]), Err(SendError::LabelTooLong { index: 1, chars: 81 }));
+        assert_eq!(check_buttons(&[id(101)]), Err(SendError::CustomIdTooLong { index: 0, chars: 101 }));
+    }
+}
