@@ -1,0 +1,360 @@
+//! One shard on one thread: its sockets, its readiness, its turns.
+//!
+//! A turn takes posts from the inbox, reads what came, and writes until it has written 256 times or run for a
+//! millisecond; what is left then stays on the shard's lists while hyper's tasks have their turn. A send costs
+//! microseconds and everything else well under one, so the way to be fast is to send once for all that waits.
+
+use std::cell::{RefCell, RefMut};
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Token};
+use tokio::io::unix::AsyncFd;
+use tokio::time::Sleep;
+
+use crate::driver::clock;
+use crate::driver::socket::Socket;
+use crate::fanout::session::Address;
+use crate::fanout::shard::{Inbound, OpenError, Opening, Outcome, Shard, Transmit};
+use crate::proto::disconnect::Disconnect;
+use crate::proto::frame::Frame;
+
+/// Writes of one turn.
+const TURN_WRITES_MAX: usize = 256;
+/// How long a turn may take.
+const TURN_TIME_MAX: Duration = Duration::from_millis(1);
+/// Bytes read from one session in one turn, and the size of the buffer that all sessions of a shard share.
+const READ_BYTES_MAX: usize = 64 << 10;
+/// Readiness events taken at once.
+const EVENTS_MAX: usize = 1024;
+
+/// mio's poll, watched by tokio's.
+struct Readiness(mio::Poll);
+
+impl AsRawFd for Readiness {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// The sockets of a shard, by slot.
+#[derive(Default)]
+struct Sockets {
+    by_slot: Vec<Option<Connection>>,
+}
+
+struct Connection {
+    socket: Socket,
+    /// It is on the list of those with more to read.
+    is_unread: bool,
+}
+
+impl Sockets {
+    fn get(&mut self, slot: u32) -> Option<&mut Socket> {
+        self.connection(slot).map(|connection| &mut connection.socket)
+    }
+
+    fn connection(&mut self, slot: u32) -> Option<&mut Connection> {
+        self.by_slot.get_mut(slot as usize).and_then(Option::as_mut)
+    }
+
+    fn put(&mut self, slot: u32, socket: Socket) {
+        let slot = slot as usize;
+        if slot >= self.by_slot.len() {
+            self.by_slot.resize_with(slot + 1, || None);
+        }
+        self.by_slot[slot] = Some(Connection { socket, is_unread: false });
+    }
+
+    fn take(&mut self, slot: u32) -> Option<Socket> {
+        self.by_slot.get_mut(slot as usize).and_then(Option::take).map(|connection| connection.socket)
+    }
+}
+
+/// What the thread's tasks share: the shard, its sockets, and where they are registered. Never held across an await.
+pub struct LocalShard {
+    state: RefCell<State>,
+    registry: mio::Registry,
+}
+
+struct State {
+    shard: Shard,
+    sockets: Sockets,
+    inbound: Box<dyn Inbound>,
+    buffer: Box<[u8]>,
+    /// Slots with more to read than their turn allowed.
+    unread: VecDeque<u32>,
+}
+
+impl LocalShard {
+    /// Puts a shard and whoever understands its clients' text onto this thread. The driver is to be awaited for as
+    /// long as the shard lives.
+    ///
+    /// # Errors
+    /// If the kernel gives no readiness queue.
+    pub fn new(shard: Shard, inbound: Box<dyn Inbound>) -> io::Result<(Rc<Self>, ShardDriver)> {
+        let poll = mio::Poll::new()?;
+        let registry = poll.registry().try_clone()?;
+        let buffer = vec![0; READ_BYTES_MAX].into_boxed_slice();
+        let state = State { shard, sockets: Sockets::default(), inbound, buffer, unread: VecDeque::new() };
+        let local = Rc::new(Self { state: RefCell::new(state), registry });
+        let driver = ShardDriver { local: Rc::clone(&local), poll: Some(poll) };
+        Ok((local, driver))
+    }
+
+    fn state(&self) -> RefMut<'_, State> {
+        self.state.borrow_mut()
+    }
+
+    /// Opens a session whose connection follows by [`Self::attach`], or never does: then call [`Self::abandon`].
+    ///
+    /// # Errors
+    /// As [`Shard::open`].
+    pub fn open(&self, opening: Opening) -> Result<Address, OpenError> {
+        self.state().shard.open(opening)
+    }
+
+    /// Queues a frame for a session that was opened here.
+    pub fn send(&self, address: Address, frame: Frame) {
+        let mut state = self.state();
+        if state.shard.session(address.slot()).is_some_and(|s| s.address() == address) {
+            state.shard.send(address.slot(), frame);
+        }
+    }
+
+    /// Reads from the shard, for whoever answers questions about it.
+    pub fn with_shard<R>(&self, read: impl FnOnce(&Shard) -> R) -> R {
+        read(&self.state().shard)
+    }
+
+    /// The connection of a session that was opened will not come.
+    pub fn abandon(&self, address: Address) {
+        let mut state = self.state();
+        if state.shard.session(address.slot()).is_some_and(|s| s.address() == address) {
+            state.shard.handle_lost(address.slot(), Disconnect::ConnectionLost);
+            state.drop_ended();
+        }
+    }
+
+    /// Gives a session its socket: writes `head` (the response that makes it one), takes over what the client sent
+    /// already, and watches it from here on.
+    pub fn attach(&self, address: Address, mut socket: Socket, head: &[u8], received: &mut [u8]) {
+        let mut state = self.state();
+        let slot = address.slot();
+        if state.shard.session(slot).is_none_or(|session| session.address() != address) {
+            return;
+        }
+        let written = socket.write(&[io::IoSlice::new(head)]);
+        // The head is a few hundred bytes on an empty socket: if they do not fit, the peer is not a reader.
+        let is_written = matches!(written, Ok(bytes) if bytes == head.len());
+        let token = Token(slot as usize);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if !is_written || self.registry.register(&mut SourceFd(&socket.as_raw_fd()), token, interest).is_err() {
+            state.shard.handle_lost(slot, Disconnect::ConnectionLost);
+            state.drop_ended();
+            return;
+        }
+        state.sockets.put(slot, socket);
+        let State { shard, inbound, .. } = &mut *state;
+        shard.handle_writable(slot);
+        if !received.is_empty() {
+            shard.handle_readable(slot, received, &mut **inbound);
+        }
+        // The registration's first event makes the driver look at the socket, and so at what is queued.
+    }
+}
+
+/// The shard's own task.
+pub struct ShardDriver {
+    local: Rc<LocalShard>,
+    poll: Option<mio::Poll>,
+}
+
+impl ShardDriver {
+    /// Runs the shard until it has drained.
+    ///
+    /// # Errors
+    /// If the runtime cannot watch the readiness queue.
+    pub async fn run(mut self) -> io::Result<()> {
+        let Some(poll) = self.poll.take() else { return Ok(()) };
+        let readiness = watch(poll)?;
+        let tick = tokio::time::sleep(Duration::ZERO);
+        let mut turns = Turns {
+            local: self.local,
+            readiness,
+            events: Events::with_capacity(EVENTS_MAX),
+            tick: Box::pin(tick),
+            tick_interval: Duration::ZERO,
+        };
+        poll_fn(|context| turns.poll(context)).await
+    }
+}
+
+#[expect(unsafe_code, reason = "the runtime has no safe way to watch a descriptor that is not its own")]
+fn watch(poll: mio::Poll) -> io::Result<AsyncFd<Readiness>> {
+    // SAFETY: a poll's descriptor is its own from construction to drop, and the `AsyncFd` owns the poll.
+    let watched = unsafe { AsyncFd::register_with_interest(Readiness(poll), tokio::io::Interest::READABLE) };
+    watched.map_err(io::Error::other)
+}
+
+struct Turns {
+    local: Rc<LocalShard>,
+    readiness: AsyncFd<Readiness>,
+    events: Events,
+    tick: Pin<Box<Sleep>>,
+    tick_interval: Duration,
+}
+
+impl Turns {
+    /// One turn. Pending means parked, or that the rest of the work waits for the next turn.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let local = Rc::clone(&self.local);
+        let mut state = local.state();
+        let start = clock::now();
+        let mut writes = 0;
+        loop {
+            state.shard.handle_inbox(start);
+            self.poll_tick(&mut state, start, context);
+            let is_quiet = self.poll_sockets(&mut state, context)?;
+            writes += state.write(TURN_WRITES_MAX / 4);
+            state.drop_ended();
+            if state.shard.is_drained() {
+                return Poll::Ready(Ok(()));
+            }
+            let has_work = state.shard.has_work() || !state.unread.is_empty() || !is_quiet;
+            if !has_work && state.shard.park(context.waker()) {
+                break;
+            }
+            if writes >= TURN_WRITES_MAX || clock::now() - start >= TURN_TIME_MAX {
+                state.shard.metrics().unfinished_turns.increment();
+                context.waker().wake_by_ref();
+                break;
+            }
+        }
+        let micros = (clock::now() - start).as_micros();
+        state.shard.metrics().turn_micros.record(u64::try_from(micros).unwrap_or(u64::MAX));
+        Poll::Pending
+    }
+
+    fn poll_tick(&mut self, state: &mut State, now: Instant, context: &mut Context<'_>) {
+        loop {
+            let is_due = self.tick.as_mut().poll(context).is_ready();
+            if is_due {
+                state.shard.handle_tick(now);
+            } else if state.shard.tick_interval() == self.tick_interval {
+                return;
+            }
+            // The next one, or an earlier one: a drain has begun.
+            self.tick_interval = state.shard.tick_interval();
+            self.tick.as_mut().reset(tokio::time::Instant::from_std(now) + self.tick_interval);
+        }
+    }
+
+    /// Reads and unblocks whoever is ready. True if nobody is any more.
+    fn poll_sockets(&mut self, state: &mut State, context: &mut Context<'_>) -> io::Result<bool> {
+        for _ in 0..state.unread.len() {
+            if let Some(slot) = state.unread.pop_front() {
+                state.sockets.connection(slot).into_iter().for_each(|connection| connection.is_unread = false);
+                state.read(slot, true);
+            }
+        }
+        // The guard is taken before the look, so that what comes in between is not forgotten with it.
+        let Poll::Ready(guard) = self.readiness.poll_read_ready_mut(context) else { return Ok(true) };
+        let mut guard = guard?;
+        let poll = &mut guard.get_inner_mut().0;
+        match poll.poll(&mut self.events, Some(Duration::ZERO)) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
+            result => result?,
+        }
+        let mut count = 0;
+        for event in &self.events {
+            count += 1;
+            let Ok(slot) = u32::try_from(event.token().0) else { continue };
+            let Some(connection) = state.sockets.connection(slot) else { continue };
+            // It is read in the next round, when it had its share of this one.
+            let is_unread = connection.is_unread;
+            if event.is_writable() {
+                state.shard.handle_writable(slot);
+            }
+            if !is_unread && (event.is_readable() || event.is_read_closed() || event.is_error()) {
+                state.read(slot, event.is_read_closed());
+            }
+        }
+        if count < EVENTS_MAX {
+            guard.clear_ready();
+            // Registers for the next event, or finds that it has come.
+            drop(guard);
+            return Ok(self.readiness.poll_read_ready(context).is_pending());
+        }
+        Ok(false)
+    }
+}
+
+impl State {
+    /// Reads one session's share. A short read has drained the socket, unless its end of input is known to follow.
+    fn read(&mut self, slot: u32, is_closed: bool) {
+        let Some(socket) = self.sockets.get(slot) else { return };
+        let result = loop {
+            match socket.read(&mut self.buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result,
+            }
+        };
+        match result {
+            Ok(0) => self.shard.handle_end_of_input(slot),
+            Ok(bytes) => {
+                self.shard.handle_readable(slot, &mut self.buffer[..bytes], &mut *self.inbound);
+                if is_closed || bytes == READ_BYTES_MAX {
+                    self.sockets.connection(slot).into_iter().for_each(|connection| connection.is_unread = true);
+                    self.unread.push_back(slot);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.shard.handle_lost(slot, Disconnect::ConnectionLost),
+        }
+    }
+
+    /// Writes up to `writes_max` sessions; returns how many.
+    fn write(&mut self, writes_max: usize) -> usize {
+        for done in 0..writes_max {
+            let Some(transmit) = self.shard.poll_transmit() else { return done };
+            let slot = transmit.slot;
+            let result = self.sockets.get(slot).map(|socket| write(socket, &transmit));
+            drop(transmit);
+            match result {
+                Some(Ok(outcome)) => {
+                    self.shard.handle_written(slot, outcome);
+                    if self.shard.is_flushed(slot) {
+                        self.sockets.get(slot).into_iter().for_each(Socket::finish_writing);
+                    }
+                }
+                Some(Err(_)) | None => self.shard.handle_lost(slot, Disconnect::ConnectionLost),
+            }
+        }
+        writes_max
+    }
+
+    fn drop_ended(&mut self) {
+        while let Some(slot) = self.shard.poll_disconnect() {
+            drop(self.sockets.take(slot));
+        }
+    }
+}
+
+fn write(socket: &mut Socket, transmit: &Transmit<'_>) -> io::Result<Outcome> {
+    let bytes: usize = transmit.slices.iter().map(|slice| slice.len()).sum();
+    match socket.write(&transmit.slices) {
+        Ok(taken) if taken == bytes => Ok(Outcome::Taken(taken)),
+        Ok(taken) => Ok(Outcome::Blocked(taken)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Outcome::Blocked(0)),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Outcome::Taken(0)),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,255 @@
+//! Starts shards on threads, in the one order in which each of them can have a file table of its own.
+//!
+//! A descriptor is a number in a table. Once a thread has its own table, the number of a descriptor that was opened
+//! later means another file, or none, in any other thread: a wake-up written to it lands in a stranger's socket.
+//! So: every thread makes its runtime, its readiness queue and with them its wake-up descriptor while all share one
+//! table; barrier; each thread unshares; barrier; only then anything else is opened, by the thread that uses and
+//! drops it. tokio's signal pipe exists by then as well, and has the same number everywhere.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::{Arc, Barrier, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::sync::watch;
+
+use crate::driver::clock;
+use crate::driver::listener::{self, Connections, Edge, FileTable, HttpLimits, Serving, listen};
+use crate::driver::shard_thread::{LocalShard, ShardDriver};
+use crate::fanout::hub::{Drain, Hub};
+use crate::fanout::shard::{Inbound, Shard};
+use crate::proto::limits::SessionLimits;
+
+/// What the shards' threads are started with.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Where to listen. Port 0 means a free one; all shards share it.
+    pub listen: SocketAddr,
+    /// A file table for each shard's thread: for more sessions than one table may have descriptors. Linux only.
+    /// For a process that is ours alone: an embedded engine shares the table of its process.
+    pub own_file_tables: bool,
+    /// Limits of sessions.
+    pub sessions: SessionLimits,
+    /// Limits of HTTP.
+    pub http: HttpLimits,
+    /// The process's byte budget.
+    pub bytes_budget: usize,
+}
+
+/// Makes what each shard's thread needs of the layers above. Called on the shard's own thread.
+pub trait EdgeFactory: Send + Sync + 'static {
+    /// Whoever understands the text of clients.
+    fn inbound(&self, shard: u16) -> Box<dyn Inbound>;
+    /// Whoever answers requests.
+    fn edge(&self, local: Rc<LocalShard>) -> Rc<dyn Edge>;
+}
+
+/// The shards' threads. Dropping it does not end them: [`ShardThreads::drain`] does.
+pub struct ShardThreads {
+    address: SocketAddr,
+    hub: Arc<Hub>,
+    running: watch::Receiver<usize>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl ShardThreads {
+    /// Starts all shards of `hub` and returns when every one of them listens.
+    ///
+    /// # Errors
+    /// If the address is taken or cannot be listened on, or the kernel has no threads or descriptors left.
+    pub fn start(hub: &Arc<Hub>, start: &Start, factory: &Arc<dyn EdgeFactory>) -> io::Result<Self> {
+        let count = hub.shard_count();
+        let (running_count, running) = watch::channel(count);
+        let together = Arc::new(Together { barrier: Barrier::new(count + 1), address: OnceLock::new() });
+        let (ready, is_ready) = std::sync::mpsc::sync_channel(count);
+        let mut threads = Vec::with_capacity(count);
+        for index in 0..u16::try_from(count).unwrap_or(u16::MAX) {
+            let thread = ShardThread {
+                index,
+                hub: Arc::clone(hub),
+                start: start.clone(),
+                factory: Arc::clone(factory),
+                together: Arc::clone(&together),
+                ready: ready.clone(),
+            };
+            let running = running_count.clone();
+            let run = move || {
+                let _alarm = AbortOnPanic;
+                thread.run();
+                running.send_modify(|running| *running -= 1);
+            };
+            threads.push(std::thread::Builder::new().name(format!("shard-{index}")).spawn(run)?);
+        }
+        drop(ready);
+        together.barrier.wait();
+        together.barrier.wait();
+        let mut listening = Ok(());
+        for _ in 0..count {
+            let ended = |_| Err(io::Error::other("a shard's thread ended before it listened"));
+            listening = listening.and(is_ready.recv().unwrap_or_else(ended));
+        }
+        if let Err(error) = listening {
+            hub.drain(Drain { spread: Duration::ZERO });
+            return Err(error);
+        }
+        let address = together.address.get().and_then(|bound| bound.as_ref().ok()).copied();
+        let address = address.ok_or_else(|| io::Error::other("no shard listens"))?;
+        Ok(Self { address, hub: Arc::clone(hub), running, threads })
+    }
+
+    /// Where the shards listen.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Opens no session any more, tells the open ones to come back later, spread over `spread`, and writes what they
+    /// have queued. Requests are answered until then; after it accepting stops and the last connections are closed.
+    /// Returns how many shards were still busy at `deadline`.
+    ///
+    /// # Cancel safety
+    /// Dropped, the drain goes on and nobody waits for it.
+    pub async fn drain(mut self, spread: Duration, deadline: Duration) -> usize {
+        self.hub.drain(Drain { spread });
+        let done = self.running.wait_for(|running| *running == 0);
+        if tokio::time::timeout(deadline, done).await.is_err() {
+            return *self.running.borrow();
+        }
+        for thread in self.threads {
+            // A thread that panicked has ended the process already.
+            let _ = thread.join();
+        }
+        0
+    }
+}
+
+/// What the threads agree on.
+struct Together {
+    barrier: Barrier,
+    address: OnceLock<Result<SocketAddr, io::ErrorKind>>,
+}
+
+/// A shard whose thread is gone would leave its tabs silent for ever: better no process than that one.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+struct ShardThread {
+    index: u16,
+    hub: Arc<Hub>,
+    start: Start,
+    factory: Arc<dyn EdgeFactory>,
+    together: Arc<Together>,
+    ready: std::sync::mpsc::SyncSender<io::Result<()>>,
+}
+
+impl ShardThread {
+    fn run(self) {
+        let made = self.make();
+        self.together.barrier.wait();
+        let unshared = if self.start.own_file_tables { unshare_files() } else { Ok(()) };
+        self.together.barrier.wait();
+        let ready = self.ready.clone();
+        let result = made.and_then(|made| unshared.map(|()| made)).and_then(|made| {
+            let listener = self.listen()?;
+            Ok((made, listener))
+        });
+        match result {
+            // Nobody waits any more if another shard failed.
+            Err(error) => drop(ready.send(Err(error))),
+            Ok(((runtime, local, driver), listener)) => {
+                let main = self.serve(local, driver, listener);
+                if let Err(error) = runtime.block_on(main) {
+                    tracing::error!(%error, "a shard cannot go on");
+                    std::process::abort();
+                }
+            }
+        }
+    }
+
+    fn make(&self) -> io::Result<(LocalRuntime, Rc<LocalShard>, ShardDriver)> {
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+        let Start { sessions, bytes_budget, .. } = &self.start;
+        let shard = Shard::new(Arc::clone(&self.hub), self.index, sessions.clone(), *bytes_budget, clock::now());
+        let (local, driver) = LocalShard::new(shard, self.factory.inbound(self.index))?;
+        Ok((runtime, local, driver))
+    }
+
+    /// The first shard finds the port out, the others share it.
+    fn listen(&self) -> io::Result<std::net::TcpListener> {
+        let mut own = None;
+        let address = self.together.address.get_or_init(|| {
+            let bound = probe(self.start.listen).and_then(|()| listen(self.start.listen)).and_then(|listener| {
+                let address = listener.local_addr()?;
+                own = Some(listener);
+                Ok(address)
+            });
+            bound.map_err(|error| error.kind())
+        });
+        match (own, *address) {
+            (Some(listener), _) => Ok(listener),
+            (None, Ok(address)) => listen(address),
+            (None, Err(kind)) => Err(kind.into()),
+        }
+    }
+
+    async fn serve(
+        self,
+        local: Rc<LocalShard>,
+        driver: ShardDriver,
+        listener: std::net::TcpListener,
+    ) -> io::Result<()> {
+        let table = if self.start.own_file_tables { Some(own_table(&listener)?) } else { None };
+        let listener = TcpListener::from_std(listener)?;
+        let connections = Rc::new(Connections::default());
+        let (close, closing) = watch::channel(false);
+        let serving = Rc::new(Serving {
+            edge: self.factory.edge(Rc::clone(&local)),
+            local,
+            limits: self.start.http.clone(),
+            connections: Rc::clone(&connections),
+            closing,
+            connections_max: (self.start.http.connections_max / self.hub.shard_count()).max(1),
+            table,
+        });
+        tokio::task::spawn_local(listener::accept(listener, serving));
+        drop(self.ready.send(Ok(())));
+        drop(self.ready);
+        driver.run().await?;
+        close.send_replace(true);
+        connections.wait_for(0).await;
+        Ok(())
+    }
+}
+
+/// The thread's file table. The kernel gives the lowest free number, so that the listener's, the last descriptor that
+/// was opened before the first connection, says how many there are.
+fn own_table(listener: &std::net::TcpListener) -> io::Result<FileTable> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    let base = usize::try_from(listener.as_raw_fd()).unwrap_or(0) + 1;
+    Ok(FileTable { address: listener.local_addr()?, base, limit })
+}
+
+/// Fails if somebody listens there already: with `SO_REUSEPORT` a second process would silently share the port.
+fn probe(address: SocketAddr) -> io::Result<()> {
+    std::net::TcpListener::bind(address).map(drop)
+}
+
+#[expect(unsafe_code, reason = "the only way to a file table of one's own")]
+fn unshare_files() -> io::Result<()> {
+    // SAFETY: no descriptor that was opened before is closed or replaced after this point, and none that is opened
+    // after it crosses threads: the module's first paragraphs say how that is kept.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES) }.map_err(io::Error::from)
+}
