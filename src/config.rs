@@ -1,0 +1,405 @@
+//! Settings: each has one name in three spellings (TOML `tabs_max`, flag `--tabs-max`, environment
+//! `TABCAST_TABS_MAX`), is written once in the table below, and is checked once, at the start.
+//!
+//! A flag wins over the environment, the environment over the file, the file over the default. What is not a setting
+//! is refused, with the nearest name. Durations are texts with a unit (`"25s"`, `"500ms"`), bytes are whole numbers
+//! or texts with a unit (`"64MiB"`), lists are TOML arrays, or separated by commas in a flag (which may also be
+//! repeated) or a variable (`token_keys`: by semicolons). Where a key or a secret is expected, `file:PATH` stands for
+//! what that file holds (for a list: one a line).
+//!
+//! ```
+//! use tabcast::config::{Machine, Sources};
+//!
+//! let settings = Sources::new().with_toml("tabs_max = 1000").with_variable("TABCAST_HEARTBEAT_INTERVAL", "30s")
+//!     .load(Machine { cores: 4, open_files_max: 20_000 })?;
+//! assert_eq!((settings.tabs_max, settings.shards), (1000, 4));
+//! # Ok::<(), tabcast::config::ConfigError>(())
+//! ```
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::id::UserId;
+use crate::proto::limits::SessionLimits;
+
+mod check;
+mod error;
+mod keys;
+mod memory;
+mod sources;
+mod value;
+
+pub use check::Machine;
+pub use error::ConfigError;
+pub use keys::KeyDigest;
+pub use keys::Secret;
+pub use keys::TokenAlgorithm;
+pub use keys::TokenKey;
+pub use keys::UserKey;
+pub use sources::Sources;
+
+pub(crate) use memory::IDEMPOTENCY_BYTES;
+
+use value::Value;
+use value::words;
+
+words! {
+    /// Whose table the descriptors of sessions are in.
+    FileTables {
+        /// Per shard only if `tabs_max` does not fit one table.
+        Auto = "auto",
+        /// One table for the process.
+        Shared = "shared",
+        /// Each shard's thread has its own: the open file limit then counts per shard.
+        PerShard = "per_shard",
+    }
+}
+
+words! {
+    /// Who answers what browsers send.
+    Worker {
+        /// Built in: echoes, and shows every kind of frame.
+        Demo = "demo",
+        /// An HTTP endpoint, `webhook_url`.
+        Webhook = "webhook",
+        /// Nobody here; messages from browsers are accepted and go to the tabs only.
+        None = "none",
+    }
+}
+
+words! {
+    /// How log lines look.
+    LogFormat {
+        /// For people.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}
+
+/// One line of the table of settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Its name in TOML.
+    pub name: &'static str,
+    /// Its name as a flag, without the dashes in front.
+    pub flag: &'static str,
+    /// What it is, its unit, default and cost.
+    pub help: &'static str,
+    /// Whether its flag may be repeated.
+    pub is_list: bool,
+}
+
+impl Setting {
+    /// Its name in the environment.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        format!("TABCAST_{}", self.name.to_uppercase())
+    }
+}
+
+/// `name` with dashes for underscores.
+const fn with_dashes<const N: usize>(name: &str) -> [u8; N] {
+    let mut flag = [b'-'; N];
+    let mut at = 0;
+    while at < N {
+        if name.as_bytes()[at] != b'_' {
+            flag[at] = name.as_bytes()[at];
+        }
+        at += 1;
+    }
+    flag
+}
+
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])+ $name:ident: $kind:ty = $default:expr;)+) => {
+        /// Every setting, typed. From [`Sources::load`] it is checked, and what was left to be derived is filled in.
+        #[derive(Debug, Clone)]
+        pub struct Settings {
+            $($(#[doc = $doc])+ pub $name: $kind,)+
+        }
+
+        impl Default for Settings {
+            fn default() -> Self {
+                Self { $($name: $default,)+ }
+            }
+        }
+
+        impl Settings {
+            /// Every setting, in order.
+            pub const ALL: &'static [Setting] = &[
+                $(Setting {
+                    name: stringify!($name),
+                    flag: {
+                        const FLAG: [u8; stringify!($name).len()] = with_dashes(stringify!($name));
+                        match std::str::from_utf8(&FLAG) {
+                            Ok(flag) => flag,
+                            Err(_) => stringify!($name),
+                        }
+                    },
+                    help: concat!($($doc),+),
+                    is_list: <$kind as Value>::IS_LIST,
+                },)+
+            ];
+
+            /// Reads the texts of a flag, or the one text of a variable. `None`: there is no such setting.
+            fn assign_texts(&mut self, name: &str, texts: &[String]) -> Option<Result<(), String>> {
+                match name {
+                    $(stringify!($name) => {
+                        let value = units_fit::<$kind>(name, texts).and_then(|()| Value::from_texts(texts));
+                        Some(value.map(|value| self.$name = value))
+                    })+
+                    _ => None,
+                }
+            }
+
+            /// Reads a TOML value. `None`: there is no such setting.
+            fn assign_toml(&mut self, name: &str, value: toml::Value) -> Option<Result<(), String>> {
+                match name {
+                    $(stringify!($name) => {
+                        let text: Vec<String> = value.as_str().map(str::to_owned).into_iter().collect();
+                        let value = units_fit::<$kind>(name, &text).and_then(|()| Value::from_toml(value));
+                        Some(value.map(|value| self.$name = value))
+                    })+
+                    _ => None,
+                }
+            }
+
+            /// Every setting as a line of TOML, secrets masked.
+            #[must_use]
+            pub fn to_toml(&self) -> String {
+                let lines = [$(format!("{} = {}\n", stringify!($name), self.$name.to_toml())),+];
+                lines.concat()
+            }
+        }
+    };
+}
+
+/// Units of bytes belong to bytes: `shards = "4KiB"` is a mistake.
+fn units_fit<T: Value>(name: &str, texts: &[String]) -> Result<(), String> {
+    if T::IS_NUMBER && !name.contains("bytes") && texts.iter().any(|text| text.trim_end().ends_with("iB")) {
+        return Err("is a count; KiB, MiB and GiB are for bytes".to_owned());
+    }
+    Ok(())
+}
+
+settings! {
+    /// Address and port to listen on. Without any key only a loopback address is allowed. Default 127.0.0.1:8080.
+    listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8080));
+    /// Shards: threads that each hold a part of the sessions. 0, the default: as many as cores, more if `tabs_max`
+    /// needs them. Each costs a stack, its pools and up to `inbox_bytes_max`.
+    shards: usize = 0;
+    /// Whose table descriptors are in: auto (default), shared or per_shard. Per shard, the limit of open files counts
+    /// for each shard.
+    file_tables: FileTables = FileTables::Auto;
+    /// Sessions (tabs and event streams) on this node. 0, the default: what the hard limit of open files allows in
+    /// one file table, a million at most. Each costs about 1 KiB here and about 4.4 KiB in the kernel.
+    tabs_max: usize = 0;
+    /// Sessions of one user on this node. Default 32.
+    tabs_per_user_max: usize = 32;
+
+    /// Frames that may wait for one session. Default 1024. Each costs at most 8 bytes of the shard's pool.
+    session_queue_frames_max: usize = SessionLimits::default().queue_frames_max;
+    /// Bytes that may wait for one session, shared frames counted in full. Default 1MiB. Bounds delay; memory is
+    /// bounded by `bytes_budget`.
+    session_queue_bytes_max: usize = SessionLimits::default().queue_bytes_max;
+    /// Bytes of one WebSocket message from a browser, without its attachment. Default 64KiB. Held only while a
+    /// message is incomplete, within `inbound_bytes_max`.
+    message_bytes_max: usize = SessionLimits::default().message_bytes_max;
+    /// Bytes of one attachment from a browser, decoded. Default 1MiB. Raises the limit of a message by its base64
+    /// form; held within `inbound_bytes_max` and `worker_queue_bytes_max`.
+    attachment_bytes_max: usize = SessionLimits::default().attachment_bytes_max;
+    /// Characters of one text from a browser. Default 16384.
+    text_chars_max: usize = SessionLimits::default().text_chars_max;
+    /// Rooms that one session may be in. Default 64. Each membership costs 12 bytes.
+    rooms_max: usize = SessionLimits::default().rooms_max;
+    /// A ping goes out this long after the last one. Default 25s.
+    heartbeat_interval: Duration = SessionLimits::default().heartbeat_interval;
+    /// A session without a sign of life for this long after a ping is ended. Default 20s.
+    heartbeat_timeout: Duration = SessionLimits::default().heartbeat_timeout;
+    /// How long a session that was told to close may take for what is left. Default 5s.
+    close_timeout: Duration = SessionLimits::default().close_timeout;
+    /// Bad frames that one session may send within ten seconds before it is ended. Default 10.
+    bad_frames_max: u8 = SessionLimits::default().bad_frames_max;
+    /// Bytes of messages from browsers that are not complete yet, in the whole process. Default 64MiB. Past it, a
+    /// session that needs more is ended with 1013. As much again may be on its way to the worker's queue.
+    inbound_bytes_max: usize = 64 << 20;
+
+    /// Posts that may wait in one shard's inbox. Default 4096. Each costs 64 bytes, taken at the start.
+    inbox_posts_max: usize = 4096;
+    /// Bytes of frames that may wait in one shard's inbox. Default 64MiB a shard.
+    inbox_bytes_max: usize = 64 << 20;
+    /// Bytes of frames and queue entries in the whole process. Default 256MiB. Past it the fattest queues are cut.
+    bytes_budget: usize = 256 << 20;
+    /// How long a publish waits for room in an inbox before it is refused as overloaded. Default 1s.
+    publish_deadline: Duration = Duration::from_secs(1);
+
+    /// Connections that are not sessions (requests, and sockets between requests). Default 1024. Each costs up to
+    /// `header_bytes_max` and 16 KiB.
+    http_connections_max: usize = 1024;
+    /// How long a client may take to send the head of a request. Default 10s.
+    header_timeout: Duration = Duration::from_secs(10);
+    /// Bytes of the head of a request. Default 16KiB.
+    header_bytes_max: usize = 16 << 10;
+    /// How long a client may take to send the body of a request, and to take some of a response. Default 60s.
+    body_timeout: Duration = Duration::from_secs(60);
+    /// Bytes of the body of a request. Default 24MiB.
+    body_bytes_max: usize = 24 << 20;
+    /// Bytes of all bodies that are held at one time. Default 128MiB. Past it a request is answered 503.
+    bodies_bytes_max: usize = 128 << 20;
+    /// Lines of one batch. Default 10000.
+    batch_lines_max: usize = 10_000;
+    /// Bytes of one line of a batch. Default 2MiB: a file of 1 MiB in base64 fits.
+    batch_line_bytes_max: usize = 2 << 20;
+    /// Bytes of one file that a worker sends, decoded. Default 16MiB.
+    file_bytes_max: usize = 16 << 20;
+    /// Answers that are remembered for 10 minutes by Idempotency-Key. Default 10000. They cost 1 KiB each at most,
+    /// all together: past the count or the bytes the oldest are forgotten.
+    idempotency_keys_max: usize = 10_000;
+    /// Client ids that are remembered for 5 minutes against doubles. Default 100000. Each costs up to 640 bytes; past
+    /// it the oldest is forgotten.
+    client_ids_max: usize = 100_000;
+
+    /// Who answers what browsers send: demo (default), webhook or none.
+    worker: Worker = Worker::Demo;
+    /// Where messages are POSTed with `worker = "webhook"`: an http or https URL. Default none.
+    webhook_url: Option<String> = None;
+    /// Signs what is POSTed (`X-Tabcast-Signature`, HMAC-SHA-256). Default none: not signed.
+    webhook_secret: Option<Secret> = None;
+    /// How long one attempt may take. Default 30s.
+    webhook_timeout: Duration = Duration::from_secs(30);
+    /// Attempts for one message before it is given up. Default 6.
+    webhook_attempts_max: u32 = 6;
+    /// The pause after the first failed attempt; it doubles with each. Default 500ms.
+    webhook_backoff_min: Duration = Duration::from_millis(500);
+    /// The longest pause between two attempts. Default 30s.
+    webhook_backoff_max: Duration = Duration::from_secs(30);
+    /// Attempts that may be under way at one time, one a channel. Default 64.
+    webhook_in_flight_max: usize = 64;
+    /// Messages that may wait for the worker. Default 1024. Past it a tab is told `overloaded`.
+    worker_queue_max: usize = 1024;
+    /// Bytes of messages that may wait for the worker. Default 64MiB.
+    worker_queue_bytes_max: usize = 64 << 20;
+    /// Whether what a user sends goes to all tabs of that user. Default true.
+    echo_to_tabs: bool = true;
+
+    /// Keys that verify users' tokens: tables of kid, alg (HS256, RS256, ES256, EdDSA) and secret, secret_file or
+    /// public_key_file; in a flag or a variable `kid=main,alg=HS256,secret=…`, separated by semicolons. Default none.
+    token_keys: Vec<TokenKey> = Vec::new();
+    /// Issuers that a token may name (`iss`). Default none: not looked at.
+    token_issuer: Vec<String> = Vec::new();
+    /// Audiences of which a token must name one (`aud`). Default none: a token that names an audience is refused.
+    token_audience: Vec<String> = Vec::new();
+    /// How far clocks may differ when a token's times are checked. Default 30s, at most 10m.
+    token_leeway: Duration = Duration::from_secs(30);
+    /// Keys of workers, for /api: each in clear, as `sha256:` and its digest in hexadecimal, or `file:PATH`. Default none.
+    api_keys: Vec<KeyDigest> = Vec::new();
+    /// Keys for /v1, each naming a user: `user:key`, the key as in `api_keys`. Default none.
+    openai_keys: Vec<UserKey> = Vec::new();
+    /// Keys for /status, /metrics and for cutting users, as in `api_keys`. Default none.
+    operator_keys: Vec<KeyDigest> = Vec::new();
+    /// Origins of pages that may connect beside our own, such as `https://example.org`, or `*` for any. Default none.
+    allowed_origins: Vec<String> = Vec::new();
+    /// Where browsers find this gateway, such as `https://chat.example.org`: for links and as our own origin. Default
+    /// none: the Host of the request.
+    public_url: Option<String> = None;
+
+    /// The bot's user id: the sender of its messages; no token may name it. Default star.
+    bot_user_id: UserId = star();
+    /// The bot's name for people. Default Star.
+    bot_display_name: String = "Star".to_owned();
+    /// How the bot is addressed in a text. Default @Star.
+    bot_mention: String = "@Star".to_owned();
+
+    /// Over which time tabs are closed at shutdown. Default 10s.
+    drain_spread: Duration = Duration::from_secs(10);
+    /// When the process leaves after the signal to shut down, whatever is left. Default 30s.
+    drain_deadline: Duration = Duration::from_secs(30);
+    /// What is logged: error, warn, info, debug, or rules such as `info,tabcast::gateway=debug`. Default info.
+    log: String = "info".to_owned();
+    /// How log lines look: text (default) or json.
+    log_format: LogFormat = LogFormat::Text;
+}
+
+fn star() -> UserId {
+    UserId::parse("star").expect("`star` is a valid id")
+}
+
+/// Bytes of the base64 form of `bytes` bytes.
+#[must_use]
+pub const fn base64_bytes(bytes: usize) -> usize {
+    bytes.div_ceil(3).saturating_mul(4)
+}
+
+impl Settings {
+    /// Whether no key of any class is set: then everything is open, on loopback only.
+    #[must_use]
+    pub fn is_development(&self) -> bool {
+        self.token_keys.is_empty()
+            && self.api_keys.is_empty()
+            && self.openai_keys.is_empty()
+            && self.operator_keys.is_empty()
+    }
+
+    /// How long a webhook may take for one message at most: all attempts and all pauses.
+    #[must_use]
+    pub fn webhook_message_timeout(&self) -> Duration {
+        self.webhook_timeout.saturating_add(self.webhook_backoff_max).saturating_mul(self.webhook_attempts_max)
+    }
+
+    /// The limits of sessions; `message_bytes_max` is raised so that an attachment fits.
+    #[must_use]
+    pub fn session_limits(&self) -> SessionLimits {
+        SessionLimits {
+            queue_frames_max: self.session_queue_frames_max,
+            queue_bytes_max: self.session_queue_bytes_max,
+            message_bytes_max: self.message_bytes_max + base64_bytes(self.attachment_bytes_max),
+            attachment_bytes_max: self.attachment_bytes_max,
+            text_chars_max: self.text_chars_max,
+            rooms_max: self.rooms_max,
+            heartbeat_interval: self.heartbeat_interval,
+            heartbeat_timeout: self.heartbeat_timeout,
+            close_timeout: self.close_timeout,
+            bad_frames_max: self.bad_frames_max,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_has_one_name_in_three_spellings() {
+        let setting = Settings::ALL.iter().find(|s| s.name == "tabs_per_user_max").unwrap();
+        assert_eq!(setting.flag, "tabs-per-user-max");
+        assert_eq!(setting.variable(), "TABCAST_TABS_PER_USER_MAX");
+        assert!(!setting.is_list);
+        assert!(Settings::ALL.iter().find(|s| s.name == "api_keys").unwrap().is_list);
+        assert!(Settings::ALL.iter().all(|s| s.help.contains("efault") || s.help.contains("(default)")));
+    }
+
+    #[test]
+    fn what_is_shown_can_be_read_again() {
+        let shown = Settings::default().to_toml();
+        let read = Sources::new().with_toml(&shown).unchecked().unwrap();
+        assert_eq!(read.to_toml(), shown);
+        assert_eq!(shown.lines().count(), Settings::ALL.len());
+    }
+
+    #[test]
+    fn session_limits_leave_room_for_an_attachment() {
+        let expected = SessionLimits { message_bytes_max: (64 << 10) + 1_398_104, ..SessionLimits::default() };
+        assert_eq!(Settings::default().session_limits(), expected);
+    }
+
+    #[test]
+    fn a_single_key_of_any_class_ends_development_mode() {
+        assert!(Settings::default().is_development());
+        let key = KeyDigest::of(b"k");
+        let user_key = UserKey { user: star(), digest: key.clone() };
+        assert!(!Settings { api_keys: vec![key.clone()], ..Settings::default() }.is_development());
+        assert!(!Settings { operator_keys: vec![key], ..Settings::default() }.is_development());
+        assert!(!Settings { openai_keys: vec![user_key], ..Settings::default() }.is_development());
+    }
+}

@@ -1,0 +1,339 @@
+//! What is checked once all settings are known, and what is derived from the machine.
+
+use std::time::Duration;
+
+use super::{ConfigError, FileTables, Settings, TokenAlgorithm, Worker, base64_bytes};
+
+/// The most tabs that are chosen without being asked for.
+const TABS_DERIVED_MAX: usize = 1_000_000;
+/// JSON around a file's base64 in a frame and in a request: names, ids, escapes of a long filename.
+const FILE_JSON_BYTES: usize = 8 << 10;
+const LEEWAY_MAX: Duration = Duration::from_secs(600);
+/// A digest's length: what RFC 7518 §3.2 asks of an HS256 secret.
+const HS256_SECRET_BYTES_MIN: usize = 32;
+
+/// What the settings that are left to be derived depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    /// Cores that this process may use.
+    pub cores: usize,
+    /// The hard limit of open files, of a process or of a thread with a file table of its own.
+    pub open_files_max: usize,
+}
+
+impl Machine {
+    /// This machine, as this process sees it.
+    #[must_use]
+    pub fn here() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+        Self { cores, open_files_max: files.and_then(|files| files.try_into().ok()).unwrap_or(usize::MAX) }
+    }
+
+    /// Sessions that one file table holds: 95 % of it, the rest is for listeners, requests and wakers.
+    #[must_use]
+    pub const fn tabs_per_table(self) -> usize {
+        let part = self.open_files_max / 20;
+        if part == 0 { 1 } else { part.saturating_mul(19) }
+    }
+}
+
+fn contradiction(name: &'static str, reason: impl Into<String>) -> ConfigError {
+    ConfigError::Contradiction { name, reason: reason.into() }
+}
+
+fn ensure(holds: bool, name: &'static str, reason: &str) -> Result<(), ConfigError> {
+    if holds { Ok(()) } else { Err(contradiction(name, reason)) }
+}
+
+impl Settings {
+    /// Checks the settings against each other and fills in what was left to be derived: afterwards `shards` and
+    /// `tabs_max` are at least 1, and `file_tables` is not [`FileTables::Auto`].
+    ///
+    /// # Errors
+    /// The first contradiction: see [`ConfigError`].
+    pub fn checked(mut self, machine: Machine) -> Result<Self, ConfigError> {
+        if self.is_development() && !self.listen.ip().is_loopback() {
+            return Err(ConfigError::OpenToOthers { listen: self.listen });
+        }
+        self.fit_files(machine)?;
+        self.check_sizes()?;
+        self.check_times()?;
+        self.check_worker()?;
+        self.check_tokens()?;
+        self.check_addresses()?;
+        Ok(self)
+    }
+
+    /// What is allowed but weak, for the log at the start. Names no secret.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.is_development() {
+            warnings.push("development mode: no key is set, every route is open to this machine".to_owned());
+        }
+        for key in &self.token_keys {
+            if key.algorithm == TokenAlgorithm::Hs256 && key.material.expose().len() < HS256_SECRET_BYTES_MIN {
+                warnings.push(format!(
+                    "the secret of token key `{}` has less than {HS256_SECRET_BYTES_MIN} bytes and can be guessed",
+                    key.kid
+                ));
+            }
+        }
+        if self.allowed_origins.iter().any(|origin| origin == "*") {
+            warnings.push("allowed_origins has `*`: any page may connect as whoever visits it".to_owned());
+        }
+        warnings
+    }
+
+    fn fit_files(&mut self, machine: Machine) -> Result<(), ConfigError> {
+        let per_table = machine.tabs_per_table();
+        if self.tabs_max == 0 {
+            let tables = if self.file_tables == FileTables::PerShard { self.shards.max(1) } else { 1 };
+            self.tabs_max = per_table.saturating_mul(tables).min(TABS_DERIVED_MAX);
+        }
+        if self.file_tables == FileTables::Shared && self.tabs_max > per_table {
+            let (tabs_max, open_files_max) = (self.tabs_max, machine.open_files_max);
+            return Err(ConfigError::TooManyTabs { tabs_max, open_files_max, allowed: per_table });
+        }
+        if self.file_tables == FileTables::Auto {
+            self.file_tables = if self.tabs_max > per_table { FileTables::PerShard } else { FileTables::Shared };
+        }
+        let needed = if self.file_tables == FileTables::PerShard { self.tabs_max.div_ceil(per_table) } else { 1 };
+        if self.shards == 0 {
+            self.shards = needed.max(machine.cores).max(1);
+        } else if self.shards < needed {
+            return Err(ConfigError::TooFewShards {
+                shards: self.shards,
+                tabs_max: self.tabs_max,
+                open_files_max: machine.open_files_max,
+                needed,
+            });
+        }
+        ensure(self.shards <= 1024, "shards", "at most 1024")
+    }
+
+    fn check_sizes(&self) -> Result<(), ConfigError> {
+        let counts = [
+            ("tabs_per_user_max", self.tabs_per_user_max),
+            ("session_queue_frames_max", self.session_queue_frames_max),
+            ("session_queue_bytes_max", self.session_queue_bytes_max),
+            ("message_bytes_max", self.message_bytes_max),
+            ("text_chars_max", self.text_chars_max),
+            ("inbox_posts_max", self.inbox_posts_max),
+            ("http_connections_max", self.http_connections_max),
+            ("batch_lines_max", self.batch_lines_max),
+            ("batch_line_bytes_max", self.batch_line_bytes_max),
+            ("worker_queue_max", self.worker_queue_max),
+            ("webhook_in_flight_max", self.webhook_in_flight_max),
+            ("bad_frames_max", usize::from(self.bad_frames_max)),
+        ];
+        for (name, count) in counts {
+            ensure(count > 0, name, "must be more than 0")?;
+        }
+        ensure(self.header_bytes_max >= 8 << 10, "header_bytes_max", "must be at least 8KiB")?;
+        let file = base64_bytes(self.file_bytes_max).saturating_add(FILE_JSON_BYTES);
+        let holds_file = |name, bytes: usize| {
+            let reason = format!("must be at least {file}: a file of file_bytes_max as base64 in JSON");
+            ensure(bytes >= file, name, &reason)
+        };
+        holds_file("body_bytes_max", self.body_bytes_max)?;
+        holds_file("inbox_bytes_max", self.inbox_bytes_max)?;
+        holds_file("bytes_budget", self.bytes_budget)?;
+        let body = "must be at least body_bytes_max";
+        ensure(self.bodies_bytes_max >= self.body_bytes_max, "bodies_bytes_max", body)?;
+        let message = self.message_bytes_max.saturating_add(base64_bytes(self.attachment_bytes_max));
+        let fits = "must be at least message_bytes_max and the base64 form of attachment_bytes_max together";
+        ensure(self.inbound_bytes_max >= message, "inbound_bytes_max", fits)?;
+        ensure(self.worker_queue_bytes_max >= message, "worker_queue_bytes_max", fits)
+    }
+
+    fn check_times(&self) -> Result<(), ConfigError> {
+        let times = [
+            ("heartbeat_interval", self.heartbeat_interval),
+            ("heartbeat_timeout", self.heartbeat_timeout),
+            ("close_timeout", self.close_timeout),
+            ("header_timeout", self.header_timeout),
+            ("body_timeout", self.body_timeout),
+            ("webhook_timeout", self.webhook_timeout),
+        ];
+        for (name, time) in times {
+            ensure(time >= Duration::from_millis(100), name, "must be at least 100ms")?;
+            ensure(time <= Duration::from_secs(3600), name, "must be at most 1h")?;
+        }
+        ensure(self.publish_deadline <= Duration::from_secs(60), "publish_deadline", "must be at most 1m")?;
+        ensure(self.token_leeway <= LEEWAY_MAX, "token_leeway", "must be at most 10m")?;
+        let backoff = "must be at least webhook_backoff_min";
+        ensure(self.webhook_backoff_max >= self.webhook_backoff_min, "webhook_backoff_max", backoff)?;
+        let drain = "must be at least drain_spread and close_timeout together, or tabs are cut before their turn";
+        ensure(self.drain_deadline >= self.drain_spread + self.close_timeout, "drain_deadline", drain)
+    }
+
+    fn check_worker(&self) -> Result<(), ConfigError> {
+        ensure(self.webhook_attempts_max > 0, "webhook_attempts_max", "must be more than 0")?;
+        let Some(url) = &self.webhook_url else {
+            return ensure(self.worker != Worker::Webhook, "webhook_url", "is needed with worker = \"webhook\"");
+        };
+        ensure(is_web_url(url), "webhook_url", "must be an http or https URL with a host, without user or password")
+    }
+
+    fn check_tokens(&self) -> Result<(), ConfigError> {
+        for (at, key) in self.token_keys.iter().enumerate() {
+            if self.token_keys[..at].iter().any(|other| other.kid == key.kid) {
+                return Err(contradiction("token_keys", format!("two keys have the kid `{}`", key.kid)));
+            }
+        }
+        let classes = [
+            ("api_keys", self.api_keys.iter().collect::<Vec<_>>()),
+            ("openai_keys", self.openai_keys.iter().map(|key| &key.digest).collect()),
+            ("operator_keys", self.operator_keys.iter().collect()),
+        ];
+        let mut seen = std::collections::HashMap::new();
+        for (class, keys) in classes {
+            for key in keys {
+                if let Some(other) = seen.insert(key.as_bytes(), class) {
+                    return Err(contradiction(class, format!("a key is there twice, or also in {other}")));
+                }
+            }
+        }
+        let openai_user_is_bot = self.openai_keys.iter().any(|key| key.user == self.bot_user_id);
+        ensure(!openai_user_is_bot, "openai_keys", "no key may name the bot's own user id")
+    }
+
+    fn check_addresses(&self) -> Result<(), ConfigError> {
+        for origin in &self.allowed_origins {
+            if origin != "*" && !is_origin(origin) {
+                let reason = format!("`{origin}` is neither an origin such as https://example.org nor `*`");
+                return Err(contradiction("allowed_origins", reason));
+            }
+        }
+        let public = self.public_url.as_deref().is_none_or(|url| is_web_url(url) && !url.contains(['?', '#']));
+        ensure(public, "public_url", "must be an http or https URL such as https://chat.example.org")
+    }
+}
+
+fn web_uri(text: &str) -> Option<http::Uri> {
+    let uri: http::Uri = text.parse().ok()?;
+    let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
+    let authority = uri.authority()?;
+    (is_web && !authority.host().is_empty() && !authority.as_str().contains('@')).then_some(uri)
+}
+
+fn is_web_url(text: &str) -> bool {
+    web_uri(text).is_some()
+}
+
+/// Scheme, host and perhaps a port, as browsers send it: no path, not even a slash.
+fn is_origin(text: &str) -> bool {
+    web_uri(text).is_some_and(|uri| {
+        let scheme_and_host = uri.scheme_str().unwrap_or_default().len() + "://".len();
+        text.len() == scheme_and_host + uri.authority().map_or(0, |authority| authority.as_str().len())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Sources;
+    use super::*;
+
+    const MACHINE: Machine = Machine { cores: 2, open_files_max: 20_000 };
+    const KEY: &str = "api_keys = ['k']\n";
+
+    fn load(toml: &str) -> Result<Settings, ConfigError> {
+        Sources::new().with_toml(toml).load(MACHINE)
+    }
+
+    #[test]
+    fn the_defaults_are_fine_and_get_completed() {
+        let settings = load("").unwrap();
+        assert_eq!((settings.tabs_max, settings.shards, settings.file_tables), (19_000, 2, FileTables::Shared));
+        assert!(settings.warnings()[0].starts_with("development mode"));
+        assert!(load(KEY).unwrap().warnings().is_empty());
+        assert!(Machine::here().cores >= 1 && Machine::here().open_files_max > 0);
+    }
+
+    #[test]
+    fn development_mode_listens_on_loopback_only() {
+        for listen in ["0.0.0.0:80", "[::]:80", "192.168.0.1:80"] {
+            let toml = format!("listen = '{listen}'");
+            assert!(matches!(load(&toml), Err(ConfigError::OpenToOthers { .. })), "{listen}");
+            assert!(load(&format!("{toml}\n{KEY}")).is_ok(), "{listen}");
+        }
+        for listen in ["127.0.0.2:80", "[::1]:80", "localhost:80"] {
+            assert!(load(&format!("listen = '{listen}'")).is_ok(), "{listen}");
+        }
+    }
+
+    #[test]
+    fn tabs_shards_and_file_tables_fit_each_other() {
+        let fit = |toml: &str, shards: usize, tables: FileTables| {
+            let settings = load(toml).unwrap();
+            assert_eq!((settings.shards, settings.file_tables), (shards, tables), "{toml}");
+        };
+        fit("tabs_max = 300_000", 16, FileTables::PerShard);
+        fit("tabs_max = 1_000_000", 53, FileTables::PerShard);
+        fit("tabs_max = 300_000\nshards = 20", 20, FileTables::PerShard);
+        fit("tabs_max = 1000", 2, FileTables::Shared);
+        fit("tabs_max = 1000\nfile_tables = 'per_shard'", 2, FileTables::PerShard);
+        fit("tabs_max = 19_000\nshards = 1", 1, FileTables::Shared);
+        assert_eq!(load("file_tables = 'per_shard'\nshards = 3").unwrap().tabs_max, 57_000);
+        assert_eq!(
+            load("tabs_max = 19_001\nfile_tables = 'shared'").unwrap_err(),
+            ConfigError::TooManyTabs { tabs_max: 19_001, open_files_max: 20_000, allowed: 19_000 }
+        );
+        let needed = ConfigError::TooFewShards { shards: 15, tabs_max: 300_000, open_files_max: 20_000, needed: 16 };
+        assert_eq!(load("tabs_max = 300_000\nshards = 15").unwrap_err(), needed);
+        let huge = Sources::new().load(Machine { cores: 1, open_files_max: usize::MAX }).unwrap();
+        assert_eq!(huge.tabs_max, TABS_DERIVED_MAX);
+        assert_eq!(Sources::new().load(Machine { cores: 0, open_files_max: 3 }).unwrap().tabs_max, 1);
+    }
+
+    #[test]
+    fn contradictions_are_refused_by_the_setting_to_change() {
+        let check = |toml: &str, setting: &str| {
+            let reason = load(toml).unwrap_err().to_string();
+            assert!(reason.starts_with(&format!("{setting}: ")), "{toml}: {reason}");
+        };
+        check("worker = 'webhook'", "webhook_url");
+        check("webhook_url = 'ftp://example.org'", "webhook_url");
+        check("webhook_url = 'https://user:pass@example.org/'", "webhook_url");
+        check("webhook_url = '/hook'", "webhook_url");
+        check("webhook_attempts_max = 0", "webhook_attempts_max");
+        check("webhook_backoff_max = '1ms'", "webhook_backoff_max");
+        check("body_bytes_max = '16MiB'", "body_bytes_max");
+        check("inbox_bytes_max = '16MiB'", "inbox_bytes_max");
+        check("bytes_budget = '16MiB'", "bytes_budget");
+        check("bodies_bytes_max = '16MiB'", "bodies_bytes_max");
+        check("inbound_bytes_max = '1MiB'", "inbound_bytes_max");
+        check("worker_queue_bytes_max = '1MiB'", "worker_queue_bytes_max");
+        check("tabs_per_user_max = 0", "tabs_per_user_max");
+        check("bad_frames_max = 0", "bad_frames_max");
+        check("header_bytes_max = 100", "header_bytes_max");
+        check("heartbeat_interval = '1ms'", "heartbeat_interval");
+        check("header_timeout = '2h'", "header_timeout");
+        check("publish_deadline = '2m'", "publish_deadline");
+        check("token_leeway = '11m'", "token_leeway");
+        check("drain_deadline = '12s'", "drain_deadline");
+        check("shards = 1025", "shards");
+        check("allowed_origins = ['example.org']", "allowed_origins");
+        check("allowed_origins = ['https://example.org/']", "allowed_origins");
+        check("allowed_origins = ['null']", "allowed_origins");
+        check("public_url = 'chat.example.org'", "public_url");
+        check("public_url = 'https://chat.example.org/?x'", "public_url");
+        check("openai_keys = ['star:k']", "openai_keys");
+        check("openai_keys = ['a:k', 'b:k']", "openai_keys");
+        check("api_keys = ['k']\noperator_keys = ['k']", "operator_keys");
+        check("token_keys = ['kid=a,alg=HS256,secret=1', 'kid=a,alg=HS256,secret=2']", "token_keys");
+        assert!(load("allowed_origins = ['https://example.org:8443', '*']").is_ok());
+        assert!(load("public_url = 'https://example.org/chat/'").is_ok());
+        assert!(load("worker = 'webhook'\nwebhook_url = 'http://127.0.0.1:9/hook?x=1'").is_ok());
+    }
+
+    #[test]
+    fn weak_settings_are_warned_about() {
+        let warnings = |toml: &str| load(toml).unwrap().warnings().join("\n");
+        assert!(warnings("token_keys = ['kid=a,alg=HS256,secret=short']").contains("token key `a`"));
+        assert_eq!(warnings(&format!("token_keys = ['kid=a,alg=HS256,secret={}']", "s".repeat(32))), "");
+        assert!(warnings(&format!("{KEY}allowed_origins = ['*']")).contains("any page"));
+    }
+}

@@ -1,0 +1,84 @@
+//! The most memory that the settings allow, as a sum with its terms.
+
+use super::Settings;
+
+/// A session without anything queued: its slot, timers, registry entry, identity and socket state.
+const SESSION_BYTES: u64 = 1 << 10;
+/// A room membership, in the session and in the room.
+const MEMBERSHIP_BYTES: u64 = 12;
+/// A slot of an inbox.
+const POST_BYTES: u64 = 64;
+/// The read and write buffers of a connection that is not a session, beside its head.
+const HTTP_BUFFERS_BYTES: u64 = 16 << 10;
+/// What remembered answers may take, for each that may be remembered.
+pub(crate) const IDEMPOTENCY_BYTES: usize = 1 << 10;
+/// A remembered client id with its user and message id.
+const CLIENT_ID_BYTES: u64 = 640;
+/// A shard's stack, its runtime, and its pools of buffers and queue blocks.
+const SHARD_BYTES: u64 = 8 << 20;
+/// Code, main's stack, the control runtime, the page and the keys.
+const BASE_BYTES: u64 = 32 << 20;
+
+fn term(count: usize, bytes_each: u64) -> u64 {
+    (count as u64).saturating_mul(bytes_each)
+}
+
+impl Settings {
+    /// The terms of the most memory, in bytes, that the process may take in user space, for settings from
+    /// [`Sources::load`](super::Sources::load). The kernel's socket buffers come on top, about 4.4 KiB a session and
+    /// more for those that read slowly.
+    #[must_use]
+    pub fn memory_worst_case(&self) -> Vec<(&'static str, u64)> {
+        let head = self.header_bytes_max as u64;
+        let inbound = self.inbound_bytes_max as u64;
+        vec![
+            ("sessions: tabs_max × 1 KiB", term(self.tabs_max, SESSION_BYTES)),
+            ("rooms: tabs_max × rooms_max × 12 B", term(self.tabs_max, term(self.rooms_max, MEMBERSHIP_BYTES))),
+            ("frames and queues: bytes_budget", self.bytes_budget as u64),
+            (
+                "inboxes: shards × (inbox_bytes_max + inbox_posts_max × 64 B)",
+                term(self.shards, term(self.inbox_posts_max, POST_BYTES).saturating_add(self.inbox_bytes_max as u64)),
+            ),
+            ("incomplete messages, and those between tabs and queue: 2 × inbound_bytes_max", term(2, inbound)),
+            ("worker's queue: worker_queue_bytes_max", self.worker_queue_bytes_max as u64),
+            ("request bodies: bodies_bytes_max", self.bodies_bytes_max as u64),
+            (
+                "connections: http_connections_max × (header_bytes_max + 16 KiB)",
+                term(self.http_connections_max, head.saturating_add(HTTP_BUFFERS_BYTES)),
+            ),
+            ("idempotency: idempotency_keys_max × 1 KiB", term(self.idempotency_keys_max, IDEMPOTENCY_BYTES as u64)),
+            ("doubles: client_ids_max × 640 B", term(self.client_ids_max, CLIENT_ID_BYTES)),
+            ("stacks and pools: shards × 8 MiB", term(self.shards, SHARD_BYTES)),
+            ("the process itself", BASE_BYTES),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Machine, Sources};
+
+    #[test]
+    fn every_term_grows_with_its_setting() {
+        let sum = |toml: &str| -> u64 {
+            let settings = Sources::new().with_toml(toml).load(Machine { cores: 2, open_files_max: 20_000 }).unwrap();
+            settings.memory_worst_case().iter().map(|(_, bytes)| bytes).sum()
+        };
+        let base = sum("");
+        assert!(base > 256 << 20 && base < 2 << 30, "{base}");
+        for (toml, more) in [
+            ("tabs_max = 18_900", -100 * (1024 + 64 * 12)),
+            ("bytes_budget = '257MiB'", 1 << 20),
+            ("inbox_bytes_max = '65MiB'", 2 << 20),
+            ("inbound_bytes_max = '65MiB'", 2 << 20),
+            ("worker_queue_bytes_max = '65MiB'", 1 << 20),
+            ("bodies_bytes_max = '129MiB'", 1 << 20),
+            ("http_connections_max = 1025", 32 << 10),
+            ("idempotency_keys_max = 10_001", 1 << 10),
+            ("client_ids_max = 100_001", 640),
+            ("shards = 3", (64 << 20) + 4096 * 64 + (8 << 20)),
+        ] {
+            assert_eq!(sum(toml).checked_signed_diff(base), Some(more), "{toml}");
+        }
+    }
+}

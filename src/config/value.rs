@@ -1,0 +1,337 @@
+//! How the values of settings are read, from one text or from TOML, and shown again.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::id::UserId;
+
+/// A type that a setting may have.
+pub(super) trait Value: Sized {
+    /// Whether the setting is a list: the flag may be repeated, and TOML takes an array.
+    const IS_LIST: bool = false;
+    /// Whether the value is a whole number.
+    const IS_NUMBER: bool = false;
+
+    /// Reads the value of a flag or of an environment variable. An error never repeats a secret.
+    fn from_text(text: &str) -> Result<Self, String>;
+
+    /// Reads a flag that was given once or, if the setting is a list, several times.
+    fn from_texts(texts: &[String]) -> Result<Self, String> {
+        match texts {
+            [text] => Self::from_text(text),
+            _ => Err("is given more than once".to_owned()),
+        }
+    }
+
+    /// Reads a TOML value.
+    fn from_toml(value: toml::Value) -> Result<Self, String> {
+        match value {
+            toml::Value::String(text) => Self::from_text(&text),
+            other => Err(wrong_type("a string", &other)),
+        }
+    }
+
+    /// The value as TOML, secrets masked.
+    fn to_toml(&self) -> String;
+}
+
+pub(super) fn wrong_type(expected: &str, value: &toml::Value) -> String {
+    format!("expected {expected}, found {}", value.type_str())
+}
+
+/// A TOML string.
+pub(super) fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+/// Splits a list as flags and variables carry it: nothing is the empty list, an empty entry is refused.
+pub(super) fn split_list(text: &str, separator: char) -> Result<Vec<&str>, String> {
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let entries: Vec<&str> = text.split(separator).map(str::trim).collect();
+    if entries.iter().any(|entry| entry.is_empty()) {
+        return Err(format!("an entry of the list is empty (entries are separated by `{separator}`)"));
+    }
+    Ok(entries)
+}
+
+const SUFFIXES: [(&str, u64); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+
+fn number(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let (digits, unit) = SUFFIXES
+        .iter()
+        .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|digits| (digits.trim_end(), *unit)))
+        .unwrap_or((text, 1));
+    let digits = digits.replace('_', "");
+    let plain = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten();
+    plain
+        .and_then(|count| count.checked_mul(unit))
+        .ok_or_else(|| format!("expected a whole number, for bytes also with KiB, MiB or GiB, found `{text}`"))
+}
+
+macro_rules! numbers {
+    ($($kind:ty),*) => {
+        $(impl Value for $kind {
+            const IS_NUMBER: bool = true;
+
+            fn from_text(text: &str) -> Result<Self, String> {
+                let number = number(text)?;
+                number.try_into().map_err(|_| format!("{number} is more than {}", <$kind>::MAX))
+            }
+
+            fn from_toml(value: toml::Value) -> Result<Self, String> {
+                match value {
+                    toml::Value::Integer(number) => Self::from_text(&number.to_string()),
+                    toml::Value::String(text) => Self::from_text(&text),
+                    other => Err(wrong_type("an integer", &other)),
+                }
+            }
+
+            fn to_toml(&self) -> String {
+                self.to_string()
+            }
+        })*
+    };
+}
+
+numbers!(u8, u32, usize);
+
+impl Value for bool {
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err(format!("expected true or false, found `{text}`")),
+        }
+    }
+
+    fn from_toml(value: toml::Value) -> Result<Self, String> {
+        value.as_bool().ok_or_else(|| wrong_type("true or false", &value))
+    }
+
+    fn to_toml(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Value for String {
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text.chars().any(char::is_control) {
+            return Err("has a control character".to_owned());
+        }
+        Ok(text.to_owned())
+    }
+
+    fn to_toml(&self) -> String {
+        quoted(self)
+    }
+}
+
+impl Value for Duration {
+    fn from_text(text: &str) -> Result<Self, String> {
+        humantime::parse_duration(text.trim())
+            .map_err(|_| format!("expected a duration with its unit, such as 25s or 500ms, found `{text}`"))
+    }
+
+    fn to_toml(&self) -> String {
+        quoted(&humantime::format_duration(*self).to_string())
+    }
+}
+
+impl Value for SocketAddr {
+    fn from_text(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+        numeric.as_deref().unwrap_or(text).parse().map_err(|_| {
+            format!("expected an address and a port, such as 127.0.0.1:8080 or [::1]:8080, found `{text}`")
+        })
+    }
+
+    fn to_toml(&self) -> String {
+        quoted(&self.to_string())
+    }
+}
+
+impl Value for UserId {
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::parse(text).map_err(|error| error.to_string())
+    }
+
+    fn to_toml(&self) -> String {
+        quoted(self.as_str())
+    }
+}
+
+/// Absent is the empty text.
+impl<T: Value> Value for Option<T> {
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text.is_empty() { Ok(None) } else { T::from_text(text).map(Some) }
+    }
+
+    fn to_toml(&self) -> String {
+        self.as_ref().map_or_else(|| quoted(""), T::to_toml)
+    }
+}
+
+/// What a list may hold.
+pub(super) trait Entry: Sized {
+    /// What stands between two entries in a flag or a variable.
+    const SEPARATOR: char = ',';
+
+    /// Reads one entry; some entries stand for several (a file of keys).
+    fn read(text: &str) -> Result<Vec<Self>, String>;
+
+    /// Reads one entry of a TOML array.
+    fn read_toml(value: toml::Value) -> Result<Vec<Self>, String> {
+        match value {
+            toml::Value::String(text) => Self::read(&text),
+            other => Err(wrong_type("a string", &other)),
+        }
+    }
+
+    /// The entry as TOML, secrets masked.
+    fn show(&self) -> String;
+}
+
+impl<T: Entry> Value for Vec<T> {
+    const IS_LIST: bool = true;
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let mut list = Self::new();
+        for entry in split_list(text, T::SEPARATOR)? {
+            list.append(&mut T::read(entry)?);
+        }
+        Ok(list)
+    }
+
+    fn from_texts(texts: &[String]) -> Result<Self, String> {
+        let mut list = Self::new();
+        for text in texts {
+            list.append(&mut Self::from_text(text)?);
+        }
+        Ok(list)
+    }
+
+    fn from_toml(value: toml::Value) -> Result<Self, String> {
+        let toml::Value::Array(entries) = value else {
+            return Err(wrong_type("an array", &value));
+        };
+        let mut list = Self::new();
+        for entry in entries {
+            list.append(&mut T::read_toml(entry)?);
+        }
+        Ok(list)
+    }
+
+    fn to_toml(&self) -> String {
+        let entries: Vec<String> = self.iter().map(T::show).collect();
+        format!("[{}]", entries.join(", "))
+    }
+}
+
+impl Entry for String {
+    fn read(text: &str) -> Result<Vec<Self>, String> {
+        if text.is_empty() {
+            return Err("an entry of the list is empty".to_owned());
+        }
+        Value::from_text(text).map(|text| vec![text])
+    }
+
+    fn show(&self) -> String {
+        quoted(self)
+    }
+}
+
+/// An enum whose values are words.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$value_doc:meta])* $value:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$value_doc])* $value,)+
+        }
+
+        impl $name {
+            /// The word in settings.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$value => $text,)+
+                }
+            }
+        }
+
+        impl $crate::config::value::Value for $name {
+            fn from_text(text: &str) -> Result<Self, String> {
+                match text.trim() {
+                    $($text => Ok(Self::$value),)+
+                    _ => Err(format!("expected one of {}, found `{text}`", [$($text),+].join(", "))),
+                }
+            }
+
+            fn to_toml(&self) -> String {
+                $crate::config::value::quoted(self.as_str())
+            }
+        }
+    };
+}
+
+pub(super) use words;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_may_have_a_binary_unit() {
+        let check = |text: &str, expected: Option<usize>| {
+            assert_eq!(<usize as Value>::from_text(text).ok(), expected, "{text}");
+        };
+        check("0", Some(0));
+        check("1_000", Some(1000));
+        check("64KiB", Some(65_536));
+        check("64 MiB", Some(64 << 20));
+        check("1GiB", Some(1 << 30));
+        check("64KB", None);
+        check("-1", None);
+        check("+1", None);
+        check("1.5MiB", None);
+        check("", None);
+        check("KiB", None);
+        check("18446744073709551615GiB", None);
+        assert_eq!(u8::from_text("256"), Err("256 is more than 255".to_owned()));
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(Duration::from_text("1m 30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(Duration::from_text("250ms"), Ok(Duration::from_millis(250)));
+        assert!(Duration::from_text("25").is_err());
+        assert!(Duration::from_toml(toml::Value::Integer(25)).is_err());
+        assert_eq!(Duration::from_millis(1_500).to_toml(), "\"1s 500ms\"");
+    }
+
+    #[test]
+    fn lists_are_arrays_or_separated_by_commas() {
+        let list = |text: &str| <Vec<String> as Value>::from_text(text);
+        assert_eq!(list("a, b"), Ok(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(list(""), Ok(Vec::new()));
+        assert!(list("a,,b").is_err());
+        assert!(<Vec<String> as Value>::from_toml(toml::Value::String("a".to_owned())).is_err());
+        assert!(<Vec<String> as Value>::from_toml(toml::Value::Array(vec![toml::Value::Integer(1)])).is_err());
+        assert_eq!(list("a,b\"c").map(|l| l.to_toml()), Ok(r#"["a", 'b"c']"#.to_owned()));
+        let repeated = ["a".to_owned(), "b,c".to_owned()];
+        assert_eq!(<Vec<String> as Value>::from_texts(&repeated).map(|l| l.len()), Ok(3));
+        assert!(bool::from_texts(&repeated).is_err());
+    }
+
+    #[test]
+    fn addresses_are_numbers_with_a_port() {
+        assert!(SocketAddr::from_text("[::1]:80").is_ok());
+        assert_eq!(SocketAddr::from_text("localhost:80").map(|a| a.to_string()), Ok("127.0.0.1:80".to_owned()));
+        assert!(SocketAddr::from_text("127.0.0.1").is_err());
+        assert!(SocketAddr::from_text("example.org:80").is_err());
+    }
+}

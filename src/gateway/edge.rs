@@ -1,0 +1,268 @@
+//! The edge of one shard: which route a request takes, and who may take it.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use http::header::HeaderValue;
+use http::{Method, Response, StatusCode};
+use http_body_util::Full;
+use hyper::Request;
+use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
+use serde_json::json;
+
+use crate::config::{KeyDigest, Settings};
+use crate::driver::listener::{Answer, AnswerFuture, Edge};
+use crate::driver::shard_thread::LocalShard;
+use crate::driver::start::EdgeFactory;
+use crate::engine::Engine;
+use crate::engine::client::ClientTexts;
+use crate::fanout::shard::Inbound;
+use crate::gateway::api::{Api, ApiRequest};
+use crate::gateway::auth::{Keys, RequestHead, RouteClass};
+use crate::gateway::body::BodyLimits;
+use crate::gateway::metrics_text::{self, MetricsText};
+use crate::gateway::pages::Pages;
+use crate::gateway::response::{Answered, draining, error, finish, json, method_not_allowed, refused, typed};
+use crate::id::UserId;
+use crate::metrics::StatusClass;
+use crate::proto::delivery::PublishError;
+use crate::proto::disconnect::Disconnect;
+
+/// Bodies over this are read on the control threads: below it they take a few dozen microseconds.
+const APART_BYTES: usize = 64 << 10;
+/// The most users that one listing names.
+const USERS_LISTED_MAX: usize = 10_000;
+
+/// What all shards' edges share.
+pub(crate) struct Gateway {
+    pub(crate) engine: Engine,
+    pub(crate) settings: Settings,
+    pub(crate) keys: ArcSwap<Keys>,
+    pub(crate) api: Api<Engine>,
+    pub(crate) texts: ClientTexts,
+    pub(crate) bodies: BodyLimits,
+    pub(crate) pages: Pages,
+    pub(crate) metrics_text: MetricsText,
+    pub(crate) is_draining: AtomicBool,
+    /// Runs what takes too long for a shard's thread.
+    pub(crate) control: tokio::runtime::Handle,
+}
+
+impl Gateway {
+    /// # Ordering
+    /// Relaxed: it says nothing about any other memory; who sees it late answers one more request.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Relaxed)
+    }
+}
+
+/// Hands each shard's thread its parts of the gateway.
+pub(crate) struct Edges(pub(crate) Arc<Gateway>);
+
+impl EdgeFactory for Edges {
+    fn inbound(&self, shard: u16) -> Box<dyn Inbound> {
+        Box::new(self.0.texts.for_shard(shard))
+    }
+
+    fn edge(&self, local: Rc<LocalShard>) -> Rc<dyn Edge> {
+        Rc::new(ShardEdge { gateway: Arc::clone(&self.0), local })
+    }
+}
+
+/// The edge on one shard's thread.
+pub(crate) struct ShardEdge {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) local: Rc<LocalShard>,
+}
+
+/// What a request asked for: its path with doubled slashes collapsed, its query, its peer.
+pub(crate) struct Asked {
+    path: String,
+    query: Option<String>,
+    peer: SocketAddr,
+}
+
+impl Asked {
+    fn new(request: &Request<Incoming>, peer: SocketAddr) -> Self {
+        let mut path = String::with_capacity(request.uri().path().len());
+        for character in request.uri().path().chars() {
+            if character != '/' || !path.ends_with('/') {
+                path.push(character);
+            }
+        }
+        Self { path, query: request.uri().query().map(str::to_owned), peer }
+    }
+
+    pub(crate) fn head<'a>(&'a self, request: &'a Request<Incoming>) -> RequestHead<'a> {
+        let (method, headers) = (request.method(), request.headers());
+        RequestHead { method, query: self.query.as_deref(), headers, peer: self.peer.ip() }
+    }
+
+    /// Whether the query says `name=1`.
+    pub(crate) fn has_flag(&self, name: &str) -> bool {
+        let pairs = self.query.as_deref().unwrap_or_default().split('&');
+        pairs.filter_map(|pair| pair.split_once('=')).any(|(key, value)| key == name && value == "1")
+    }
+}
+
+impl Edge for ShardEdge {
+    fn answer(self: Rc<Self>, request: Request<Incoming>, peer: SocketAddr) -> AnswerFuture {
+        let asked = Asked::new(&request, peer);
+        Box::pin(async move {
+            let metrics = Arc::clone(self.gateway.engine.metrics());
+            let answer = match asked.path.as_str() {
+                "/ws" => self.websocket(request, asked).await,
+                "/events" => self.events(request, asked).await,
+                _ => Answer::Respond(self.respond(request, asked).await),
+            };
+            let status = match &answer {
+                Answer::Respond(response) => response.status().as_u16(),
+                Answer::Session { .. } => 101,
+            };
+            metrics.engine.http_responses.of(StatusClass::of(status)).increment();
+            answer
+        })
+    }
+}
+
+impl ShardEdge {
+    async fn respond(self: Rc<Self>, request: Request<Incoming>, asked: Asked) -> Answered {
+        let path = asked.path.as_str();
+        let class = class_of(path, request.method());
+        let authorized = self.gateway.keys.load().authorize(class, &asked.head(&request), SystemTime::now());
+        if let Err(refusal) = authorized {
+            return refused(refusal);
+        }
+        let is_get = [Method::GET, Method::HEAD].contains(request.method());
+        if let Some(page) = self.gateway.pages.find(path, request.headers()) {
+            return if is_get { page } else { method_not_allowed("GET, HEAD") };
+        }
+        match path {
+            "/healthz" | "/readyz" | "/metrics" | "/api/users" if !is_get => method_not_allowed("GET, HEAD"),
+            "/healthz" => json(StatusCode::OK, &json!({ "status": "ok" })),
+            "/readyz" if self.gateway.is_draining() => draining(),
+            "/readyz" => json(StatusCode::OK, &json!({ "status": "ready" })),
+            "/metrics" => self.metrics(),
+            "/api/users" => self.users(),
+            _ if let Some(user) = path.strip_prefix("/api/users/") => self.user(user, request.method()).await,
+            _ if Api::<Engine>::has(path) => self.api(request, asked).await,
+            _ => error(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path"),
+        }
+    }
+
+    fn metrics(&self) -> Answered {
+        let content_type = HeaderValue::from_static(metrics_text::CONTENT_TYPE);
+        typed(StatusCode::OK, content_type, self.gateway.metrics_text.render())
+    }
+
+    fn users(&self) -> Answered {
+        let registry = self.gateway.engine.hub().registry();
+        let users: Vec<_> = registry
+            .active_users(USERS_LISTED_MAX)
+            .into_iter()
+            .map(|(user, tabs)| json!({ "user_id": user.as_str(), "tabs": tabs }))
+            .collect();
+        let body =
+            json!({ "users": users, "user_count": registry.user_count(), "tab_count": registry.total_connections() });
+        json(StatusCode::OK, &body)
+    }
+
+    async fn user(&self, encoded: &str, method: &Method) -> Answered {
+        let text = percent_decode_str(encoded).decode_utf8().unwrap_or(Cow::Borrowed(""));
+        let user = match UserId::parse(&text) {
+            Ok(user) => user,
+            Err(refusal) => return error(StatusCode::BAD_REQUEST, "bad_field", &refusal.to_string()),
+        };
+        match *method {
+            Method::GET | Method::HEAD => {
+                let sessions = self.gateway.engine.hub().registry().get_sessions(&user);
+                let sessions: Vec<_> = sessions
+                    .iter()
+                    .flat_map(|sessions| sessions.iter())
+                    .map(|session| {
+                        let identity = session.identity();
+                        json!({
+                            "session": session.address().as_u64().to_string(), "user_name": &*identity.name,
+                            "avatar": &*identity.avatar, "connected_at": identity.connected_at.as_seconds(),
+                        })
+                    })
+                    .collect();
+                let online = self.gateway.engine.is_online(&user);
+                let body =
+                    json!({ "user_id": user.as_str(), "online": online, "tabs": sessions.len(), "sessions": sessions });
+                json(StatusCode::OK, &body)
+            }
+            Method::DELETE => match self.gateway.engine.end_sessions(&user, Disconnect::Kicked).await {
+                Ok(closed) => json(StatusCode::OK, &json!({ "user_id": user.as_str(), "closed": closed })),
+                Err(PublishError::Closed) => draining(),
+                Err(refusal) => error(StatusCode::SERVICE_UNAVAILABLE, "overloaded", &refusal.to_string()),
+            },
+            _ => method_not_allowed("GET, HEAD, DELETE"),
+        }
+    }
+
+    async fn api(&self, request: Request<Incoming>, asked: Asked) -> Answered {
+        if request.method() != Method::POST {
+            return method_not_allowed("POST");
+        }
+        let (method, headers) = (request.method().clone(), request.headers().clone());
+        let body = match self.gateway.bodies.read(request).await {
+            Ok(body) => body,
+            Err(response) => return response,
+        };
+        let is_keyed = headers.contains_key("idempotency-key");
+        let is_apart = is_keyed || body.bytes.len() > APART_BYTES;
+        let gateway = Arc::clone(&self.gateway);
+        let handle = async move {
+            // The whole of it: its place in the budget goes when its bytes do.
+            let body = body;
+            let caller = if is_keyed { caller(&headers) } else { String::new() };
+            let Asked { path, query, .. } = &asked;
+            let (path, query) = (path.as_str(), query.as_deref());
+            let request = ApiRequest {
+                method: &method,
+                path,
+                query,
+                headers: &headers,
+                caller: &caller,
+                body: body.bytes.clone(),
+            };
+            gateway.api.handle(request).await
+        };
+        // A large body takes long to read, and a shard's thread must not. A keyed request runs to its end even if the
+        // client goes away, so that its repeat finds the answer.
+        let answered: Response<_> = if is_apart {
+            match self.gateway.control.spawn(handle).await {
+                Ok(answered) => answered,
+                Err(_) => {
+                    return error(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the request was not carried out");
+                }
+            }
+        } else {
+            handle.await
+        };
+        finish(answered.map(Full::new))
+    }
+}
+
+/// Which keys open a path. What is nobody's path is public, and not found.
+fn class_of(path: &str, method: &Method) -> RouteClass {
+    match path {
+        "/metrics" => RouteClass::Operator,
+        _ if path.starts_with("/api/users/") && method == Method::DELETE => RouteClass::Operator,
+        _ if path.starts_with("/api/") => RouteClass::Api,
+        _ => RouteClass::Public,
+    }
+}
+
+/// A name for whoever holds the key of a request, without the key.
+fn caller(headers: &http::HeaderMap) -> String {
+    let key = headers.get(http::header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
+    KeyDigest::of(key).as_bytes().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,12 @@
+//! The HTTP edge: who may what, the routes, the page, and where replies come from.
+
+pub mod api;
+pub mod auth;
+mod body;
+mod edge;
+pub mod metrics_text;
+mod pages;
+mod response;
+pub mod serve;
+mod upgrade;
+pub mod worker;

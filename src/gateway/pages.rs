@@ -1,0 +1,70 @@
+//! The chat page and its modules, embedded in the binary.
+
+use bytes::Bytes;
+use http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH, REFERRER_POLICY,
+};
+use http::{HeaderMap, StatusCode};
+use sha2::{Digest, Sha256};
+
+use crate::gateway::response::{Answered, typed};
+
+/// Nothing but what this server serves, no inline script or style, in nobody's frame.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; \
+    connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+struct Page {
+    path: &'static str,
+    content_type: HeaderValue,
+    body: Bytes,
+    etag: HeaderValue,
+}
+
+/// Everything under `/` that is a file.
+pub(crate) struct Pages {
+    pages: Vec<Page>,
+}
+
+impl Pages {
+    /// The pages; the chat page is told in which mode the gateway runs.
+    pub(crate) fn new(is_development: bool) -> Self {
+        let mode = if is_development { "development" } else { "token" };
+        let index = include_str!("pages/index.html").replace("{{mode}}", mode);
+        let script = "text/javascript; charset=utf-8";
+        let pages = [
+            ("/", "text/html; charset=utf-8", Bytes::from(index)),
+            ("/app.js", script, Bytes::from_static(include_bytes!("pages/app.js"))),
+            ("/dom.js", script, Bytes::from_static(include_bytes!("pages/dom.js"))),
+            ("/identity.js", script, Bytes::from_static(include_bytes!("pages/identity.js"))),
+            ("/tabcast.js", script, Bytes::from_static(include_bytes!("pages/tabcast.js"))),
+            ("/style.css", "text/css; charset=utf-8", Bytes::from_static(include_bytes!("pages/style.css"))),
+            ("/favicon.svg", "image/svg+xml", Bytes::from_static(include_bytes!("pages/favicon.svg"))),
+        ];
+        let page = |(path, content_type, body): (_, &'static str, Bytes)| {
+            let digest = Sha256::digest(&body);
+            let tag: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+            let etag = HeaderValue::from_str(&format!("\"{tag}\"")).unwrap_or(HeaderValue::from_static("\"\""));
+            Page { path, content_type: HeaderValue::from_static(content_type), body, etag }
+        };
+        Self { pages: pages.into_iter().map(page).collect() }
+    }
+
+    /// The page at `path`, or 304 if the client has it.
+    pub(crate) fn find(&self, path: &str, headers: &HeaderMap) -> Option<Answered> {
+        let page = self.pages.iter().find(|page| page.path == path)?;
+        let has_it = headers.get_all(IF_NONE_MATCH).iter().any(|tag| *tag == page.etag);
+        let (status, body) =
+            if has_it { (StatusCode::NOT_MODIFIED, Bytes::new()) } else { (StatusCode::OK, page.body.clone()) };
+        let mut response = typed(status, page.content_type.clone(), body);
+        let added: [(HeaderName, HeaderValue); 4] = [
+            (CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
+            (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+            (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+            (ETAG, page.etag.clone()),
+        ];
+        for (name, value) in added {
+            response.headers_mut().insert(name, value);
+        }
+        Some(response)
+    }
+}

@@ -1,0 +1,273 @@
+//! The gateway as a process: made in the one order that file tables allow, run until a signal, drained.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Semaphore;
+
+use crate::config::{FileTables, Settings, Worker};
+use crate::driver::listener::HttpLimits;
+use crate::driver::start::{EdgeFactory, ShardThreads, Start};
+use crate::engine::client::HandoverLimits;
+use crate::engine::intake::{Intake, IntakeSettings};
+use crate::engine::{Engine, EngineSettings};
+use crate::gateway::api::{Api, ApiLimits, IdempotencyLimits};
+use crate::gateway::auth::{KeyError, Keys};
+use crate::gateway::body::BodyLimits;
+use crate::gateway::edge::{Edges, Gateway};
+use crate::gateway::metrics_text::MetricsText;
+use crate::gateway::pages::Pages;
+use crate::gateway::worker;
+use crate::gateway::worker::demo::Demo;
+use crate::gateway::worker::webhook::{Webhook, WebhookError, WebhookSettings};
+use crate::metrics::Metrics;
+use crate::platform::adapter::{BotIdentity, BoxFuture, MessageHandler, PlatformAdapter};
+use crate::platform::dispatch::{DispatchLimits, Inlet, dispatch};
+use crate::platform::message::IncomingMessage;
+use crate::platform::webchat::WebChat;
+use crate::proto::limits::HubLimits;
+
+/// Threads for what is not a shard's: workers, webhooks, large encodes' waiting.
+const CONTROL_THREADS: usize = 2;
+
+/// Why the gateway did not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {listen}: {error}")]
+    Listen {
+        /// The address.
+        listen: std::net::SocketAddr,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// The kernel refused something else.
+    #[error("cannot serve: {0}")]
+    Io(#[from] io::Error),
+    /// A key cannot verify.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The webhook cannot be set up.
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
+    /// The webhook's URL is not one.
+    #[error("webhook_url is not a URL: {0}")]
+    WebhookUrl(#[from] http::uri::InvalidUri),
+}
+
+/// Runs a gateway until SIGTERM or SIGINT, and drains it. A second signal leaves at once.
+///
+/// It makes its own threads and runtimes, in the order that a file table per shard needs: call it from a thread that
+/// is in no runtime, before anything else opens descriptors that must reach the shards.
+///
+/// # Errors
+/// [`ServeError`]: nothing runs.
+pub fn run(settings: Settings) -> Result<(), ServeError> {
+    run_with(settings, None)
+}
+
+/// The same with an embedder's own worker in the place of the setting's.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(settings: Settings, handler: Option<Arc<dyn MessageHandler>>) -> Result<(), ServeError> {
+    raise_open_files();
+    let control =
+        Builder::new_multi_thread().worker_threads(CONTROL_THREADS).thread_name("control").enable_all().build()?;
+    let (signals, running) = {
+        let _entered = control.enter();
+        (Signals::new()?, Running::start(&control, settings, handler)?)
+    };
+    tracing::info!(address = %running.threads.address(), "ready: http://{}/", running.threads.address());
+    control.block_on(running.until(signals));
+    control.shutdown_timeout(Duration::from_millis(100));
+    Ok(())
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+struct Running {
+    gateway: Arc<Gateway>,
+    threads: ShardThreads,
+    inlet: Inlet,
+}
+
+impl Running {
+    fn start(
+        control: &Runtime,
+        settings: Settings,
+        handler: Option<Arc<dyn MessageHandler>>,
+    ) -> Result<Self, ServeError> {
+        let engine = Engine::new(engine_settings(&settings));
+        let bot = bot(&settings);
+        let chat = Arc::new(WebChat::new(Arc::new(engine.clone()), bot.clone()));
+        let handler = match handler {
+            Some(handler) => handler,
+            None => worker_of(&settings, engine.metrics())?,
+        };
+        let adapter: Arc<dyn PlatformAdapter> = Arc::clone(&chat) as Arc<dyn PlatformAdapter>;
+        let limits = DispatchLimits {
+            messages_max: settings.worker_queue_max,
+            bytes_max: settings.worker_queue_bytes_max,
+            ..DispatchLimits::default()
+        };
+        let (inlet, runner) = dispatch(handler, adapter, limits);
+        let handover = HandoverLimits { bytes_max: settings.inbound_bytes_max, ..HandoverLimits::default() };
+        let (echo_to_tabs, client_ids_max) = (settings.echo_to_tabs, settings.client_ids_max);
+        let intake = IntakeSettings { bot, echo_to_tabs, handover, client_ids_max };
+        let (intake, texts) = Intake::new(engine.clone(), inlet.clone(), intake);
+        control.spawn(worker::run(runner));
+        control.spawn(intake.run());
+        let gateway = Arc::new(Gateway {
+            keys: ArcSwap::from_pointee(Keys::new(&settings)?),
+            api: Api::new(chat, api_limits(&settings)),
+            texts,
+            bodies: BodyLimits {
+                bytes_max: settings.body_bytes_max,
+                timeout: settings.body_timeout,
+                budget: Arc::new(Semaphore::new(settings.bodies_bytes_max.min(Semaphore::MAX_PERMITS))),
+            },
+            pages: Pages::new(settings.is_development()),
+            metrics_text: MetricsText::new(Arc::clone(engine.metrics())),
+            is_draining: AtomicBool::new(false),
+            control: control.handle().clone(),
+            engine,
+            settings,
+        });
+        let settings = &gateway.settings;
+        let start = Start {
+            listen: settings.listen,
+            own_file_tables: settings.file_tables == FileTables::PerShard,
+            sessions: settings.session_limits(),
+            http: HttpLimits {
+                header_timeout: settings.header_timeout,
+                header_bytes_max: settings.header_bytes_max,
+                connections_max: settings.http_connections_max,
+                write_timeout: settings.body_timeout,
+            },
+            bytes_budget: settings.bytes_budget,
+        };
+        let edges: Arc<dyn EdgeFactory> = Arc::new(Edges(Arc::clone(&gateway)));
+        let listen = settings.listen;
+        let threads = ShardThreads::start(gateway.engine.hub(), &start, &edges)
+            .map_err(|error| ServeError::Listen { listen, error })?;
+        Ok(Self { gateway, threads, inlet })
+    }
+
+    async fn until(self, mut signals: Signals) {
+        signals.next().await;
+        let (spread, deadline) = (self.gateway.settings.drain_spread, self.gateway.settings.drain_deadline);
+        tracing::info!(?spread, ?deadline, "draining");
+        tokio::select! {
+            () = self.drain(spread, deadline) => {}
+            () = signals.next() => tracing::warn!("a second signal: leaving at once"),
+        }
+    }
+
+    /// Readiness flips first; tabs are told and closed, while what the worker was given is handled: its answers still
+    /// find those who are there.
+    async fn drain(self, spread: Duration, deadline: Duration) {
+        self.gateway.is_draining.store(true, Ordering::Relaxed);
+        self.inlet.close();
+        let handled = tokio::time::timeout(deadline, self.inlet.drained());
+        let (busy, handled) = tokio::join!(self.threads.drain(spread, deadline), handled);
+        if busy > 0 {
+            tracing::warn!(shards = busy, "the deadline has passed with connections left");
+        }
+        if handled.is_err() {
+            tracing::warn!(messages = self.inlet.counts().pending, "the deadline has passed with messages left");
+        }
+        tracing::info!("drained");
+    }
+}
+
+/// As many descriptors as the hard limit allows: they are what tabs are made of.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+    }
+}
+
+fn engine_settings(settings: &Settings) -> EngineSettings {
+    let hub = HubLimits {
+        inbox_posts_max: settings.inbox_posts_max,
+        inbox_bytes_max: settings.inbox_bytes_max,
+        tabs_per_user_max: settings.tabs_per_user_max,
+        bytes_budget: settings.bytes_budget,
+        file_bytes_max: settings.file_bytes_max,
+        inbound_bytes_max: settings.inbound_bytes_max,
+        ..HubLimits::default()
+    };
+    let sessions = settings.session_limits();
+    EngineSettings { shards: settings.shards, sessions, hub, publish_deadline: settings.publish_deadline }
+}
+
+fn bot(settings: &Settings) -> BotIdentity {
+    BotIdentity {
+        user_id: settings.bot_user_id.as_str().to_owned(),
+        display_name: settings.bot_display_name.clone(),
+        mention: settings.bot_mention.clone(),
+        ..BotIdentity::default()
+    }
+}
+
+fn api_limits(settings: &Settings) -> ApiLimits {
+    let answers_max = settings.idempotency_keys_max;
+    let bytes_max = answers_max.saturating_mul(crate::config::IDEMPOTENCY_BYTES);
+    let (batch_lines_max, batch_line_bytes_max) = (settings.batch_lines_max, settings.batch_line_bytes_max);
+    let idempotency = IdempotencyLimits { answers_max, bytes_max, ..IdempotencyLimits::default() };
+    ApiLimits { batch_lines_max, batch_line_bytes_max, idempotency }
+}
+
+fn worker_of(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Arc<dyn MessageHandler>, ServeError> {
+    Ok(match (settings.worker, &settings.webhook_url) {
+        (Worker::Demo, _) => Arc::new(Demo),
+        (Worker::Webhook, Some(url)) => {
+            let webhook = WebhookSettings {
+                secret: settings.webhook_secret.as_ref().map(|secret| secret.expose().to_vec()),
+                request_timeout: settings.webhook_timeout,
+                attempts_max: settings.webhook_attempts_max,
+                message_timeout: settings.webhook_message_timeout(),
+                backoff_base: settings.webhook_backoff_min,
+                backoff_max: settings.webhook_backoff_max,
+                requests_max: settings.webhook_in_flight_max,
+                ..WebhookSettings::new(url.parse()?)
+            };
+            Arc::new(Webhook::new(webhook, Arc::clone(metrics))?)
+        }
+        (Worker::Webhook | Worker::None, _) => Arc::new(Nobody),
+    })
+}
+
+/// `worker = "none"`: people write to each other, and workers only send.
+struct Nobody;
+
+impl MessageHandler for Nobody {
+    fn handle(&self, _message: IncomingMessage, _adapter: Arc<dyn PlatformAdapter>) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}

@@ -1,0 +1,228 @@
+//! From a request to a session: the WebSocket handshake (RFC 6455 §4.2) and event streams.
+
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use base64_simd::STANDARD as BASE64;
+use http::header::{
+    CONNECTION, HeaderName, RETRY_AFTER, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use http::{HeaderMap, Method, StatusCode, Version};
+use hyper::Request;
+use hyper::body::Body;
+use hyper::body::Incoming;
+
+use crate::driver::listener::Answer;
+use crate::fanout::session::{Address, Identity};
+use crate::fanout::shard::{OpenError, Opening, Wire};
+use crate::gateway::auth::{AuthError, Claims, Credential};
+use crate::gateway::edge::{Asked, ShardEdge};
+use crate::gateway::response::{Answered, draining, error, error_with, has_token, method_not_allowed, refused};
+use crate::metrics::HandshakeOutcome;
+use crate::platform::adapter::Outlet;
+use crate::proto::event::{Notice, Timestamp};
+use crate::proto::frame::Frame;
+use crate::proto::sse;
+
+impl ShardEdge {
+    /// `GET /ws`.
+    pub(super) async fn websocket(self: Rc<Self>, mut request: Request<Incoming>, asked: Asked) -> Answer {
+        // Who asks comes first: a page that may not know why its handshake failed asks again without one.
+        let (claims, credential) = match self.identify(&request, &asked).await {
+            Ok(identified) => identified,
+            Err(answer) => return answer,
+        };
+        if let Some(response) = handshake_fault(&request) {
+            return self.refuse(HandshakeOutcome::BadRequest, response);
+        }
+        // It writes the answer's headers; the connection is taken from hyper in our own way.
+        let Ok((response, _never)) = fastwebsockets::upgrade::upgrade(&mut request) else {
+            let response = error(StatusCode::BAD_REQUEST, "bad_handshake", "the handshake is incomplete");
+            return self.refuse(HandshakeOutcome::BadRequest, response);
+        };
+        let wants_hello = asked.has_flag("hello");
+        let address = match self.open(claims, Wire::WebSocket) {
+            Ok(address) => address,
+            Err(answer) => return *answer,
+        };
+        if wants_hello {
+            self.local.send(address, self.hello(address));
+        }
+        self.count(HandshakeOutcome::WebSocket);
+        Answer::Session { address, head: switching_protocols(response.headers(), credential.protocol()) }
+    }
+
+    /// `GET /events`.
+    pub(super) async fn events(self: Rc<Self>, request: Request<Incoming>, asked: Asked) -> Answer {
+        let cors = self.gateway.keys.load().origins().cors(request.headers()).cloned();
+        if request.method() == Method::OPTIONS {
+            return Answer::Respond(preflight(cors.as_ref().and_then(|origin| origin.to_str().ok())));
+        }
+        if request.method() != Method::GET {
+            return self.refuse(HandshakeOutcome::BadRequest, method_not_allowed("GET, OPTIONS"));
+        }
+        if request.version() != Version::HTTP_11 {
+            let message = "an event stream needs HTTP/1.1";
+            let response = error(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "http_version", message);
+            return self.refuse(HandshakeOutcome::BadRequest, response);
+        }
+        let claims = match self.identify(&request, &asked).await {
+            Ok((claims, _)) => claims,
+            Err(answer) => return answer,
+        };
+        let wants_hello = asked.has_flag("hello");
+        let address = match self.open(claims, Wire::EventStream) {
+            Ok(address) => address,
+            Err(answer) => return *answer,
+        };
+        if wants_hello {
+            self.local.send(address, self.hello(address));
+        }
+        self.count(HandshakeOutcome::Events);
+        let origin = cors.as_ref().and_then(|origin| origin.to_str().ok());
+        let headers: Vec<(&str, &str)> = origin
+            .into_iter()
+            .flat_map(|origin| [("access-control-allow-origin", origin), ("vary", "origin")])
+            .collect();
+        Answer::Session { address, head: sse::response_head(&headers) }
+    }
+
+    fn hello(&self, address: Address) -> Frame {
+        let limits = &self.gateway.engine.settings().sessions;
+        Frame::notice(&Notice::Hello {
+            session: address.as_u64(),
+            server_time: self.gateway.engine.now(),
+            message_bytes_max: limits.message_bytes_max,
+            attachment_bytes_max: limits.attachment_bytes_max,
+        })
+    }
+
+    fn count(&self, outcome: HandshakeOutcome) {
+        self.gateway.engine.metrics().engine.handshakes.of(outcome).increment();
+    }
+
+    fn refuse(&self, outcome: HandshakeOutcome, response: Answered) -> Answer {
+        self.count(outcome);
+        Answer::Respond(response)
+    }
+
+    /// Who asks. A signature that takes long to verify is verified on another thread.
+    async fn identify(&self, request: &Request<Incoming>, asked: &Asked) -> Result<(Claims, Credential), Answer> {
+        if self.gateway.is_draining() {
+            return Err(self.refuse(HandshakeOutcome::Draining, draining()));
+        }
+        let keys = self.gateway.keys.load_full();
+        let deny = |refusal: AuthError| {
+            let status = refusal.status();
+            let outcome = match status {
+                StatusCode::UNAUTHORIZED => HandshakeOutcome::Unauthorized,
+                StatusCode::FORBIDDEN => HandshakeOutcome::Forbidden,
+                _ => HandshakeOutcome::BadRequest,
+            };
+            self.refuse(outcome, refused(refusal))
+        };
+        let credential = keys.session_credential(&asked.head(request)).map_err(deny)?;
+        let claims = if keys.is_costly(&credential) {
+            let offered = credential.clone();
+            let verify = move || keys.verify(&offered, SystemTime::now());
+            match tokio::task::spawn_blocking(verify).await {
+                Ok(verified) => verified.map_err(deny)?,
+                Err(_) => return Err(self.refuse(HandshakeOutcome::Draining, draining())),
+            }
+        } else {
+            keys.verify(&credential, SystemTime::now()).map_err(deny)?
+        };
+        Ok((claims, credential))
+    }
+
+    fn open(&self, claims: Claims, wire: Wire) -> Result<Address, Box<Answer>> {
+        let full = |status, message: &str| {
+            let response = error_with(status, "limit_reached", message, (RETRY_AFTER, "5"));
+            Box::new(self.refuse(HandshakeOutcome::LimitReached, response))
+        };
+        if self.gateway.engine.hub().registry().total_connections() >= self.gateway.settings.tabs_max {
+            return Err(full(StatusCode::SERVICE_UNAVAILABLE, "this node has as many tabs as it may have"));
+        }
+        let now = self.gateway.engine.now();
+        let identity = identity(claims, now);
+        let expires_in = identity
+            .expires_at
+            .map(|at| std::time::Duration::from_micros(at.as_micros().saturating_sub(now.as_micros())));
+        self.local.open(Opening { identity, wire, expires_in }).map_err(|error| match error {
+            OpenError::Draining => Box::new(self.refuse(HandshakeOutcome::Draining, draining())),
+            OpenError::TooManyTabs(limit) => full(StatusCode::TOO_MANY_REQUESTS, &limit.to_string()),
+            OpenError::NoSlot => full(StatusCode::SERVICE_UNAVAILABLE, "this shard has no slot left"),
+        })
+    }
+}
+
+fn identity(claims: Claims, now: Timestamp) -> Identity {
+    let Claims { user, name, avatar, rooms, expires_at } = claims;
+    let name = if name == user.as_str() { user.shared() } else { name.into() };
+    Identity { user, name, avatar: avatar.into(), connected_at: now, expires_at, rooms }
+}
+
+/// What a client's opening handshake lacks (RFC 6455 §4.2.1).
+fn handshake_fault(request: &Request<Incoming>) -> Option<Answered> {
+    let headers = request.headers();
+    if request.method() != Method::GET {
+        return Some(method_not_allowed("GET"));
+    }
+    let is_upgrade = has_token(headers, UPGRADE, "websocket") && has_token(headers, CONNECTION, "upgrade");
+    if !is_upgrade || request.version() != Version::HTTP_11 {
+        let message = "this is a WebSocket endpoint: ask for an upgrade to websocket over HTTP/1.1";
+        return Some(error_with(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message, (UPGRADE, "websocket")));
+    }
+    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        let message = "only version 13 of the WebSocket protocol is spoken here";
+        let version = (SEC_WEBSOCKET_VERSION, "13");
+        return Some(error_with(StatusCode::UPGRADE_REQUIRED, "websocket_version", message, version));
+    }
+    let is_key = |key: &[u8]| BASE64.decode_to_vec(key).is_ok_and(|key| key.len() == 16);
+    if !request.body().is_end_stream() {
+        return Some(error(StatusCode::BAD_REQUEST, "bad_handshake", "the handshake has a body"));
+    }
+    let mut keys = headers.get_all(SEC_WEBSOCKET_KEY).iter();
+    match (keys.next(), keys.next()) {
+        (Some(key), None) if is_key(key.as_bytes()) => None,
+        _ => {
+            Some(error(StatusCode::BAD_REQUEST, "bad_handshake", "Sec-WebSocket-Key must be 16 bytes in base64, once"))
+        }
+    }
+}
+
+fn switching_protocols(headers: &HeaderMap, protocol: Option<&str>) -> Vec<u8> {
+    let mut head = Vec::with_capacity(256);
+    head.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
+    let mut line = |name: &HeaderName, value: &[u8]| {
+        for part in [name.as_str().as_bytes(), b": ", value, b"\r\n"] {
+            head.extend_from_slice(part);
+        }
+    };
+    for (name, value) in headers {
+        line(name, value.as_bytes());
+    }
+    if let Some(protocol) = protocol {
+        line(&SEC_WEBSOCKET_PROTOCOL, protocol.as_bytes());
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+/// The answer to a browser that asks whether it may ask.
+fn preflight(origin: Option<&str>) -> Answered {
+    let Some(origin) = origin.and_then(|origin| http::HeaderValue::from_str(origin).ok()) else {
+        return error(StatusCode::FORBIDDEN, "origin", "this origin may not ask");
+    };
+    let mut response = http::Response::new(http_body_util::Full::default());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let fixed = |text| http::HeaderValue::from_static(text);
+    response.headers_mut().extend([
+        (http::header::ACCESS_CONTROL_ALLOW_ORIGIN, origin),
+        (http::header::ACCESS_CONTROL_ALLOW_METHODS, fixed("GET")),
+        (http::header::ACCESS_CONTROL_ALLOW_HEADERS, fixed("authorization, last-event-id, cache-control")),
+        (http::header::ACCESS_CONTROL_MAX_AGE, fixed("600")),
+        (http::header::VARY, fixed("origin")),
+    ]);
+    crate::gateway::response::finish(response)
+}

@@ -1,0 +1,199 @@
+//! The tabcast binary: arguments, logging and the start; no decisions.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::ArgMatches;
+use clap::{Arg, ArgAction, Command};
+use tabcast::config::ConfigError;
+use tabcast::config::LogFormat;
+use tabcast::config::Machine;
+use tabcast::config::Settings;
+use tabcast::config::Sources;
+use tabcast::gateway::auth::Keys;
+use tabcast::gateway::serve;
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The settings are not usable (also clap's code for bad arguments).
+const BAD_CONFIG: u8 = 2;
+
+fn command() -> Command {
+    let mut command = Command::new("tabcast")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .after_help(
+            "Every setting is also a key of the file (tabs_max) and a variable (TABCAST_TABS_MAX).\n\
+             A flag wins over the variable, the variable over the file.",
+        )
+        .subcommand(Command::new("serve").about("Run the gateway (also without a subcommand)"))
+        .subcommand(Command::new("check-config").about("Check the settings and print them, secrets masked"))
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .value_name("FILE")
+                .value_parser(clap::value_parser!(std::path::PathBuf))
+                .help("A TOML file of settings [variable: TABCAST_CONFIG]")
+                .global(true),
+        );
+    for setting in Settings::ALL {
+        let action = if setting.is_list { ArgAction::Append } else { ArgAction::Set };
+        let arg = Arg::new(setting.name).long(setting.flag).value_name("VALUE").help(setting.help.trim());
+        let snake_case = (setting.flag != setting.name).then_some(setting.name);
+        command = command.arg(arg.aliases(snake_case).action(action).global(true));
+    }
+    command
+}
+
+/// The settings from the file, the environment and the flags, in this order of weight.
+fn load(matches: &ArgMatches, variables: Vec<(OsString, OsString)>) -> Result<Settings, ConfigError> {
+    let mut sources = Sources::new();
+    let from_variable = variables.iter().find(|(name, _)| name == "TABCAST_CONFIG").map(|(_, value)| value.as_ref());
+    let file = matches.get_one::<std::path::PathBuf>("config").map(std::path::PathBuf::as_path).or(from_variable);
+    if let Some(path) = file.filter(|path: &&Path| !path.as_os_str().is_empty()) {
+        sources = sources.with_file(path)?;
+    }
+    sources = sources.with_variables(variables);
+    for setting in Settings::ALL {
+        if let Some(values) = matches.get_many::<String>(setting.name) {
+            sources = sources.with_flag(setting.name, values.cloned().collect());
+        }
+    }
+    sources.load(Machine::here())
+}
+
+fn start_logging(settings: &Settings) -> Result<(), String> {
+    let filter = EnvFilter::try_new(&settings.log).map_err(|error| format!("log: {error}"))?;
+    let is_terminal = std::io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(is_terminal);
+    match settings.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+/// `bytes` for people, with three digits that count.
+fn binary_size(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let steps = (bytes.max(1).ilog2() / 10).min(4);
+    let whole = bytes >> (10 * steps);
+    let tenths = ((u128::from(bytes) * 10) >> (10 * steps)) % 10;
+    let unit = units[steps as usize];
+    if whole >= 100 || steps == 0 { format!("{whole} {unit}") } else { format!("{whole}.{tenths} {unit}") }
+}
+
+fn announce(settings: &Settings) {
+    let page = settings.public_url.clone().unwrap_or_else(|| format!("http://{}/", settings.listen));
+    let mode = if settings.is_development() { "development" } else { "keys" };
+    tracing::info!(
+        %page, mode, tabs_max = settings.tabs_max, shards = settings.shards,
+        file_tables = settings.file_tables.as_str(), worker = settings.worker.as_str(), "tabcast starts"
+    );
+    for warning in settings.warnings() {
+        tracing::warn!("{warning}");
+    }
+    let terms = settings.memory_worst_case();
+    let sum: u64 = terms.iter().map(|(_, bytes)| bytes).sum();
+    tracing::info!("memory at the worst: {} is the sum of", binary_size(sum));
+    for (term, bytes) in terms {
+        tracing::info!("  {:>9} {term}", binary_size(bytes));
+    }
+}
+
+fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
+    // Where standard error is gone, the exit code still tells.
+    let _ = writeln!(std::io::stderr(), "tabcast: {error}");
+    ExitCode::from(BAD_CONFIG)
+}
+
+fn run(matches: &ArgMatches) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let settings = load(matches, std::env::vars_os().collect())?;
+    // A key that cannot verify is found before anything is opened.
+    let _keys = Keys::new(&settings)?;
+    if matches.subcommand_name() == Some("check-config") {
+        EnvFilter::try_new(&settings.log).map_err(|error| format!("log: {error}"))?;
+        let mut out = std::io::stdout().lock();
+        out.write_all(settings.to_toml().as_bytes())?;
+        for warning in settings.warnings() {
+            writeln!(out, "# {warning}")?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    start_logging(&settings)?;
+    announce(&settings);
+    match serve::run(settings) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            tracing::error!("{error}");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    run(&command().get_matches()).unwrap_or_else(|error| refuse(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Settings, ConfigError> {
+        let arguments = std::iter::once("tabcast").chain(arguments.iter().copied());
+        let matches = command().try_get_matches_from(arguments).unwrap();
+        load(&matches, variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect())
+    }
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_setting_is_a_flag_in_both_spellings_before_and_after_the_subcommand() {
+        assert_eq!(settings(&["--rooms-max", "3"], &[]).unwrap().rooms_max, 3);
+        assert_eq!(settings(&["--rooms_max=3", "serve"], &[]).unwrap().rooms_max, 3);
+        assert_eq!(settings(&["serve", "--rooms-max", "3"], &[("TABCAST_ROOMS_MAX", "4")]).unwrap().rooms_max, 3);
+        let lists = settings(&["--api-keys", "a,b", "--api-keys", "c", "check-config"], &[]).unwrap();
+        assert_eq!(lists.api_keys.len(), 3);
+    }
+
+    #[test]
+    fn an_unknown_flag_is_refused_with_the_nearest_one() {
+        let refused = command().try_get_matches_from(["tabcast", "--lisen", "x"]).unwrap_err().to_string();
+        assert!(refused.contains("--listen"), "{refused}");
+    }
+
+    #[test]
+    fn the_file_is_named_by_a_flag_or_a_variable() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tabcast.toml");
+        std::fs::write(&path, "rooms_max = 5").unwrap();
+        let path = path.to_str().unwrap();
+        assert_eq!(settings(&["--config", path], &[]).unwrap().rooms_max, 5);
+        assert_eq!(settings(&[], &[("TABCAST_CONFIG", path)]).unwrap().rooms_max, 5);
+        assert_eq!(settings(&[], &[("TABCAST_CONFIG", path), ("TABCAST_ROOMS_MAX", "6")]).unwrap().rooms_max, 6);
+        assert!(matches!(settings(&["--config", "/nowhere"], &[]), Err(ConfigError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn sizes_are_readable() {
+        for (bytes, expected) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            (256 << 20, "256 MiB"),
+            ((1 << 30) - 1, "1023 MiB"),
+            (1 << 40, "1.0 TiB"),
+        ] {
+            assert_eq!(binary_size(bytes), expected);
+        }
+    }
+}
