@@ -1,0 +1,64 @@
+//! What does it cost to build a frame? Nanoseconds a frame, or bytes of the file a second.
+
+use std::hint::black_box;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use tabcast::id::{ChannelId, MessageId};
+use tabcast::proto::event::{Event, Timestamp};
+use tabcast::proto::frame::Frame;
+
+const AT: Timestamp = Timestamp::from_micros(1_763_836_800_123_456);
+
+fn message(id: MessageId, text: &str) -> Event<'_> {
+    Event::Message { id, text, sender: "star", reply_to: None, timestamp: AT }
+}
+
+fn small_frames(c: &mut Criterion) {
+    let id = MessageId::random();
+    let ascii = "The quick brown fox jumps over the lazy dog. ".repeat(5)[..200].to_owned();
+    let code = "fn main() {\n\tprintln!(\"{}\", \"a\\\\b\");\n}\n".repeat(6)[..200].to_owned();
+    let mixed = "“Ça va ?” — demande-t-elle. 日本語のテキスト 😀\n".repeat(3);
+    let mut group = c.benchmark_group("how many ns does it take to build and drop a frame");
+    group.bench_function("of a 200 B ASCII message", |b| {
+        b.iter(|| Frame::encode(&message(id, black_box(&ascii))));
+    });
+    group.bench_function("of a 200 B message with many escapes", |b| {
+        b.iter(|| Frame::encode(&message(id, black_box(&code))));
+    });
+    group.bench_function("of a 200 B message that is not ASCII", |b| {
+        b.iter(|| Frame::encode(&message(id, black_box(&mixed))));
+    });
+    let channel = ChannelId::parse("webchat:someone").expect("a legal id");
+    group.bench_function("of typing", |b| {
+        b.iter(|| Frame::encode_for(&Event::Typing { active: black_box(true) }, &channel));
+    });
+    group.bench_function("of a WebSocket ping", |b| b.iter(Frame::ping));
+    group.finish();
+}
+
+fn files(c: &mut Criterion) {
+    let id = MessageId::random();
+    let mut group = c.benchmark_group("how many bytes a second of a file become a frame");
+    for (name, bytes) in [("64 KiB", 64 << 10), ("1 MiB", 1 << 20), ("16 MiB", 16 << 20)] {
+        let data = vec![0x5a; bytes];
+        let event = Event::File { id, filename: "a.png", mimetype: "image/png", data: &data, timestamp: AT };
+        group.throughput(Throughput::Bytes(bytes as u64));
+        group.bench_function(name, |b| b.iter(|| Frame::encode(black_box(&event))));
+    }
+    group.finish();
+}
+
+fn delivery(c: &mut Criterion) {
+    let id = MessageId::random();
+    let frame = Frame::encode(&message(id, "a text"));
+    let mut group = c.benchmark_group("how many ns does a delivery spend on the frame");
+    group.bench_function("cloning and dropping it", |b| b.iter(|| black_box(&frame).clone()));
+    group.bench_function("finding its WebSocket form", |b| b.iter(|| black_box(&frame).websocket().len()));
+    group.bench_function("finding its event-stream form", |b| {
+        b.iter(|| black_box(&frame).event_stream().map(|stream| stream.prefix.len() + stream.body.len()));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, small_frames, files, delivery);
+criterion_main!(benches);
