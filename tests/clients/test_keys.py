@@ -1,0 +1,216 @@
+"""Who may what: development mode's guard, user tokens, and the classes of keys against each other's routes."""
+
+import http.client
+import json
+import tempfile
+import time
+import unittest
+
+from websockets.exceptions import InvalidStatus
+
+from gateway import PATIENCE, GatewayTest, token, until
+
+UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": "13"}
+
+
+class DevelopmentMode(GatewayTest):
+    def requests(self):
+        body = json.dumps({"channel_id": self.user, "text": "x"}).encode()
+        yield "POST", "/api/send", body, {"Content-Type": "application/json"}
+        yield "GET", f"/ws?user={self.user}&name=x", None, UPGRADE
+        yield "GET", f"/events?user={self.user}&name=x", None, {}
+        yield "GET", "/api/users", None, {}
+
+    def test_refuses_what_may_come_from_another_site_or_machine(self):
+        foreign = [
+            {"Origin": "https://evil.example"},
+            {"Origin": f"http://127.0.0.1:{self.gateway.port + 1}"},
+            {"Origin": "null"},
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site"},
+            {"Host": "evil.example"},
+            {"Host": f"localhost.evil.example:{self.gateway.port}"},
+            {"X-Forwarded-For": "10.0.0.1"},
+            {"Forwarded": "for=10.0.0.1"},
+            {"X-Real-IP": "10.0.0.1"},
+        ]
+        for extra in foreign:
+            for method, path, body, headers in self.requests():
+                with self.subTest(extra=extra, path=path):
+                    self.assert_error(self.gateway.http(method, path, body, {**headers, **extra}), 403)
+
+    def test_lets_its_own_page_and_local_names_in(self):
+        own = [{}, {"Origin": self.gateway.origin}, {"Sec-Fetch-Site": "same-origin"}, {"Host": f"localhost:{self.gateway.port}"}, {"Host": f"localhost:{self.gateway.port}", "Origin": f"http://localhost:{self.gateway.port}"}]
+        body = json.dumps({"channel_id": self.user, "text": "x"}).encode()
+        for extra in own:
+            with self.subTest(extra):
+                answer = self.gateway.http("POST", "/api/send", body, {"Content-Type": "application/json", **extra})
+                self.assertEqual(answer.status, 200, answer.body)
+        self.tab(origin=self.gateway.origin)
+
+    def test_api_bodies_are_json_or_marked_raw(self):
+        body = json.dumps({"channel_id": self.user, "text": "x"}).encode()
+        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+            with self.subTest(kind):
+                self.assert_error(self.gateway.http("POST", "/api/send", body, {"Content-Type": kind}), 400, 403, 415)
+        unmarked = self.gateway.http("POST", f"/api/file?channel_id={self.user}&filename=f", b"x", {"Content-Type": "image/png"})
+        self.assert_error(unmarked, 400, 403, 415)
+
+
+class Tokens(GatewayTest):
+    secret = "a secret for tests only, 32 bytes"
+
+    @classmethod
+    def setUpClass(cls):
+        file = tempfile.NamedTemporaryFile("w", suffix=".secret")
+        cls.addClassCleanup(file.close)
+        file.write(cls.secret)
+        file.flush()
+        cls.settings = {"token_keys": f"kid=main,alg=HS256,secret_file={file.name}", "token_leeway": "0s"}
+        super().setUpClass()
+
+    def enter(self, jwt=None, way="header", **options):
+        if way == "header" and jwt:
+            options["additional_headers"] = {"Authorization": f"Bearer {jwt}"}
+        elif way == "subprotocol":
+            options["subprotocols"] = ["tabcast", f"tabcast.bearer.{jwt}"]
+        elif way == "cookie":
+            options["additional_headers"] = {"Cookie": f"other=1; tabcast_token={jwt}"}
+        tab = self.gateway.tab(None, **options)
+        self.addCleanup(tab.close)
+        return tab
+
+    def refused(self, *statuses, **how):
+        with self.assertRaises(InvalidStatus) as caught:
+            self.enter(**how)
+        self.assertIn(caught.exception.response.status_code, statuses)
+
+    def test_a_good_token_names_the_user_in_every_way_of_carrying_it(self):
+        jwt = token(sub=self.user, name="Somebody")
+        for way, options in {"header": {}, "subprotocol": {"origin": self.gateway.origin}, "cookie": {"origin": self.gateway.origin}}.items():
+            with self.subTest(way):
+                tab = self.enter(jwt, way, **options)
+                if way == "subprotocol":
+                    self.assertEqual(tab.socket.subprotocol, "tabcast", "the token is never echoed")
+                ack = tab.ask(type="message", text=way)
+                self.assertEqual(tab.find("message", id=ack["id"])["sender"] if ack["type"] == "ack" else ack, self.user)
+
+    def test_the_address_names_nobody(self):
+        with self.assertRaises(InvalidStatus) as caught:
+            self.gateway.tab("alice")
+        self.assertEqual(caught.exception.response.status_code, 401)
+
+    def test_bad_tokens_are_401(self):
+        now = int(time.time())
+        bad = {
+            "none": None,
+            "expired": token(exp=now - 5),
+            "without an end": token(exp=None),
+            "not yet": token(nbf=now + 600),
+            "alg none": token(algorithm="none"),
+            "alg None": token(algorithm="None"),
+            "another secret": token(secret="another secret of 32 bytes or so"),
+            "another key": token(kid="other"),
+            "nobody": token(sub=""),
+            "a control character": token(sub="a\u0000b"),
+            "no token": "nonsense",
+            "two parts": token().rsplit(".", 1)[0],
+            "another algorithm": token(algorithm="HS512"),
+        }
+        for name, jwt in bad.items():
+            with self.subTest(name):
+                self.refused(401, jwt=jwt)
+        self.refused(401, 403, jwt=token(sub="star"))  # the bot itself
+
+    def test_a_refusal_without_the_upgrade_says_401_too(self):
+        answer = self.gateway.http("GET", "/ws")
+        self.assert_error(answer, 401)
+        answer = self.gateway.http("GET", "/ws", headers={"Authorization": f"Bearer {token(exp=1)}"})
+        self.assert_error(answer, 401)
+        answer = self.gateway.http("GET", "/ws", headers={"Authorization": f"Bearer {token()}"})
+        self.assert_error(answer, 400, 426)
+
+    def test_a_cookie_from_another_origin_is_403(self):
+        jwt = token(sub=self.user)
+        for origin in ("https://evil.example", "null", f"http://127.0.0.1:{self.gateway.port + 1}"):
+            with self.subTest(origin):
+                self.refused(403, jwt=jwt, way="cookie", origin=origin)
+
+    def test_the_session_ends_with_its_token(self):
+        tab = self.enter(token(sub=self.user, exp=int(time.time()) + 2))
+        self.assertEqual(tab.closed()[0], (4001, "token expired"))
+
+    def test_rooms_are_those_that_the_token_names(self):
+        tab = self.enter(token(sub=self.user, rooms=["den", "team-*"]))
+        for room, kind in {"den": "ack", "team-red": "ack", "attic": "error", "den2": "error"}.items():
+            with self.subTest(room):
+                answer = tab.ask(type="join", room=room)
+                self.assertEqual(answer["type"], kind, answer)
+                if kind == "error":
+                    self.assertEqual(answer["code"], "forbidden")
+
+    def test_the_page_knows_its_mode(self):
+        page = self.gateway.http("GET", "/").body.decode()
+        self.assertIn('<meta name="tabcast-mode" content="token">', page)
+
+    def test_events_take_the_same_tokens(self):
+        self.assert_error(self.gateway.http("GET", "/events"), 401)
+        connection = http.client.HTTPConnection("127.0.0.1", self.gateway.port, timeout=PATIENCE)
+        self.addCleanup(connection.close)
+        connection.request("GET", "/events", headers={"Authorization": f"Bearer {token(sub=self.user)}"})
+        self.assertEqual(connection.getresponse().status, 200)
+
+
+class KeyClasses(GatewayTest):
+    settings = {
+        "token_keys": "kid=main,alg=HS256,secret=a-secret-for-tests-only-of-32-bytes",
+        "api_keys": "worker-key",
+        "openai_keys": "olga:openai-key",
+        "operator_keys": "operator-key",
+    }
+
+    def test_none_opens_another_s_routes(self):
+        keys = {"user": token(secret="a-secret-for-tests-only-of-32-bytes"), "worker": "worker-key", "openai": "openai-key", "operator": "operator-key", "wrong": "wrong-key", "empty": "", "nobody": None}
+        send = json.dumps({"channel_id": "u", "text": "x"}).encode()
+        routes = [("GET", "/ws", None, {"user"}), ("GET", "/metrics", None, {"operator"}), ("DELETE", "/api/users/nobody", None, {"operator"})]
+        routes += [("POST", f"/api/{route}", send, {"worker"}) for route in ("send", "file", "buttons", "edit", "typing", "end", "batch")]
+        routes += [("GET", "/api/users", None, {"worker", "operator"}), ("GET", "/api/users/u", None, {"worker", "operator"})]
+        for method, path, body, owners in routes:
+            for name, key in keys.items():
+                with self.subTest(f"{name}: {method} {path}"):
+                    headers = {"Content-Type": "application/json"} if body else {}
+                    if path == "/ws":
+                        headers.update(UPGRADE)
+                    if key is not None:
+                        headers["Authorization"] = f"Bearer {key}"
+                    if name in owners and path == "/ws":
+                        self.gateway.tab(None, additional_headers={"Authorization": f"Bearer {key}"}).close()
+                        continue
+                    answer = self.gateway.http(method, path, body, headers)
+                    if name not in owners:
+                        self.assert_error(answer, 401, 403)
+                    elif path.startswith("/api/users") and method == "GET":
+                        continue  # both may look, neither must
+                    else:
+                        self.assertNotIn(answer.status, (401, 403), answer.body)
+
+    def test_workers_may_look_who_is_there(self):
+        answer = self.gateway.http("GET", "/api/users", headers={"Authorization": "Bearer worker-key"})
+        self.assertEqual(answer.status, 200, answer.body)
+
+    def test_probes_need_no_key(self):
+        for path in ("/healthz", "/readyz"):
+            self.assertEqual(self.gateway.http("GET", path).status, 200)
+
+    def test_an_operator_cuts_a_user(self):
+        jwt = token(secret="a-secret-for-tests-only-of-32-bytes", sub=self.user)
+        tab = self.gateway.tab(None, additional_headers={"Authorization": f"Bearer {jwt}"})
+        self.addCleanup(tab.close)
+        self.gateway.http("DELETE", f"/api/users/{self.user}", headers={"Authorization": "Bearer operator-key"})
+        self.assertEqual(tab.closed()[0], (4010, "kicked"))
+        users = lambda: self.gateway.http("GET", "/api/users", headers={"Authorization": "Bearer worker-key"}).body.decode()
+        until("the user is gone", lambda: self.user not in users())
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,159 @@
+#!/usr/bin/env bash
+# Runs the README's examples as they stand there, each region (`<!-- run: NAME -->` … `<!-- end -->`) in a fresh directory.
+# A ```sh block is run and must exit 0; one with `curl … -N` watches beside the others until the gateway ends it, also
+# with 0. A ```toml block becomes tabcast.toml, and the gateway is started with it; without one, as it is. A ```python
+# block becomes the file that its first line names. The last line is "N passed, N failed".
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+root=$PWD
+gateway=${TABCAST_BIN:-$root/target/release/tabcast}
+unset "${!TABCAST_@}" # the examples' settings, and no others
+python=$root/tests/.venv/bin/python
+address=http://127.0.0.1:8080
+work=$(mktemp -d)
+passed=0
+failed=0
+processes=()
+
+finish() {
+  local process
+  for process in "${processes[@]}"; do kill "$process" 2>/dev/null; done
+  wait
+  rm -rf "$work"
+}
+trap finish EXIT
+
+pass() {
+  passed=$((passed + 1))
+}
+
+fail() {
+  echo "README.md: $1" >&2
+  [ -z "${2:-}" ] || sed 's/^/  | /' "$2" >&2
+  failed=$((failed + 1))
+}
+
+die() {
+  fail "$@"
+  echo "$passed passed, $failed failed"
+  exit 1
+}
+
+# until_true COMMAND…: waits up to ten seconds for it.
+until_true() {
+  local end=$((SECONDS + 10))
+  until "$@" >/dev/null 2>&1; do
+    [ $SECONDS -lt $end ] || return 1
+    sleep 0.05
+  done
+}
+
+# Writes the blocks of region NAME in order: NUMBER.LANGUAGE.
+extract() {
+  awk -v region="<!-- run: $1 -->" '
+    $0 == region { inside = 1; next }
+    inside && $0 == "<!-- end -->" { exit }
+    inside && !block && /^```[a-z]+$/ { block = sprintf("%02d.%s", ++count, substr($0, 4)); next }
+    inside && block && $0 == "```" { close(block); block = ""; next }
+    inside && block { print > block }
+  ' "$root/README.md"
+}
+
+start_gateway() {
+  if curl -s -o /dev/null "$address/healthz"; then die "port 8080 is taken: the README's examples need it"; fi
+  "$gateway" "$@" >gateway.log 2>&1 &
+  gateway_process=$!
+  processes+=("$gateway_process")
+  until_true curl -fsS "$address/readyz" || die "the gateway does not start" gateway.log
+}
+
+# SIGTERM, and it leaves with 0.
+stop_gateway() {
+  kill "$gateway_process"
+  wait "$gateway_process" && pass || fail "the gateway did not leave well" gateway.log
+}
+
+# The number of sessions, whatever the keys.
+has_sessions() {
+  local key=()
+  [ ! -e worker.key ] || key=(-H "Authorization: Bearer $(cat worker.key)")
+  curl -fsS "${key[@]}" "$address/api/users" | grep -q "\"tab_count\":$1,"
+}
+
+# Runs one block; a watching one stays until the gateway ends its stream.
+run_sh() {
+  if grep -q 'curl -fsSN' "$1"; then
+    bash -euo pipefail "$1" >watched.txt 2>watched.err &
+    watching=$!
+    processes+=("$watching")
+    until_true has_sessions 1 && pass || fail "the stream does not open" "$1"
+  elif bash -euo pipefail "$1" >"$1.out" 2>&1; then
+    pass
+  else
+    fail "exit code $?" "$1"
+    cat "$1.out" >&2
+  fi
+}
+
+# region NAME: in a directory of its own, with a gateway from its ```toml block on, or from the start without one.
+region() {
+  local block name
+  mkdir "$work/$1"
+  cd "$work/$1" || exit 1
+  extract "$1"
+  compgen -G '*.sh' >/dev/null || die "region $1 has no example"
+  compgen -G '*.toml' >/dev/null || start_gateway
+  watching=
+  for block in [0-9][0-9].*; do
+    case $block in
+      *.sh) run_sh "$block" ;;
+      *.toml) cp "$block" tabcast.toml && start_gateway --config tabcast.toml ;;
+      *.python)
+        name=$(sed -nE '1s/^# ([a-z_]+\.py) .*/\1/p' "$block")
+        cp "$block" "${name:?a Python example names its file in its first line}"
+        ;;
+    esac
+  done
+}
+
+# The stream has ended by itself, having shown each of the given frames.
+watched() {
+  local kind
+  [ -n "$watching" ] || die "nothing watched"
+  until_true eval "! kill -0 $watching" || kill "$watching"
+  wait "$watching" && pass || fail "the stream did not end well" watched.err
+  for kind in "$@"; do
+    if grep -q "^data: {\"type\":\"$kind\"" watched.txt; then pass; else fail "the stream had no $kind" watched.txt; fi
+  done
+}
+
+[ -x "$gateway" ] || die "there is no $gateway: cargo build --release"
+
+region development
+watched message edit typing file
+stop_gateway
+
+region keys
+watched message
+stop_gateway
+
+region webhook
+python3 worker.py >worker.log 2>&1 &
+processes+=($!)
+until_true curl -s -o /dev/null http://127.0.0.1:9000/ || die "worker.py does not start" worker.log
+"$python" - >webhook.out 2>&1 <<'PYTHON' && pass || fail "worker.py did not answer a tab" webhook.out
+import json
+from websockets.sync.client import connect
+
+with connect("ws://127.0.0.1:8080/ws?user=ann&name=Ann") as tab:
+    tab.send(json.dumps({"type": "message", "text": "hi"}))
+    while (frame := json.loads(tab.recv(timeout=10))).get("text") != "Ann wrote: hi":
+        print(frame)
+PYTHON
+code=$(curl -s -o forged.out -w '%{http_code}' http://127.0.0.1:9000/ -H 'X-Tabcast-Timestamp: 1' -H 'X-Tabcast-Signature: sha256=00' -d '{}')
+[ "$code" = 401 ] && pass || fail "worker.py answers $code to a forged request"
+stop_gateway
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

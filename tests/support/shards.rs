@@ -1,0 +1,104 @@
+//! Shards on threads without a gateway above them, as an embedder of the driver would have them.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+use tabcast::driver::listener::{Answer, AnswerFuture, Edge, HttpLimits};
+use tabcast::driver::shard_thread::LocalShard;
+use tabcast::driver::start::{EdgeFactory, ShardThreads, Start};
+use tabcast::fanout::hub::Hub;
+use tabcast::fanout::session::{Identity, RoomGrant, SessionRef};
+use tabcast::fanout::shard::{Inbound, Opening, Reaction, Wire};
+use tabcast::id::{RoomName, UserId};
+use tabcast::proto::event::{Notice, Timestamp};
+use tabcast::proto::frame::Frame;
+use tabcast::proto::limits::{HubLimits, SessionLimits};
+
+/// Texts are `{"join":"room"}`, answered with a pong.
+struct Joins;
+
+impl Inbound for Joins {
+    fn text(&mut self, _session: &SessionRef, text: &mut [u8]) -> Reaction {
+        let text: serde_json::Value = serde_json::from_slice(text).unwrap();
+        let room = RoomName::parse(text["join"].as_str().unwrap()).unwrap();
+        let pong = || Frame::notice(&Notice::Pong { client_id: None });
+        Reaction::Join { room, ack: Some(pong()), full: pong() }
+    }
+}
+
+/// Every request for `/ws?user=…` becomes that user's session, whatever its headers.
+struct Opens(Rc<LocalShard>);
+
+impl Edge for Opens {
+    fn answer(self: Rc<Self>, request: Request<Incoming>, _peer: SocketAddr) -> AnswerFuture {
+        let user = request.uri().query().and_then(|query| query.strip_prefix("user=")).map(UserId::parse);
+        let Some(Ok(user)) = user else {
+            return Box::pin(std::future::ready(Answer::Respond(Response::new(Full::new(Bytes::from("no session"))))));
+        };
+        let identity = Identity { rooms: RoomGrant::Any, ..Identity::new(user, Timestamp::from_micros(0)) };
+        let answer = match self.0.open(Opening { identity, wire: Wire::WebSocket, expires_in: None }) {
+            Ok(address) => {
+                let head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+                Answer::Session { address, head: head.to_vec() }
+            }
+            Err(error) => Answer::Respond(Response::new(Full::new(Bytes::from(error.to_string())))),
+        };
+        Box::pin(std::future::ready(answer))
+    }
+}
+
+struct Edges;
+
+impl EdgeFactory for Edges {
+    fn inbound(&self, _shard: u16) -> Box<dyn Inbound> {
+        Box::new(Joins)
+    }
+
+    fn edge(&self, local: Rc<LocalShard>) -> Rc<dyn Edge> {
+        Rc::new(Opens(local))
+    }
+}
+
+pub(crate) struct Shards {
+    pub(crate) hub: Arc<Hub>,
+    threads: ShardThreads,
+}
+
+impl Shards {
+    pub(crate) fn start(shards: usize) -> Self {
+        Self::try_start(shards, "127.0.0.1:0".parse().unwrap()).unwrap()
+    }
+
+    pub(crate) fn try_start(shards: usize, listen: SocketAddr) -> std::io::Result<Self> {
+        let sessions = SessionLimits {
+            queue_frames_max: 100_000,
+            queue_bytes_max: 64 << 20,
+            close_timeout: Duration::from_secs(1),
+            ..SessionLimits::default()
+        };
+        let hub = Hub::new(shards, &HubLimits::default(), &sessions);
+        let start =
+            Start { listen, own_file_tables: false, sessions, http: HttpLimits::default(), bytes_budget: 256 << 20 };
+        let factory: Arc<dyn EdgeFactory> = Arc::new(Edges);
+        let threads = ShardThreads::start(&hub, &start, &factory)?;
+        Ok(Self { hub, threads })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.threads.address()
+    }
+
+    pub(crate) fn drain(self, spread: Duration, deadline: Duration) -> usize {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(self.threads.drain(spread, deadline))
+    }
+}

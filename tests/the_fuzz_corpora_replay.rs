@@ -1,0 +1,46 @@
+//! What the fuzzers have learnt is run again by every test run, through the same bodies.
+
+use std::path::Path;
+
+#[path = "../fuzz/bodies/channel_id.rs"]
+mod channel_id;
+#[path = "../fuzz/bodies/inbound.rs"]
+mod inbound;
+#[path = "../fuzz/bodies/json_writer.rs"]
+mod json_writer;
+#[path = "../fuzz/bodies/websocket_reader.rs"]
+mod websocket_reader;
+
+fn replay(target: &str, run: fn(&[u8])) {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let mut count = 0;
+    for entry in std::fs::read_dir(&corpus).expect("the corpus is committed") {
+        let path = entry.expect("a readable directory").path();
+        let bytes = std::fs::read(&path).expect("a readable file");
+        // Named before it runs: a failure shows which one it was.
+        println!("{}", path.display());
+        run(&bytes);
+        count += 1;
+    }
+    assert!(count >= 5, "{} has {count} entries", corpus.display());
+}
+
+#[test]
+fn channel_ids_replay() {
+    replay("channel_id", channel_id::run);
+}
+
+#[test]
+fn inbound_frames_replay() {
+    replay("inbound", inbound::run);
+}
+
+#[test]
+fn the_json_writer_replays() {
+    replay("json_writer", json_writer::run);
+}
+
+#[test]
+fn the_websocket_reader_replays() {
+    replay("websocket_reader", websocket_reader::run);
+}
