@@ -287,11 +287,12 @@ class WebhookHandler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         refuse, self.server.refuse = self.server.refuse > 0, self.server.refuse - 1
+        # Before the answer: the next request may come over another connection, to another thread.
+        if not refuse:
+            self.server.got.put((self.headers, body))
         self.send_response(503 if refuse else 204)
         self.send_header("Content-Length", "0")
         self.end_headers()
-        if not refuse:
-            self.server.got.put((self.headers, body))
 
     def log_message(self, *_):
         pass
