@@ -4,20 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::utf8_percent_encode;
 
 use crate::id::{ChannelId, MessageId, RequestId};
 use crate::platform::adapter::{BotIdentity, BoxFuture, OutgoingFile, Outlet, PlatformAdapter, SendError, StreamError};
 use crate::platform::message::IncomingMessage;
 use crate::platform::view::check_buttons;
 use crate::proto::delivery::{Delivery, Nobody};
-use crate::proto::event::{Button, EndReason, Event};
+use crate::proto::event::{Button, EndReason, Event, FILENAME_SEGMENT};
 
 /// The media type of a file whose sender named none.
 pub const DEFAULT_MIMETYPE: &str = "application/octet-stream";
-
-/// All but RFC 3986's unreserved characters: a filename is one path segment, whatever is in it.
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// What came of an outbound call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,7 +193,7 @@ impl<O: Outlet> WebChat<O> {
 /// The URL of a file, `webchat://file/{id}/{filename}`, the filename percent-encoded but for letters, digits and `-._~`.
 #[must_use]
 pub fn file_url(id: MessageId, filename: &str) -> String {
-    format!("webchat://file/{id}/{}", utf8_percent_encode(filename, SEGMENT))
+    format!("webchat://file/{id}/{}", utf8_percent_encode(filename, FILENAME_SEGMENT))
 }
 
 impl<O: Outlet> PlatformAdapter for WebChat<O> {

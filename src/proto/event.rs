@@ -2,7 +2,13 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
+
 use crate::id::MessageId;
+
+/// What is percent-encoded in a filename: all but RFC 3986's unreserved characters, so that it is one path segment,
+/// whatever is in it.
+pub(crate) const FILENAME_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The most buttons that one message may carry.
 pub const BUTTONS_MAX: usize = 25;
