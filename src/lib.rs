@@ -28,7 +28,7 @@
 //! | module | its one job | feature |
 //! |---|---|---|
 //! | [`id`] | channel, user, request and message ids: parsed once, then types | |
-//! | [`proto`] | pure bytes: what is published, its JSON, its wire forms, RFC 6455, event-stream lines, why sessions end, every limit | |
+//! | [`proto`] | pure bytes: what is published, its JSON, its wire forms, RFC 6455, event-stream lines, OpenAI chunks, why sessions end, every limit | |
 //! | [`metrics`] | counters, gauges and histograms: a set a shard, summed when somebody asks | |
 //! | [`platform`] | the adapter trait and WebChat: calls into events, clients' text into commands; the worker's queue | |
 //! | [`fanout`] | who is connected and where, frames into sessions, slow consumers, heartbeats | |

@@ -1,9 +1,11 @@
 //! Pure bytes: what is published, its JSON, its wire forms, RFC 6455, event-stream lines, and why sessions end.
 //!
 //! An [`event`] is what an application says; its [`json`] is written straight into a [`frame`], which holds the form of
-//! every wire ([`websocket`], [`sse`]) in one allocation. [`delivery`] is what became of it, [`disconnect`] why a
-//! session ended, and [`limits`] how much of all this there may be.
+//! every wire ([`websocket`], [`sse`]) in one allocation. A [`completion`] makes an OpenAI-style answer of the frames of
+//! one stream. [`delivery`] is what became of a frame, [`disconnect`] why a session ended, and [`limits`] how much of all
+//! this there may be.
 
+pub mod completion;
 pub mod delivery;
 pub mod disconnect;
 pub mod event;

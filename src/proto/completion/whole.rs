@@ -1,0 +1,137 @@
+//! The answer to a request without `stream`: final texts, collected.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::render::{BLANK_LINE, LINE_BREAK, button_lines, file_link};
+use super::text::{count, text};
+use super::{CompletionHead, REMEMBERED_MESSAGES_MAX, end_reason, usage};
+use crate::proto::event::EndReason;
+use crate::proto::frame::{Frame, Kind};
+
+/// A message and what follows it up to the next one.
+#[derive(Debug)]
+struct Part {
+    /// Whose text counts: the message, or its last edit.
+    text: Frame,
+    /// Its buttons, a line each, escaped.
+    list: Vec<u8>,
+    /// The links of the files behind it, joined, escaped.
+    links: Vec<u8>,
+}
+
+impl Part {
+    fn append_to(&self, content: &mut Vec<u8>) {
+        let text = text(&self.text).unwrap_or_default();
+        let line_break = if text.is_empty() || self.list.is_empty() { &[][..] } else { LINE_BREAK };
+        join(content, &[text, line_break, &self.list]);
+        join(content, &[&self.links]);
+    }
+}
+
+/// Appends the pieces of one part, behind an empty line if it is not the first; a part without bytes is none.
+fn join(content: &mut Vec<u8>, pieces: &[&[u8]]) {
+    if pieces.iter().all(|piece| piece.is_empty()) {
+        return;
+    }
+    if !content.is_empty() {
+        content.extend_from_slice(BLANK_LINE);
+    }
+    for piece in pieces {
+        content.extend_from_slice(piece);
+    }
+}
+
+/// One answer in one piece: frames in, a body out.
+///
+/// Its content is the final texts of the messages, files and lists of buttons, in order, with an empty line between
+/// them. Of one answer the newest [`REMEMBERED_MESSAGES_MAX`] messages can be edited, as in a stream. How much it may
+/// hold is the caller's to bound, by [`bytes`](Self::bytes).
+#[derive(Debug)]
+pub struct WholeCompletion {
+    files_url: Arc<str>,
+    /// What can change no more, joined and escaped.
+    settled: Vec<u8>,
+    parts: VecDeque<Part>,
+    has_forgotten: bool,
+    ending: Option<EndReason>,
+}
+
+impl WholeCompletion {
+    /// An answer of which nothing has come yet. `files_url` is that of its [`CompletionHead`].
+    #[must_use]
+    pub const fn new(files_url: Arc<str>) -> Self {
+        Self { files_url, settled: Vec::new(), parts: VecDeque::new(), has_forgotten: false, ending: None }
+    }
+
+    /// Takes what `frame` says. After its end nothing is taken any more.
+    pub fn handle(&mut self, frame: &Frame) {
+        if self.ending.is_some() {
+            return;
+        }
+        match frame.kind() {
+            Kind::Message | Kind::Buttons => self.message(frame),
+            Kind::Edit => self.edit(frame),
+            Kind::File => {
+                let Some(link) = file_link(frame, &self.files_url) else { return };
+                join(self.parts.back_mut().map_or(&mut self.settled, |part| &mut part.links), &[&link]);
+            }
+            Kind::End => self.ending = Some(end_reason(frame)),
+            _ => {}
+        }
+    }
+
+    /// Why it has ended, once it has.
+    #[must_use]
+    pub const fn ending(&self) -> Option<EndReason> {
+        self.ending
+    }
+
+    /// The memory that it holds, in bytes, with the frames that it keeps.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let parts = self.parts.iter().map(|part| part.text.bytes() + part.list.capacity() + part.links.capacity());
+        self.settled.capacity() + self.parts.capacity() * size_of::<Part>() + parts.sum::<usize>()
+    }
+
+    /// The body of the answer; usage counts are estimates.
+    #[must_use]
+    pub fn to_json(&self, head: &CompletionHead) -> Vec<u8> {
+        let mut content = self.settled.clone();
+        for part in &self.parts {
+            part.append_to(&mut content);
+        }
+        let usage = usage(head.prompt_tokens, count(&content));
+        let mut body = head.front("chat.completion");
+        body.reserve(content.len() + 256);
+        body.extend_from_slice(b"{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"");
+        body.extend_from_slice(&content);
+        body.extend_from_slice(b"\"},\"logprobs\":null,\"finish_reason\":\"stop\"}],");
+        body.extend_from_slice(usage.as_bytes());
+        body.push(b'}');
+        body
+    }
+
+    fn message(&mut self, frame: &Frame) {
+        if frame.message_id().is_none() || text(frame).is_none() {
+            return;
+        }
+        if self.parts.len() == REMEMBERED_MESSAGES_MAX
+            && let Some(oldest) = self.parts.pop_front()
+        {
+            oldest.append_to(&mut self.settled);
+            self.has_forgotten = true;
+        }
+        let list = if frame.kind() == Kind::Buttons { button_lines(frame.json()) } else { Vec::new() };
+        self.parts.push_back(Part { text: frame.clone(), list, links: Vec::new() });
+    }
+
+    fn edit(&mut self, frame: &Frame) {
+        let (Some(id), Some(_)) = (frame.message_id(), text(frame)) else { return };
+        match self.parts.iter_mut().rev().find(|part| part.text.message_id() == Some(id)) {
+            Some(part) => part.text = frame.clone(),
+            None if !self.has_forgotten => self.message(frame),
+            None => {}
+        }
+    }
+}
