@@ -53,12 +53,13 @@ pub struct IncomingMessage {
 }
 
 impl IncomingMessage {
-    /// Bytes that it holds: its texts and attachments. What a queue of messages is bounded by.
+    /// Bytes that it holds: its texts, attachments and `extra`. What a queue of messages is bounded by.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let files = self.attachments.iter().map(|file| file.filename.len() + file.mimetype.len() + file.data.len());
         let texts = [&self.platform, &self.channel_id, &self.user_id, &self.user_name, &self.text, &self.channel_name];
-        size_of::<Self>() + files.sum::<usize>() + texts.into_iter().map(String::len).sum::<usize>()
+        let extra = object_bytes(&self.extra);
+        size_of::<Self>() + files.sum::<usize>() + texts.into_iter().map(String::len).sum::<usize>() + extra
     }
 
     /// The envelope that workers outside this process read: one JSON object with the names of the inbound stream.
@@ -104,6 +105,26 @@ impl IncomingMessage {
     }
 }
 
+/// A node of the tree that an object is: room for eleven entries, whatever it has.
+const OBJECT_NODE_BYTES: usize = 11 * (size_of::<String>() + size_of::<Value>());
+
+/// What an object holds beside its own value; of many entries about half the room may be empty.
+fn object_bytes(object: &Map<String, Value>) -> usize {
+    let entries = object.iter().map(|(key, value)| key.len() + value_bytes(value));
+    let nodes = object.len().div_ceil(6);
+    nodes * OBJECT_NODE_BYTES + entries.sum::<usize>()
+}
+
+/// What a value holds beside itself. As deep as the parser that made it allowed.
+fn value_bytes(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.capacity(),
+        Value::Array(items) => items.capacity() * size_of::<Value>() + items.iter().map(value_bytes).sum::<usize>(),
+        Value::Object(object) => object_bytes(object),
+    }
+}
+
 #[derive(serde::Serialize)]
 struct Envelope<'m> {
     channel_key: &'m str,
@@ -139,10 +160,9 @@ struct AttachmentJson<'m> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_envelope_has_the_names_of_the_inbound_stream() {
+    fn message() -> IncomingMessage {
         let id = MessageId::parse("00000000-0000-4000-8000-000000000001").unwrap();
-        let message = IncomingMessage {
+        IncomingMessage {
             platform: "webchat".to_owned(),
             channel_id: "room:lobby".to_owned(),
             user_id: "u".to_owned(),
@@ -162,7 +182,12 @@ mod tests {
             reactions: Vec::new(),
             unified_user_id: None,
             user_aliases: vec!["x".to_owned()],
-        };
+        }
+    }
+
+    #[test]
+    fn the_envelope_has_the_names_of_the_inbound_stream() {
+        let message = message();
         let json = String::from_utf8(message.to_json("t", Timestamp::from_micros(2_000_000))).unwrap();
         let expected = concat!(
             r#"{"channel_key":"room:lobby","platform":"webchat","channel_id":"room:lobby","user_id":"u","#,
@@ -176,5 +201,17 @@ mod tests {
         let private = IncomingMessage { channel_id: "webchat:u".to_owned(), reply_to_id: None, ..message };
         let json: Value = serde_json::from_slice(&private.to_json("t", Timestamp::from_micros(0))).unwrap();
         assert_eq!((&json["is_dm"], &json["room_name"], &json["reply_to"]), (&true.into(), &Value::Null, &Value::Null));
+    }
+
+    #[test]
+    fn what_extra_holds_is_counted() {
+        let bare = message().bytes();
+        let with_extra = |extra: Value| {
+            let extra = extra.as_object().unwrap().clone();
+            IncomingMessage { extra, ..message() }.bytes() - bare
+        };
+        // One node for each small object, however little is in it; a long text by its length.
+        assert!(with_extra(serde_json::json!({"a": [{}, {"b": 1}]})) > 2 * 500);
+        assert!((100_000..110_000).contains(&with_extra(serde_json::json!({"a": "x".repeat(100_000)}))));
     }
 }
