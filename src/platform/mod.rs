@@ -2,12 +2,14 @@
 //!
 //! Outwards, a bot calls the [`adapter`]'s methods; [`webchat`] makes events of them and gives them to an
 //! [`Outlet`](adapter::Outlet), which the engine is. Inwards, [`inbound`] makes commands of what a browser says, and
-//! [`dispatch`] is the queue from which a worker gets each [`message`]. Nothing here knows what a tab is.
+//! [`openai`] requests of what an API client says; [`dispatch`] is the queue from which a worker gets each [`message`].
+//! Nothing here knows what a tab is.
 
 pub mod adapter;
 pub mod dispatch;
 pub mod inbound;
 pub mod message;
+pub mod openai;
 #[cfg(test)]
 pub(crate) mod recording;
 pub mod view;
