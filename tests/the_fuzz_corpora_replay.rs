@@ -4,10 +4,14 @@ use std::path::Path;
 
 #[path = "../fuzz/bodies/channel_id.rs"]
 mod channel_id;
+#[path = "../fuzz/bodies/completion.rs"]
+mod completion;
 #[path = "../fuzz/bodies/inbound.rs"]
 mod inbound;
 #[path = "../fuzz/bodies/json_writer.rs"]
 mod json_writer;
+#[path = "../fuzz/bodies/openai_request.rs"]
+mod openai_request;
 #[path = "../fuzz/bodies/websocket_reader.rs"]
 mod websocket_reader;
 
@@ -31,6 +35,11 @@ fn channel_ids_replay() {
 }
 
 #[test]
+fn completions_replay() {
+    replay("completion", completion::run);
+}
+
+#[test]
 fn inbound_frames_replay() {
     replay("inbound", inbound::run);
 }
@@ -38,6 +47,11 @@ fn inbound_frames_replay() {
 #[test]
 fn the_json_writer_replays() {
     replay("json_writer", json_writer::run);
+}
+
+#[test]
+fn openai_requests_replay() {
+    replay("openai_request", openai_request::run);
 }
 
 #[test]
