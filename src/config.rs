@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::id::UserId;
-use crate::proto::limits::SessionLimits;
+use crate::proto::limits::{FileLimits, SessionLimits};
 
 mod check;
 mod error;
@@ -253,6 +253,13 @@ settings! {
     batch_line_bytes_max: usize = 2 << 20;
     /// Bytes of one file that a worker sends, decoded. Default 16MiB.
     file_bytes_max: usize = 16 << 20;
+    /// Bytes of files that are kept so that their links resolve, with their names. Default 64MiB; 0 keeps none. Past
+    /// it the oldest go; a file larger than the whole is not kept. What is still being fetched counts.
+    files_bytes_max: usize = FileLimits::default().bytes_max;
+    /// Files that are kept. Default 10000. Each costs up to 256 bytes beside its own.
+    files_max: usize = FileLimits::default().files_max;
+    /// How long a file is kept. Default 1h. Memory is bounded without it.
+    files_time: Duration = FileLimits::default().time;
     /// Answers that are remembered for 10 minutes by Idempotency-Key. Default 10000. They cost 1 KiB each at most,
     /// all together: past the count or the bytes the oldest are forgotten.
     idempotency_keys_max: usize = 10_000;
@@ -345,6 +352,12 @@ impl Settings {
     #[must_use]
     pub fn webhook_message_timeout(&self) -> Duration {
         self.webhook_timeout.saturating_add(self.webhook_backoff_max).saturating_mul(self.webhook_attempts_max)
+    }
+
+    /// The limits of the files that are kept.
+    #[must_use]
+    pub fn file_limits(&self) -> FileLimits {
+        FileLimits { bytes_max: self.files_bytes_max, files_max: self.files_max, time: self.files_time }
     }
 
     /// The limits of sessions; `message_bytes_max` is raised so that an attachment fits.

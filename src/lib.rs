@@ -61,6 +61,9 @@
 //! - A session that is behind never delays another. Its typing signs are replaced or dropped; its edits are replaced by
 //!   newer ones of the same message; an ordered frame is never dropped silently: the session is ended with
 //!   [`SlowConsumer`](proto::disconnect::Disconnect::SlowConsumer).
+//! - A file is also kept for a while on the node where it was published, in memory and within
+//!   [`FileLimits`](proto::limits::FileLimits), so that its URL resolves: [`Engine::open_file`](engine::Engine::open_file),
+//!   and `GET /files/{id}/{filename}` of the gateway. It is there before its frame is; a file that was refused has none.
 //! - A full inbox is an overloaded node, not a slow peer: the publish waits up to a deadline and is then refused with
 //!   [`Overloaded`](proto::delivery::PublishError::Overloaded), nothing having been posted anywhere.
 //! - A person's message is acked once the worker's queue has a place for it. In-process handlers get it at most once;

@@ -124,6 +124,7 @@ impl Settings {
             ("http_connections_max", self.http_connections_max),
             ("batch_lines_max", self.batch_lines_max),
             ("batch_line_bytes_max", self.batch_line_bytes_max),
+            ("files_max", self.files_max),
             ("worker_queue_max", self.worker_queue_max),
             ("webhook_in_flight_max", self.webhook_in_flight_max),
             ("bad_frames_max", usize::from(self.bad_frames_max)),
@@ -162,6 +163,7 @@ impl Settings {
             ensure(time <= Duration::from_secs(3600), name, "must be at most 1h")?;
         }
         ensure(self.publish_deadline <= Duration::from_secs(60), "publish_deadline", "must be at most 1m")?;
+        ensure(self.files_time >= Duration::from_secs(1), "files_time", "must be at least 1s")?;
         ensure(self.token_leeway <= LEEWAY_MAX, "token_leeway", "must be at most 10m")?;
         let backoff = "must be at least webhook_backoff_min";
         ensure(self.webhook_backoff_max >= self.webhook_backoff_min, "webhook_backoff_max", backoff)?;
@@ -308,6 +310,8 @@ mod tests {
         check("worker_queue_bytes_max = '1MiB'", "worker_queue_bytes_max");
         check("tabs_per_user_max = 0", "tabs_per_user_max");
         check("bad_frames_max = 0", "bad_frames_max");
+        check("files_max = 0", "files_max");
+        check("files_time = '999ms'", "files_time");
         check("header_bytes_max = 100", "header_bytes_max");
         check("heartbeat_interval = '1ms'", "heartbeat_interval");
         check("header_timeout = '2h'", "header_timeout");
@@ -326,6 +330,7 @@ mod tests {
         check("token_keys = ['kid=a,alg=HS256,secret=1', 'kid=a,alg=HS256,secret=2']", "token_keys");
         assert!(load("allowed_origins = ['https://example.org:8443', '*']").is_ok());
         assert!(load("public_url = 'https://example.org/chat/'").is_ok());
+        assert!(load("files_bytes_max = 0\nfiles_time = '1y'").is_ok());
         assert!(load("worker = 'webhook'\nwebhook_url = 'http://127.0.0.1:9/hook?x=1'").is_ok());
     }
 

@@ -14,6 +14,8 @@ const HTTP_BUFFERS_BYTES: u64 = 16 << 10;
 pub(crate) const IDEMPOTENCY_BYTES: usize = 1 << 10;
 /// A remembered client id with its user and message id.
 const CLIENT_ID_BYTES: u64 = 640;
+/// A kept file beside its bytes and names: its places in the store, and what counts its readers.
+const KEPT_FILE_BYTES: u64 = 256;
 /// A shard's stack, its runtime, and its pools of buffers and queue blocks.
 const SHARD_BYTES: u64 = 8 << 20;
 /// Code, main's stack, the control runtime, the page and the keys.
@@ -42,6 +44,10 @@ impl Settings {
             ("incomplete messages, and those between tabs and queue: 2 × inbound_bytes_max", term(2, inbound)),
             ("worker's queue: worker_queue_bytes_max", self.worker_queue_bytes_max as u64),
             ("request bodies: bodies_bytes_max", self.bodies_bytes_max as u64),
+            (
+                "files: files_bytes_max + files_max × 256 B",
+                term(self.files_max, KEPT_FILE_BYTES).saturating_add(self.files_bytes_max as u64),
+            ),
             (
                 "connections: http_connections_max × (header_bytes_max + 16 KiB)",
                 term(self.http_connections_max, head.saturating_add(HTTP_BUFFERS_BYTES)),
@@ -73,6 +79,8 @@ mod tests {
             ("inbound_bytes_max = '65MiB'", 2 << 20),
             ("worker_queue_bytes_max = '65MiB'", 1 << 20),
             ("bodies_bytes_max = '129MiB'", 1 << 20),
+            ("files_bytes_max = '65MiB'", 1 << 20),
+            ("files_max = 10_001", 256),
             ("http_connections_max = 1025", 32 << 10),
             ("idempotency_keys_max = 10_001", 1 << 10),
             ("client_ids_max = 100_001", 640),

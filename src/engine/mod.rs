@@ -1,7 +1,8 @@
 //! The engine: what an embedder holds. It encodes an event once, posts it to the shards that need it, and offers it
-//! to the other nodes.
+//! to the other nodes. It keeps files for a while, so that their links resolve.
 
 pub mod client;
+pub mod files;
 pub mod intake;
 
 use std::future::{Future, poll_fn};
@@ -15,17 +16,19 @@ use smallvec::SmallVec;
 
 use crate::broker::memory::MemoryBroker;
 use crate::broker::{Broker, NodeId, Peer};
+use crate::engine::files::{FileStore, StoredFile};
 use crate::fanout::hub::{Full, Hub};
 use crate::fanout::mailbox::{Mailbox, OpenError};
 use crate::fanout::session::Address;
-use crate::id::{ChannelId, RequestId, UserId};
+use crate::id::{ChannelId, MessageId, RequestId, UserId};
 use crate::metrics::{EncodeKind, Metrics, PublishOutcome};
 use crate::platform::adapter::{OutgoingFile, Outlet, StreamError};
+use crate::platform::webchat::parse_file_url;
 use crate::proto::delivery::{Delivery, PublishError};
 use crate::proto::disconnect::Disconnect;
 use crate::proto::event::{Event, Timestamp};
 use crate::proto::frame::{Frame, Kind};
-use crate::proto::limits::{HubLimits, SessionLimits};
+use crate::proto::limits::{FileLimits, HubLimits, SessionLimits};
 
 /// Files from this many bytes on are encoded on a thread of their own.
 const ENCODE_APART_BYTES: usize = 128 << 10;
@@ -42,6 +45,8 @@ pub struct EngineSettings {
     pub sessions: SessionLimits,
     /// Limits of everything else.
     pub hub: HubLimits,
+    /// Limits of the files that are kept.
+    pub files: FileLimits,
     /// How long a publish waits for room before it is refused as overloaded. Default 1 s.
     pub publish_deadline: Duration,
 }
@@ -52,6 +57,7 @@ impl Default for EngineSettings {
             shards: std::thread::available_parallelism().map_or(1, usize::from),
             sessions: SessionLimits::default(),
             hub: HubLimits::default(),
+            files: FileLimits::default(),
             publish_deadline: Duration::from_secs(1),
         }
     }
@@ -86,6 +92,7 @@ struct Inner {
     hub: Arc<Hub>,
     broker: Arc<dyn Broker>,
     node: NodeId,
+    files: Arc<FileStore>,
     settings: EngineSettings,
     // Keeps the node on its broker for as long as the engine lives.
     _peer: Arc<dyn Peer>,
@@ -132,7 +139,8 @@ impl Engine {
         let hub = Hub::new(settings.shards, &settings.hub, &settings.sessions);
         let peer: Arc<dyn Peer> = Arc::new(LocalPeer(Arc::clone(&hub)));
         let node = broker.attach(&peer);
-        Self { inner: Arc::new(Inner { hub, broker, node, settings, _peer: peer }) }
+        let files = Arc::new(FileStore::new(settings.files.clone()));
+        Self { inner: Arc::new(Inner { hub, broker, node, files, settings, _peer: peer }) }
     }
 
     /// Where frames go in: the registry and the shards' inboxes.
@@ -157,6 +165,36 @@ impl Engine {
     #[must_use]
     pub fn is_online(&self, user: &UserId) -> bool {
         self.inner.hub.registry().is_online(user) || self.inner.broker.is_online_elsewhere(self.inner.node, user)
+    }
+
+    /// A file that was published on this node by [`Outlet::publish_file`], for as long as it is kept.
+    #[must_use]
+    pub fn file(&self, id: MessageId) -> Option<Arc<StoredFile>> {
+        self.inner.files.find(id, self.now())
+    }
+
+    /// The same by the URL that the adapter returned: its name must be the file's too.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use tabcast::engine::{Engine, EngineSettings};
+    /// use tabcast::id::ChannelId;
+    /// use tabcast::platform::adapter::{BotIdentity, PlatformAdapter};
+    /// use tabcast::platform::webchat::WebChat;
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// let bot = WebChat::new(Arc::new(Engine::new(EngineSettings::default())), BotIdentity::default());
+    /// let url = bot.send_file(&ChannelId::parse("ann")?, "Hi!".into(), "a b.txt", Some("text/plain")).await?;
+    /// assert_eq!(bot.outlet().open_file(&url).ok_or("no file")?.data, "Hi!");
+    /// assert!(bot.outlet().open_file(&url.replace("a%20b.txt", "c.txt")).is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn open_file(&self, url: &str) -> Option<Arc<StoredFile>> {
+        let (id, filename) = parse_file_url(url)?;
+        self.file(id).filter(|file| *file.filename == *filename)
     }
 
     /// Ends all of a user's sessions on this node with `ending`, after what they have queued. Returns how many.
@@ -297,20 +335,26 @@ impl Outlet for Engine {
         if bytes > bytes_max {
             return self.count(Err(PublishError::TooLarge { bytes, bytes_max }));
         }
-        let encode = {
+        let prepare = {
             let (engine, channel) = (self.clone(), channel.clone());
             move || {
                 let OutgoingFile { id, filename, mimetype, data, timestamp } = &file;
-                engine.encode(&channel, &Event::File { id: *id, filename, mimetype, data, timestamp: *timestamp })
+                let event = Event::File { id: *id, filename, mimetype, data, timestamp: *timestamp };
+                let frame = engine.encode(&channel, &event)?;
+                Ok((frame, engine.inner.files.keep(&file, engine.now())))
             }
         };
-        let frame = if bytes < ENCODE_APART_BYTES {
-            encode()?
+        let (frame, keeping) = if bytes < ENCODE_APART_BYTES {
+            prepare()?
         } else {
             // It ends only by its own return, or with the process.
-            tokio::task::spawn_blocking(encode).await.map_err(|_| PublishError::Closed)??
+            tokio::task::spawn_blocking(prepare).await.map_err(|_| PublishError::Closed)??
         };
-        self.post(channel, frame).await
+        let delivery = self.post(channel, frame).await?;
+        if let Some(keeping) = keeping {
+            keeping.published();
+        }
+        Ok(delivery)
     }
 
     fn open_stream(&self, request: &RequestId) -> Result<Mailbox, StreamError> {

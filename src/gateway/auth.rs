@@ -41,7 +41,7 @@ use token::Tokens;
 /// Which keys open a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RouteClass {
-    /// `/`, `/tabcast.js`, `/healthz`, `/readyz`, and `OPTIONS`: nobody is asked for a key.
+    /// `/`, `/tabcast.js`, `/healthz`, `/readyz`, `/files/…`, and `OPTIONS`: nobody is asked for a key.
     Public,
     /// `/ws`, `/events`: a user's token.
     User,

@@ -26,6 +26,7 @@ use crate::fanout::shard::Inbound;
 use crate::gateway::api::{Api, ApiRequest};
 use crate::gateway::auth::{Keys, RequestHead, RouteClass};
 use crate::gateway::body::BodyLimits;
+use crate::gateway::files;
 use crate::gateway::metrics_text::{self, MetricsText};
 use crate::gateway::pages::Pages;
 use crate::gateway::response::{Answered, draining, error, finish, json, method_not_allowed, refused, typed};
@@ -151,6 +152,9 @@ impl ShardEdge {
             "/metrics" => self.metrics(),
             "/api/users" => self.users(),
             _ if let Some(user) = path.strip_prefix("/api/users/") => self.user(user, request.method()).await,
+            _ if let Some(file) = path.strip_prefix("/files/") => {
+                files::answer(&self.gateway.engine, file, request.method(), request.headers())
+            }
             _ if Api::<Engine>::has(path) => self.api(request, asked).await,
             _ => error(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path"),
         }

@@ -4,6 +4,7 @@ pub mod api;
 pub mod auth;
 mod body;
 mod edge;
+mod files;
 pub mod metrics_text;
 mod pages;
 mod response;

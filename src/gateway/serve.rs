@@ -222,8 +222,8 @@ fn engine_settings(settings: &Settings) -> EngineSettings {
         inbound_bytes_max: settings.inbound_bytes_max,
         ..HubLimits::default()
     };
-    let sessions = settings.session_limits();
-    EngineSettings { shards: settings.shards, sessions, hub, publish_deadline: settings.publish_deadline }
+    let (sessions, files) = (settings.session_limits(), settings.file_limits());
+    EngineSettings { shards: settings.shards, sessions, hub, files, publish_deadline: settings.publish_deadline }
 }
 
 fn bot(settings: &Settings) -> BotIdentity {

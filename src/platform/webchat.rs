@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use percent_encoding::utf8_percent_encode;
+use percent_encoding::{percent_decode_str, utf8_percent_encode};
 
 use crate::id::{ChannelId, MessageId, RequestId};
 use crate::platform::adapter::{BotIdentity, BoxFuture, OutgoingFile, Outlet, PlatformAdapter, SendError, StreamError};
@@ -15,6 +15,9 @@ use crate::proto::event::{Button, EndReason, Event, FILENAME_SEGMENT};
 
 /// The media type of a file whose sender named none.
 pub const DEFAULT_MIMETYPE: &str = "application/octet-stream";
+
+/// How the URLs of files begin.
+const FILE_URL: &str = "webchat://file/";
 
 /// What came of an outbound call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,7 +196,40 @@ impl<O: Outlet> WebChat<O> {
 /// The URL of a file, `webchat://file/{id}/{filename}`, the filename percent-encoded but for letters, digits and `-._~`.
 #[must_use]
 pub fn file_url(id: MessageId, filename: &str) -> String {
-    format!("webchat://file/{id}/{}", utf8_percent_encode(filename, FILENAME_SEGMENT))
+    format!("{FILE_URL}{id}/{}", utf8_percent_encode(filename, FILENAME_SEGMENT))
+}
+
+/// The same file's path on a gateway, `/files/{id}/{filename}`: below `public_url` it is a link for people.
+#[must_use]
+pub fn file_path(id: MessageId, filename: &str) -> String {
+    format!("/files/{id}/{}", utf8_percent_encode(filename, FILENAME_SEGMENT))
+}
+
+/// Reads what [`file_url`] writes: the file's id and its name, decoded. A name is only ever compared: it may be `..`,
+/// or have slashes that were encoded.
+///
+/// `None`: another scheme, no message id, or a name that is not UTF-8 or not one segment.
+///
+/// ```
+/// use tabcast::id::MessageId;
+/// use tabcast::platform::webchat::{file_url, parse_file_url};
+///
+/// let id = MessageId::random();
+/// assert_eq!(parse_file_url(&file_url(id, "100 %.png")), Some((id, "100 %.png".to_owned())));
+/// ```
+#[must_use]
+pub fn parse_file_url(url: &str) -> Option<(MessageId, String)> {
+    parse_file_segments(url.strip_prefix(FILE_URL)?)
+}
+
+/// Reads `{id}/{filename}`, which a file's URL and its path on a gateway both end with.
+pub(crate) fn parse_file_segments(segments: &str) -> Option<(MessageId, String)> {
+    let (id, filename) = segments.split_once('/')?;
+    if filename.contains(['/', '?', '#']) {
+        return None;
+    }
+    let filename = percent_decode_str(filename).decode_utf8().ok()?;
+    Some((MessageId::parse(id).ok()?, filename.into_owned()))
 }
 
 impl<O: Outlet> PlatformAdapter for WebChat<O> {
@@ -410,6 +446,32 @@ mod tests {
         assert_eq!(now(chat.send_with_buttons(&u, "x", &[])), Err(expected.clone()));
         assert_eq!(now(chat.edit_message(&u, MessageId::random(), "x")), Err(expected.clone()));
         assert_eq!(now(chat.send_file(&u, Bytes::new(), "x", None)), Err(expected));
+    }
+
+    #[test]
+    fn the_url_of_a_file_can_be_read_again() {
+        let id = MessageId::parse("6c84fb90-12c4-41e1-840d-7b25c5ee7750").unwrap();
+        for name in ["a.png", "", "..", "../../etc/passwd", "a\0\r\n\"b", "日本 100%?#.txt", "%2e%2E"] {
+            assert_eq!(parse_file_url(&file_url(id, name)), Some((id, name.to_owned())), "{name:?}");
+            assert_eq!(file_path(id, name), file_url(id, name).replace("webchat://file/", "/files/"));
+        }
+        let check = |url: &str, expected: Option<&str>| {
+            let url = url.replace("$ID", "6C84FB90-12C4-41E1-840D-7B25C5EE7750");
+            assert_eq!(parse_file_url(&url), expected.map(|name| (id, name.to_owned())), "{url}");
+        };
+        check("webchat://file/$ID/a%2fb", Some("a/b"));
+        check("webchat://file/$ID/a b", Some("a b"));
+        for bad in
+            ["", "a%ff", "webchat://file/$ID", "webchat://file//a", "webchat://file/x/a", "webchat://files/$ID/a"]
+        {
+            check(bad, None);
+        }
+        for name in ["a/b", "a/", "/a", "a?b", "a#b", "%ff", "../a"] {
+            check(&format!("webchat://file/$ID/{name}"), None);
+        }
+        for scheme in ["http", "WEBCHAT", " webchat"] {
+            check(&format!("{scheme}://file/$ID/a"), None);
+        }
     }
 
     #[test]

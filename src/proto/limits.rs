@@ -1,4 +1,4 @@
-//! Every limit of a session and of a frame, with its unit and default, in one place.
+//! Every limit of a session, of a frame and of a file, with its unit and default, in one place.
 
 use std::time::Duration;
 
@@ -87,5 +87,23 @@ impl HubLimits {
     pub const fn frame_bytes_max(&self) -> usize {
         const ROOM: usize = 64 << 10;
         self.file_bytes_max.div_ceil(3).saturating_mul(4).saturating_add(ROOM)
+    }
+}
+
+/// How much of what workers sent is kept, so that the links of files resolve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileLimits {
+    /// Bytes of all files, with their names and types; what is still read counts although it is no longer kept.
+    /// Default 64 MiB; 0 keeps none. Past it the oldest go; a file larger than the whole is not kept.
+    pub bytes_max: usize,
+    /// Files. Default 10,000. Past it the oldest go. Each costs up to 256 bytes beside its own.
+    pub files_max: usize,
+    /// How long a file is kept. Default 1 h. Memory is bounded without it.
+    pub time: Duration,
+}
+
+impl Default for FileLimits {
+    fn default() -> Self {
+        Self { bytes_max: 64 << 20, files_max: 10_000, time: Duration::from_secs(3600) }
     }
 }
