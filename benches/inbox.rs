@@ -29,7 +29,7 @@ fn hub(shards: usize) -> Arc<Hub> {
 fn shard(hub: &Arc<Hub>, index: u16) -> Shard {
     let mut shard = Shard::new(Arc::clone(hub), index, SessionLimits::default(), usize::MAX, now());
     let identity = Identity::new(UserId::parse("u").expect("a legal id"), Timestamp::from_micros(1));
-    shard.open(Opening { identity, wire: Wire::WebSocket, expires_in: None }).expect("there is room");
+    shard.open(Opening::new(identity, Wire::WebSocket), |_| None).expect("there is room");
     shard
 }
 

@@ -15,7 +15,7 @@ use tabcast::proto::limits::{HubLimits, SessionLimits};
 
 fn opening(user: &UserId) -> Opening {
     let identity = Identity::new(user.clone(), Timestamp::from_micros(1));
-    Opening { identity, wire: Wire::WebSocket, expires_in: None }
+    Opening::new(identity, Wire::WebSocket)
 }
 
 fn world(users: usize, tabs: usize) -> (Arc<Hub>, Shard, Vec<UserId>) {
@@ -27,7 +27,7 @@ fn world(users: usize, tabs: usize) -> (Arc<Hub>, Shard, Vec<UserId>) {
     let users: Vec<_> = (0..users).map(|n| UserId::parse(&format!("user-{n}")).expect("a legal id")).collect();
     for _ in 0..tabs {
         for user in &users {
-            shard.open(opening(user)).expect("there is room");
+            shard.open(opening(user), |_| None).expect("there is room");
         }
     }
     (hub, shard, users)
@@ -52,7 +52,7 @@ fn registry(c: &mut Criterion) {
             b.iter_batched(
                 || opening(&names[pick()]),
                 |opening| {
-                    let slot = shard.open(opening).expect("there is room").slot();
+                    let slot = shard.open(opening, |_| None).expect("there is room").slot();
                     shard.handle_lost(slot, Disconnect::ConnectionLost);
                     shard.poll_disconnect()
                 },

@@ -54,9 +54,9 @@ fn world(shards: u16, users: usize, tabs: usize) -> (Arc<Hub>, Vec<Shard>) {
     let count = shards.len();
     for tab in 0..users * tabs {
         let user = UserId::parse(&format!("u{}", tab / tabs)).expect("a legal id");
-        let opening = Opening { identity: Identity::new(user, AT), wire: Wire::WebSocket, expires_in: None };
+        let opening = Opening::new(Identity::new(user, AT), Wire::WebSocket);
         let shard = &mut shards[tab % count];
-        let slot = shard.open(opening).expect("there is room").slot();
+        let slot = shard.open(opening, |_| None).expect("there is room").slot();
         shard.handle_writable(slot);
         shard.handle_readable(slot, &mut JOIN.to_vec(), &mut Joins);
     }

@@ -280,6 +280,8 @@ label! {
         WebSocket = "websocket",
         /// An event stream was opened.
         Events = "events",
+        /// The stream of an answer was opened.
+        Answer = "answer",
         /// Not a valid handshake (400, 405 or 426).
         BadRequest = "bad_request",
         /// No token, or one that does not verify (401).
@@ -421,6 +423,8 @@ pub struct ShardMetrics {
     pub queue_frames: Gauge,
     /// Bytes that wait in sessions' queues now, shared frames counted in each.
     pub queue_bytes: Gauge,
+    /// Bytes that queues hold beside their frames now: the room of their rings.
+    pub queue_entry_bytes: Gauge,
     /// Posts that wait in the shard's inbox now, as the shard last saw it.
     pub inbox_posts: Gauge,
     /// Bytes that wait in the shard's inbox now, as the shard last saw it.
@@ -450,6 +454,7 @@ impl Default for ShardMetrics {
             read_bytes: Counter::default(),
             queue_frames: Gauge::default(),
             queue_bytes: Gauge::default(),
+            queue_entry_bytes: Gauge::default(),
             inbox_posts: Gauge::default(),
             inbox_bytes: Gauge::default(),
             unfinished_turns: Counter::default(),

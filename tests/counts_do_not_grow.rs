@@ -89,9 +89,9 @@ impl World {
         let mut shards: Vec<_> = (0..shards).map(shard).collect();
         for tab in 0..tabs {
             let identity = Identity::new(UserId::parse("u").unwrap(), AT);
-            let opening = Opening { identity, wire: Wire::WebSocket, expires_in: None };
+            let opening = Opening::new(identity, Wire::WebSocket);
             let shard = &mut shards[tab % used];
-            let slot = shard.open(opening).unwrap().slot();
+            let slot = shard.open(opening, |_| None).unwrap().slot();
             shard.handle_writable(slot);
             shard.handle_readable(slot, &mut [0x81, 0x81, 0, 0, 0, 0, b'j'], &mut Joins);
         }

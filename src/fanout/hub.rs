@@ -5,30 +5,29 @@
 //! that is held only for those pushes, so that all tabs of a channel see its frames in one order; a post to one shard
 //! needs no sequence beyond its inbox.
 
-use std::hash::BuildHasher;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 
 use atomic_waker::AtomicWaker;
 use event_listener::{Event, EventListener};
-use foldhash::fast::FixedState;
 use smallvec::SmallVec;
 
+use crate::fanout::backlog::Displaced;
 use crate::fanout::inbox::{Batch, Pushed, Queue, Room as InboxRoom};
-use crate::fanout::mailbox::{Mailbox, Streams};
-use crate::fanout::registry::{Registry, Sessions};
+use crate::fanout::mailbox::Mailbox;
+use crate::fanout::registry::{Registry, Sessions, TooManyTabs};
 use crate::fanout::rooms::{Room, Rooms};
-use crate::fanout::session::{Address, SHARDS_MAX};
-use crate::id::{ChannelId, RequestId, RoomName};
+use crate::fanout::session::{Address, SHARDS_MAX, SessionRef};
+use crate::fanout::shard::Resume;
+use crate::fanout::streams::{AttachError, Cancelled, OpenError, StreamOptions, Streams};
+use crate::fanout::stripes::{Presence, Stripes};
+use crate::id::{ChannelId, RequestId, RoomName, UserId};
 use crate::metrics::Metrics;
 use crate::proto::delivery::{Delivery, Nobody};
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::Frame;
 use crate::proto::limits::{HubLimits, SessionLimits};
-
-/// Stripes that sequence posts to several shards.
-const STRIPES: usize = 64;
 
 type Shards = SmallVec<[u16; 16]>;
 
@@ -74,6 +73,8 @@ pub struct Drain {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
 
+/// On lines of its own: what one shard's publishers write must not slow another's.
+#[repr(align(128))]
 struct Inbox {
     queue: Queue<Post>,
     room: InboxRoom,
@@ -121,7 +122,7 @@ pub struct Hub {
     rooms: Rooms,
     streams: Arc<Streams>,
     inboxes: Box<[Inbox]>,
-    stripes: Box<[Mutex<()>]>,
+    stripes: Arc<Stripes>,
     inbound: Incomplete,
     metrics: Arc<Metrics>,
 }
@@ -141,12 +142,13 @@ impl Hub {
             freed: Event::new(),
             claimed: AtomicBool::new(false),
         };
+        let stripes = Arc::new(Stripes::new(limits.recovery.clone()));
         Arc::new(Self {
             registry: Registry::new(limits.tabs_per_user_max),
             rooms: Rooms::new(shards),
-            streams: Arc::new(Streams::new(sessions, limits.streams_max)),
+            streams: Arc::new(Streams::new(sessions, limits, Arc::clone(&stripes))),
             inboxes: (0..shards).map(|_| inbox()).collect(),
-            stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
+            stripes,
             inbound: Incomplete { bytes: AtomicUsize::new(0), bytes_max: limits.inbound_bytes_max },
             metrics: Arc::new(Metrics::new(shards)),
         })
@@ -196,18 +198,7 @@ impl Hub {
     /// [`Full`] if one of the shards has no room: nothing was posted to any.
     pub fn post(&self, channel: &ChannelId, frame: &Frame) -> Result<Delivery, Full> {
         match channel {
-            ChannelId::User(user) => match self.registry.get_sessions(user) {
-                None => Ok(nobody(Nobody::Offline)),
-                Some(sessions) => {
-                    let tabs = sessions.len();
-                    let shards = shards_of(&sessions);
-                    self.post_to(channel, &shards, frame.bytes(), || Post::Sessions {
-                        sessions: Arc::clone(&sessions),
-                        frame: frame.clone(),
-                    })?;
-                    Ok(Delivery { tabs, nodes: 0, nobody: None })
-                }
-            },
+            ChannelId::User(user) => self.post_to_user(channel, user, frame),
             ChannelId::Room(name) => match self.rooms.find(name) {
                 None => Ok(nobody(Nobody::EmptyRoom)),
                 Some(room) => {
@@ -224,22 +215,84 @@ impl Hub {
                     Ok(Delivery { tabs, nodes: 0, nobody: None })
                 }
             },
-            ChannelId::Stream(request) => Ok(self.streams.offer(request, frame.clone())),
+            ChannelId::Stream(request) => {
+                let (delivery, mirror) = self.streams.offer(self, request, frame)?;
+                if let Some(user) = mirror {
+                    // The reader has it: tabs beside it get what there is room for.
+                    let _ = self.post_to_user(&ChannelId::User(user.clone()), &user, frame);
+                }
+                Ok(delivery)
+            }
         }
+    }
+
+    /// With recovery, the look-up, the pushes and the keeping are one step: see [`Stripes`].
+    fn post_to_user(&self, channel: &ChannelId, user: &UserId, frame: &Frame) -> Result<Delivery, Full> {
+        let post = |sessions: &Sessions| Post::Sessions { sessions: Arc::clone(sessions), frame: frame.clone() };
+        if !self.stripes.keeps(frame) {
+            let Some(sessions) = self.registry.get_sessions(user) else { return Ok(nobody(Nobody::Offline)) };
+            self.post_to(channel, &shards_of(&sessions), frame.bytes(), || post(&sessions))?;
+            return Ok(Delivery { tabs: sessions.len(), nodes: 0, nobody: None });
+        }
+        let mut displaced = Displaced::new();
+        let mut stripe = self.stripes.hold(channel);
+        let Some(sessions) = self.registry.get_sessions(user) else {
+            self.stripes.keep(&mut stripe, user, frame, Presence::Absent, &mut displaced);
+            drop(stripe);
+            return Ok(nobody(Nobody::Offline));
+        };
+        let shards = shards_of(&sessions);
+        self.reserve(&shards, frame.bytes())?;
+        let parked = self.push_all(&shards, || post(&sessions));
+        self.stripes.keep(&mut stripe, user, frame, Presence::Present, &mut displaced);
+        drop(stripe);
+        self.ring(parked);
+        Ok(Delivery { tabs: sessions.len(), nodes: 0, nobody: None })
+    }
+
+    /// Registers a session and finds what it has missed, as one step: what is posted from here on reaches it live. The
+    /// inner None says that it is not known.
+    ///
+    /// # Errors
+    /// The user has as many sessions as one user may have.
+    pub(crate) fn connect(&self, session: SessionRef, resume: &Resume) -> Result<Option<Vec<Frame>>, TooManyTabs> {
+        let positions = match resume {
+            Resume::Fresh => return self.registry.connect(session).map(|()| Some(Vec::new())),
+            Resume::Unknown => return self.registry.connect(session).map(|()| None),
+            Resume::After(positions) => positions,
+        };
+        let user = session.user().clone();
+        let stripe = self.stripes.hold(&ChannelId::User(user.clone()));
+        let missed = self.stripes.since(&stripe, &user, positions);
+        self.registry.connect(session)?;
+        drop(stripe);
+        Ok(missed)
+    }
+
+    /// What recovery holds of a channel, oldest first.
+    #[must_use]
+    pub fn history(&self, channel: &ChannelId) -> Vec<Frame> {
+        self.stripes.history(channel)
+    }
+
+    /// Bytes that recovery holds, users' and streams'.
+    #[must_use]
+    pub fn recovery_bytes(&self) -> usize {
+        self.stripes.bytes()
+    }
+
+    /// What is due about once a second: `now` counts seconds from any beginning.
+    pub fn handle_second(&self, now: u64) {
+        self.stripes.sweep(now);
+        self.streams.sweep(self, now);
     }
 
     /// Posts `frame` to one session, whoever holds it: answers to what it sent.
     ///
     /// # Errors
     /// [`Full`] if its shard has no room.
-    pub fn post_to_session(&self, address: Address, frame: Frame) -> Result<(), Full> {
-        let shard = address.shard();
-        let inbox = &self.inboxes[usize::from(shard)];
-        if !inbox.room.reserve(frame.bytes()) {
-            return Err(Full);
-        }
-        self.push(&[shard], || Post::Session { address, frame: frame.clone() });
-        Ok(())
+    pub fn post_to_session(&self, address: Address, frame: &Frame) -> Result<(), Full> {
+        self.push_to_session(address, frame).map(|parked| self.ring_one(parked))
     }
 
     /// Ends all sessions of a user with `ending`, after what they have queued. Returns how many there are.
@@ -253,13 +306,30 @@ impl Hub {
         Ok(sessions.len())
     }
 
-    /// Tells every shard to end its sessions. What is queued is written first; room is not asked for.
+    /// Tells every shard to end its sessions. What is queued is written first; room is not asked for. Streams go on
+    /// until they end or [`Self::end_streams`] ends them.
     pub fn drain(&self, drain: Drain) {
         for (shard, inbox) in self.inboxes.iter().enumerate() {
             inbox.room.take(1, 0);
             self.push(&[shard_number(shard)], || Post::Drain(drain));
         }
-        self.streams.end_all();
+    }
+
+    /// Ends every stream with reason `cancelled`.
+    pub fn end_streams(&self) {
+        self.streams.end_all(self);
+    }
+
+    /// Whether a stream is there, running or ended.
+    #[must_use]
+    pub fn has_stream(&self, request: &RequestId) -> bool {
+        self.streams.has(request)
+    }
+
+    /// Streams that have not ended.
+    #[must_use]
+    pub fn stream_count(&self) -> usize {
+        self.streams.running()
     }
 
     /// Posts that wait in inboxes now.
@@ -268,13 +338,60 @@ impl Hub {
         self.inboxes.iter().map(|inbox| inbox.room.posts()).sum()
     }
 
-    /// Registers a stream; see [`Streams::open`].
-    pub(crate) fn open_stream(&self, request: &RequestId) -> Result<Mailbox, crate::fanout::mailbox::OpenError> {
-        Streams::open(&self.streams, request)
+    /// Registers a stream that a task reads.
+    ///
+    /// # Errors
+    /// There is one with this id already, or there are too many: see [`OpenError`].
+    pub fn open_stream(&self, request: &RequestId, options: StreamOptions) -> Result<Mailbox, OpenError> {
+        Streams::open_mailbox(&self.streams, request, options)
     }
 
-    pub(crate) fn close_stream(&self, request: &RequestId) {
-        self.streams.close(request);
+    /// Registers a stream that a session reads.
+    ///
+    /// # Errors
+    /// As [`Self::open_stream`].
+    pub(crate) fn open_stream_for(
+        &self,
+        request: &RequestId,
+        options: StreamOptions,
+        address: Address,
+    ) -> Result<(), OpenError> {
+        self.streams.open_session(request, options, address)
+    }
+
+    pub(crate) fn attach_to_stream(
+        &self,
+        request: &RequestId,
+        user: &UserId,
+        address: Address,
+    ) -> Result<Vec<Frame>, AttachError> {
+        self.streams.attach(self, request, user, address)
+    }
+
+    pub(crate) fn leave_stream(&self, request: &RequestId, address: Address) {
+        self.streams.left_by_session(request, address);
+    }
+
+    /// Takes a stream away: its reader is woken and sees the end. An absent one is a no-op.
+    pub fn close_stream(&self, request: &RequestId) {
+        self.streams.close(self, request);
+    }
+
+    /// Ends a stream that `user` owns; its producer is told by [`Self::next_cancelled`]. False if it has ended already.
+    ///
+    /// # Errors
+    /// [`AttachError::NoSuchStream`]: there is none, or it is another's.
+    pub fn cancel_stream(&self, request: &RequestId, user: &UserId) -> Result<bool, AttachError> {
+        self.streams.cancel(self, request, user)
+    }
+
+    /// Waits for a stream that nobody wants any more: its reader is gone, or it was silent for too long. Each is given
+    /// out once.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses none.
+    pub async fn next_cancelled(&self) -> Cancelled {
+        self.streams.next_cancelled().await
     }
 
     /// A listener that is told when room comes free on any shard that `channel` could need.
@@ -286,7 +403,7 @@ impl Hub {
                 self.registry.get_sessions(user).map(|s| listen(&shards_of(&s))).unwrap_or_default()
             }
             ChannelId::Room(name) => self.listen_room(name, listen),
-            ChannelId::Stream(_) => SmallVec::new(),
+            ChannelId::Stream(request) => self.streams.shard_of(request).map(|s| listen(&[s])).unwrap_or_default(),
         }
     }
 
@@ -302,6 +419,20 @@ impl Hub {
 
     /// `bytes`: what [`Post::bytes`] says of what `post` makes.
     fn post_to(&self, channel: &ChannelId, shards: &[u16], bytes: usize, post: impl Fn() -> Post) -> Result<(), Full> {
+        self.reserve(shards, bytes)?;
+        if let [_] = shards {
+            self.push(shards, post);
+        } else {
+            let sequence = self.stripes.hold(channel);
+            let parked = self.push_all(shards, post);
+            drop(sequence);
+            self.ring(parked);
+        }
+        Ok(())
+    }
+
+    /// Takes room for one post on all of these shards, or on none.
+    fn reserve(&self, shards: &[u16], bytes: usize) -> Result<(), Full> {
         for (place, shard) in shards.iter().enumerate() {
             if !self.inboxes[usize::from(*shard)].room.reserve(bytes) {
                 for shard in &shards[..place] {
@@ -311,15 +442,29 @@ impl Hub {
                 return Err(Full);
             }
         }
-        if let [_] = shards {
-            self.push(shards, post);
-        } else {
-            let sequence = self.stripes[stripe_of(channel)].lock().unwrap_or_else(PoisonError::into_inner);
-            let parked = self.push_all(shards, post);
-            drop(sequence);
-            self.ring(parked);
-        }
         Ok(())
+    }
+
+    /// Pushes a frame for one session, under a lock of the caller's: the shard that is returned is to be rung after it.
+    pub(crate) fn push_to_session(&self, address: Address, frame: &Frame) -> Result<Option<u16>, Full> {
+        let shard = address.shard();
+        self.reserve(&[shard], frame.bytes())?;
+        Ok(self.push_one(address, frame))
+    }
+
+    /// The same without asking for room: for a last frame, which is small and must not be lost.
+    pub(crate) fn force_to_session(&self, address: Address, frame: &Frame) -> Option<u16> {
+        self.inboxes[usize::from(address.shard())].room.take(1, frame.bytes());
+        self.push_one(address, frame)
+    }
+
+    fn push_one(&self, address: Address, frame: &Frame) -> Option<u16> {
+        let parked = self.push_all(&[address.shard()], || Post::Session { address, frame: frame.clone() });
+        parked.first().copied()
+    }
+
+    pub(crate) fn ring_one(&self, shard: Option<u16>) {
+        self.ring(shard.into_iter().collect());
     }
 
     fn push(&self, shards: &[u16], post: impl Fn() -> Post) {
@@ -367,6 +512,12 @@ impl Hub {
         assert!(!claimed, "shard {shard} has a consumer already");
     }
 
+    /// Whether any shard has, or had, its consumer.
+    #[must_use]
+    pub fn is_claimed(&self) -> bool {
+        self.inboxes.iter().any(|inbox| inbox.claimed.load(Ordering::Acquire))
+    }
+
     pub(crate) fn take(&self, shard: u16) -> Batch<Post> {
         self.inboxes[usize::from(shard)].queue.take()
     }
@@ -388,11 +539,6 @@ impl Hub {
         inbox.bell.register(waker);
         inbox.queue.park()
     }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "a remainder of a few dozen")]
-fn stripe_of(channel: &ChannelId) -> usize {
-    (FixedState::default().hash_one(channel) % STRIPES as u64) as usize
 }
 
 const fn nobody(reason: Nobody) -> Delivery {

@@ -2,116 +2,20 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use atomic_waker::AtomicWaker;
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
-use foldhash::fast::RandomState;
 use futures_core::Stream;
 
+use crate::fanout::streams::Streams;
 use crate::id::RequestId;
-use crate::proto::delivery::{Delivery, Nobody};
 use crate::proto::disconnect::Disconnect;
-use crate::proto::event::{EndReason, Event};
 use crate::proto::frame::{Class, Frame, Kind};
-use crate::proto::limits::SessionLimits;
 
-/// Why a stream could not be registered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// There is one with that request id: nothing is replaced.
-    #[error("a stream for that request exists already")]
-    Exists,
-    /// As many streams as the limit allows.
-    #[error("{streams_max} streams are open, which is as many as allowed")]
-    TooMany {
-        /// The limit.
-        streams_max: usize,
-    },
-}
-
-/// The streams of an engine, by request.
-pub(crate) struct Streams {
-    open: DashMap<RequestId, Arc<Shared>, RandomState>,
-    count: AtomicUsize,
-    streams_max: usize,
-    queue_frames_max: usize,
-    queue_bytes_max: usize,
-}
-
-impl Streams {
-    pub(crate) fn new(limits: &SessionLimits, streams_max: usize) -> Self {
-        Self {
-            open: DashMap::with_hasher(RandomState::default()),
-            count: AtomicUsize::new(0),
-            streams_max,
-            queue_frames_max: limits.queue_frames_max,
-            queue_bytes_max: limits.queue_bytes_max,
-        }
-    }
-
-    pub(crate) fn open(this: &Arc<Self>, request: &RequestId) -> Result<Mailbox, OpenError> {
-        let shared = Arc::new(Shared::default());
-        match this.open.entry(request.clone()) {
-            Entry::Occupied(_) => Err(OpenError::Exists),
-            // Relaxed: a bound, publishes nothing.
-            Entry::Vacant(_) if this.count.load(Ordering::Relaxed) >= this.streams_max => {
-                Err(OpenError::TooMany { streams_max: this.streams_max })
-            }
-            Entry::Vacant(entry) => {
-                drop(entry.insert(Arc::clone(&shared)));
-                this.count.fetch_add(1, Ordering::Relaxed);
-                Ok(Mailbox { shared, streams: Arc::clone(this), request: request.clone() })
-            }
-        }
-    }
-
-    /// Puts a frame into the stream's queue; `end` closes it behind that frame.
-    pub(crate) fn offer(&self, request: &RequestId, frame: Frame) -> Delivery {
-        let missing = Delivery { tabs: 0, nodes: 0, nobody: Some(Nobody::NoSuchStream) };
-        let Some(shared) = self.open.get(request).map(|entry| Arc::clone(entry.value())) else { return missing };
-        let offer = shared.offer(frame, self.queue_frames_max, self.queue_bytes_max);
-        if matches!(offer, Offer::Last | Offer::Overflow | Offer::Closed) {
-            self.remove(request, &shared);
-        }
-        match offer {
-            Offer::Queued | Offer::Last | Offer::Dropped => Delivery { tabs: 1, nodes: 0, nobody: None },
-            Offer::Overflow | Offer::Closed => missing,
-        }
-    }
-
-    pub(crate) fn close(&self, request: &RequestId) {
-        if let Some(shared) = self.open.get(request).map(|entry| Arc::clone(entry.value())) {
-            shared.end(Disconnect::Normal);
-            self.remove(request, &shared);
-        }
-    }
-
-    /// Ends every stream with an `end` frame of reason `cancelled`: the node shuts down.
-    pub(crate) fn end_all(&self) {
-        let all: Vec<_> = self.open.iter().map(|e| (e.key().clone(), Arc::clone(e.value()))).collect();
-        let last = Frame::encode(&Event::End { reason: EndReason::Cancelled });
-        for (request, shared) in all {
-            // Whatever became of it: the stream is over.
-            let _ = shared.offer(last.clone(), usize::MAX, usize::MAX);
-            self.remove(&request, &shared);
-        }
-    }
-
-    fn remove(&self, request: &RequestId, shared: &Arc<Shared>) {
-        let displaced = self.open.remove_if(request, |_, held| Arc::ptr_eq(held, shared));
-        if displaced.is_some() {
-            self.count.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
+/// A mailbox as its stream sees it.
 #[derive(Default)]
-struct Shared {
+pub(crate) struct Shared {
     lane: Mutex<Lane>,
     reader: AtomicWaker,
 }
@@ -126,7 +30,7 @@ struct Lane {
 /// What became of a frame that was offered to a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
-enum Offer {
+pub(crate) enum Offer {
     /// It waits, or replaced one that waited.
     Queued,
     /// It waits, and is the stream's last.
@@ -144,14 +48,14 @@ impl Shared {
         self.lane.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn offer(&self, frame: Frame, frames_max: usize, bytes_max: usize) -> Offer {
+    pub(crate) fn offer(&self, frame: Frame, frames_max: usize, bytes_max: usize) -> Offer {
         let mut displaced = VecDeque::new();
         let offer = self.lane().admit(frame, frames_max, bytes_max, &mut displaced);
         self.reader.wake();
         offer
     }
 
-    fn end(&self, ending: Disconnect) {
+    pub(crate) fn end(&self, ending: Disconnect) {
         self.lane().ending.get_or_insert(ending);
         self.reader.wake();
     }
@@ -166,15 +70,18 @@ impl Lane {
         }
         let (class, key, bytes) = (frame.class(), frame.key(), frame.bytes());
         let kind = frame.kind();
-        let mut fits = self.queue.is_empty() || (self.queue.len() < frames_max && self.bytes + bytes <= bytes_max);
-        let is_lone = self.queue.len() == 1;
+        // An empty queue admits any frame: what it admitted so must not be what the next finds no room for.
+        let first = self.queue.front().map_or(0, Frame::bytes);
+        let mut fits =
+            self.queue.is_empty() || (self.queue.len() < frames_max && self.bytes - first + bytes <= bytes_max);
         if class == Class::Latest
-            && let Some(queued) = self.queue.iter_mut().rev().find(|f| f.kind() == kind && f.key() == key)
+            && let Some(place) = self.queue.iter().rposition(|f| f.kind() == kind && f.key() == key)
         {
-            let after = self.bytes - queued.bytes() + bytes;
-            if after <= self.bytes.max(bytes_max) || is_lone || kind == Kind::Typing {
-                self.bytes = after;
-                displaced.push_back(std::mem::replace(queued, frame));
+            let before = self.queue[place].bytes();
+            let grows = bytes > before && self.bytes - first + bytes - before > bytes_max;
+            if !grows || place == 0 || kind == Kind::Typing {
+                self.bytes = self.bytes - before + bytes;
+                displaced.push_back(std::mem::replace(&mut self.queue[place], frame));
                 return Offer::Queued;
             }
             fits = false;
@@ -219,13 +126,11 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-impl std::fmt::Debug for Streams {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} streams", self.open.len())
-    }
-}
-
 impl Mailbox {
+    pub(crate) fn new(shared: Arc<Shared>, streams: Arc<Streams>, request: RequestId) -> Self {
+        Self { shared, streams, request }
+    }
+
     /// Whose answer this is.
     #[must_use]
     pub fn request(&self) -> &RequestId {
@@ -259,19 +164,43 @@ impl Stream for Mailbox {
 impl Drop for Mailbox {
     fn drop(&mut self) {
         self.shared.end(Disconnect::ConnectionLost);
-        self.streams.remove(&self.request, &self.shared);
+        self.streams.left_by_mailbox(&self.request, &self.shared);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::MessageId;
-    use crate::proto::event::Timestamp;
+    use crate::fanout::hub::Hub;
+    use crate::fanout::streams::{OpenError, StreamOptions};
+    use crate::id::{ChannelId, MessageId};
+    use crate::proto::delivery::{Delivery, Nobody};
+    use crate::proto::event::{EndReason, Event, Timestamp};
+    use crate::proto::limits::{HubLimits, SessionLimits};
     use futures_util::{FutureExt, StreamExt};
 
-    fn streams(frames: usize) -> Arc<Streams> {
-        Arc::new(Streams::new(&SessionLimits { queue_frames_max: frames, ..SessionLimits::default() }, 2))
+    struct Bench(Arc<Hub>);
+
+    impl Bench {
+        fn open(&self, request: &RequestId) -> Result<Mailbox, OpenError> {
+            self.0.open_stream(request, StreamOptions::default())
+        }
+
+        fn offer(&self, request: &RequestId, frame: Frame) -> Delivery {
+            self.0.post(&ChannelId::Stream(request.clone()), &frame).unwrap()
+        }
+
+        fn close(&self, request: &RequestId) {
+            self.0.close_stream(request);
+        }
+    }
+
+    fn streams(frames: usize) -> Bench {
+        streams_of(SessionLimits { queue_frames_max: frames, ..SessionLimits::default() })
+    }
+
+    fn streams_of(sessions: SessionLimits) -> Bench {
+        Bench(Hub::new(1, &HubLimits { streams_max: 2, ..HubLimits::default() }, &sessions))
     }
 
     fn request(name: &str) -> RequestId {
@@ -286,20 +215,20 @@ mod tests {
     #[test]
     fn a_second_stream_with_the_same_id_is_refused_and_the_first_goes_on() {
         let streams = streams(8);
-        let first = Streams::open(&streams, &request("r")).unwrap();
-        assert_eq!(Streams::open(&streams, &request("r")).unwrap_err(), OpenError::Exists);
+        let first = streams.open(&request("r")).unwrap();
+        assert_eq!(streams.open(&request("r")).unwrap_err(), OpenError::Exists);
         assert_eq!(streams.offer(&request("r"), message("x")).tabs, 1);
-        let _second = Streams::open(&streams, &request("s")).unwrap();
-        assert_eq!(Streams::open(&streams, &request("t")).unwrap_err(), OpenError::TooMany { streams_max: 2 });
+        let _second = streams.open(&request("s")).unwrap();
+        assert_eq!(streams.open(&request("t")).unwrap_err(), OpenError::TooMany { streams_max: 2 });
         drop(first);
         assert_eq!(streams.offer(&request("r"), message("x")).nobody, Some(Nobody::NoSuchStream));
-        assert!(Streams::open(&streams, &request("r")).is_ok());
+        assert!(streams.open(&request("r")).is_ok());
     }
 
     #[test]
     fn closing_wakes_the_reader_who_reads_what_is_left_and_then_the_end() {
         let streams = streams(8);
-        let mut mailbox = Streams::open(&streams, &request("r")).unwrap();
+        let mut mailbox = streams.open(&request("r")).unwrap();
         assert!(mailbox.next().now_or_never().is_none());
         let _ = streams.offer(&request("r"), message("x"));
         streams.close(&request("r"));
@@ -312,7 +241,7 @@ mod tests {
     #[test]
     fn a_full_stream_is_cut_by_an_ordered_frame_and_not_by_typing() {
         let streams = streams(2);
-        let mut mailbox = Streams::open(&streams, &request("r")).unwrap();
+        let mut mailbox = streams.open(&request("r")).unwrap();
         for _ in 0..2 {
             assert_eq!(streams.offer(&request("r"), message("x")).tabs, 1);
         }
@@ -326,23 +255,25 @@ mod tests {
     #[test]
     fn edits_that_grow_in_their_place_stay_within_the_queues_bytes() {
         let limits = SessionLimits { queue_bytes_max: 100_000, ..SessionLimits::default() };
-        let streams = Arc::new(Streams::new(&limits, 2));
-        let mailbox = Streams::open(&streams, &request("r")).unwrap();
-        let ids = [MessageId::random(), MessageId::random()];
+        let streams = streams_of(limits);
+        let mailbox = streams.open(&request("r")).unwrap();
+        let ids = [MessageId::random(), MessageId::random(), MessageId::random()];
         let edit = |id, text: &str| Frame::encode(&Event::Edit { id, text, timestamp: Timestamp::from_micros(1) });
         let long = "x".repeat(60_000);
         assert_eq!(streams.offer(&request("r"), edit(ids[0], "a")).tabs, 1);
         assert_eq!(streams.offer(&request("r"), edit(ids[0], &long.repeat(2))).tabs, 1, "a lone one may be any");
         assert_eq!(streams.offer(&request("r"), edit(ids[0], &long)).tabs, 1);
         assert_eq!(streams.offer(&request("r"), edit(ids[1], "b")).tabs, 1);
-        assert_eq!(streams.offer(&request("r"), edit(ids[1], &long)).tabs, 0);
+        assert_eq!(streams.offer(&request("r"), edit(ids[1], &long)).tabs, 1, "the first counts against nobody");
+        assert_eq!(streams.offer(&request("r"), edit(ids[2], "c")).tabs, 1);
+        assert_eq!(streams.offer(&request("r"), edit(ids[2], &long)).tabs, 0);
         assert_eq!(mailbox.ending(), Some(Disconnect::SlowConsumer));
     }
 
     #[test]
     fn an_edit_replaces_the_queued_one_and_the_end_always_gets_in() {
         let streams = streams(2);
-        let mut mailbox = Streams::open(&streams, &request("r")).unwrap();
+        let mut mailbox = streams.open(&request("r")).unwrap();
         let id = MessageId::random();
         let edit = |text| Frame::encode(&Event::Edit { id, text, timestamp: Timestamp::from_micros(1) });
         let _ = streams.offer(&request("r"), edit("a"));

@@ -10,6 +10,7 @@
 //! | collect | what waits for a session is gathered into one write | [`shard`] |
 //! | write | the bytes leave | `driver`, or a reader of a [`mailbox`] |
 
+pub(crate) mod backlog;
 pub mod hub;
 pub(crate) mod inbox;
 pub mod mailbox;
@@ -17,4 +18,6 @@ pub mod registry;
 pub mod rooms;
 pub mod session;
 pub mod shard;
+pub mod streams;
+pub(crate) mod stripes;
 mod sync;

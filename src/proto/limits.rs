@@ -7,8 +7,9 @@ use std::time::Duration;
 pub struct SessionLimits {
     /// Frames that may wait for one session. Default 1,024. Costs at most 8 bytes each, from the shard's pool.
     pub queue_frames_max: usize,
-    /// Bytes that may wait for one session, shared frames counted in full. Default 1 MiB. It bounds delay;
-    /// the memory is shared by all sessions that wait for the same frame. An empty queue admits any legal frame.
+    /// Bytes that may wait for one session behind its first frame, shared frames counted in full. Default 1 MiB. It
+    /// bounds delay; the memory is shared by all sessions that wait for the same frame. An empty queue admits any legal
+    /// frame, which then takes no room from those behind it.
     pub queue_bytes_max: usize,
     /// Bytes of one inbound WebSocket message, all fragments together. Default 64 KiB with room for attachments
     /// on top: the gateway raises it to fit `attachment_bytes_max`. Held only while a message is incomplete.
@@ -55,8 +56,15 @@ pub struct HubLimits {
     pub inbox_bytes_max: usize,
     /// Sessions that one user may have. Default 32. Costs 16 bytes each in the registry.
     pub tabs_per_user_max: usize,
-    /// Streams (mailboxes) that may be open at once. Default 10,000. Costs about 300 bytes each while empty.
+    /// Streams that may be open at once. Default 20,000. Costs about 400 bytes each while empty.
     pub streams_max: usize,
+    /// Streams that one owner may have open at once. Default 128.
+    pub streams_per_owner_max: usize,
+    /// Bytes of one stream that can be left and found again. Default 1 MiB, within the recovery's `total_bytes_max`;
+    /// past it there is nothing to come back to, while whoever reads it goes on.
+    pub stream_bytes_max: usize,
+    /// What users' tabs can get again.
+    pub recovery: RecoveryLimits,
     /// Bytes of one file on its way out, before base64. Default 16 MiB. Other frames may be as large as a file's.
     pub file_bytes_max: usize,
     /// The byte budget of the process: live frames once, plus what queues cost. Past it the fattest queues are cut
@@ -73,11 +81,48 @@ impl Default for HubLimits {
             inbox_posts_max: 4_096,
             inbox_bytes_max: 64 << 20,
             tabs_per_user_max: 32,
-            streams_max: 10_000,
+            streams_max: 20_000,
+            streams_per_owner_max: 128,
+            stream_bytes_max: 1 << 20,
+            recovery: RecoveryLimits::default(),
             file_bytes_max: 16 << 20,
             bytes_budget: 256 << 20,
             inbound_bytes_max: 64 << 20,
         }
+    }
+}
+
+/// What is kept of a user's frames, so that a tab which comes back gets what it missed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveryLimits {
+    /// Frames of one user. Default 64; 0 keeps none, and every position is unknown.
+    pub frames_max: usize,
+    /// Bytes of one user's frames. Default 64 KiB.
+    pub bytes_max: usize,
+    /// How long a frame is kept. Default 120 s. The newest message and its edits are kept up to thirty times as long,
+    /// so that a tab which missed nothing is not told of a gap. A stream that has ended is kept as long.
+    pub lifetime: Duration,
+    /// Bytes of all users and of all streams that can be left. Default 64 MiB; the oldest users go first.
+    pub total_bytes_max: usize,
+}
+
+impl Default for RecoveryLimits {
+    fn default() -> Self {
+        Self { frames_max: 64, bytes_max: 64 << 10, lifetime: Duration::from_secs(120), total_bytes_max: 64 << 20 }
+    }
+}
+
+impl RecoveryLimits {
+    /// Nothing is kept.
+    #[must_use]
+    pub fn off() -> Self {
+        Self { frames_max: 0, ..Self::default() }
+    }
+
+    /// Whether anything is kept.
+    #[must_use]
+    pub const fn is_on(&self) -> bool {
+        self.frames_max > 0
     }
 }
 

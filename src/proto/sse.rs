@@ -44,12 +44,24 @@ pub fn response_head(headers: &[(&str, &str)]) -> Vec<u8> {
     head
 }
 
+/// One HTTP/1.1 chunk of `content`; nothing for nothing, as an empty chunk would end the response.
+#[must_use]
+pub fn chunk(content: &[u8]) -> Vec<u8> {
+    if content.is_empty() {
+        return Vec::new();
+    }
+    let mut chunk = format!("{:x}\r\n", content.len()).into_bytes();
+    chunk.reserve_exact(content.len() + 2);
+    chunk.extend_from_slice(content);
+    chunk.extend_from_slice(b"\r\n");
+    chunk
+}
+
 /// A record that only says how long a reader waits before it connects again (whole milliseconds): for a drain. It has
 /// no data, so it is no event.
 #[must_use]
 pub fn retry(after: Duration) -> Vec<u8> {
-    let record = format!("retry: {}\n\n", after.as_millis());
-    format!("{:x}\r\n{record}\r\n", record.len()).into_bytes()
+    chunk(format!("retry: {}\n\n", after.as_millis()).as_bytes())
 }
 
 /// The position in a `Last-Event-ID` header (or a query's `after`): the id of the last ordered frame that the reader

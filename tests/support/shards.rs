@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::{Request, Response};
 use tabcast::driver::listener::{Answer, AnswerFuture, Edge, HttpLimits};
 use tabcast::driver::shard_thread::LocalShard;
-use tabcast::driver::start::{EdgeFactory, ShardThreads, Start};
+use tabcast::driver::start::{DrainPlan, EdgeFactory, ShardThreads, Start};
 use tabcast::fanout::hub::Hub;
 use tabcast::fanout::session::{Identity, RoomGrant, SessionRef};
 use tabcast::fanout::shard::{Inbound, Opening, Reaction, Wire};
@@ -44,11 +44,11 @@ impl Edge for Opens {
             return Box::pin(std::future::ready(Answer::Respond(Response::new(Full::new(Bytes::from("no session"))))));
         };
         let identity = Identity { rooms: RoomGrant::Any, ..Identity::new(user, Timestamp::from_micros(0)) };
-        let answer = match self.0.open(Opening { identity, wire: Wire::WebSocket, expires_in: None }) {
+        let answer = match self.0.open(Opening::new(identity, Wire::WebSocket), |_| None) {
             Ok(address) => {
                 let head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-                Answer::Session { address, head: head.to_vec() }
+                Answer::Session { address, head: head.to_vec(), status: 200 }
             }
             Err(error) => Answer::Respond(Response::new(Full::new(Bytes::from(error.to_string())))),
         };
@@ -99,6 +99,7 @@ impl Shards {
 
     pub(crate) fn drain(self, spread: Duration, deadline: Duration) -> usize {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        runtime.block_on(self.threads.drain(spread, deadline))
+        let plan = DrainPlan { spread, answers: spread, deadline };
+        runtime.block_on(self.threads.drain(plan, std::future::ready(())))
     }
 }

@@ -25,8 +25,10 @@ pub(super) struct Draining {
     total: usize,
     told: usize,
     cursor: u32,
-    /// Unlisted at the last step; told at the next, when what was on its way to them has come.
+    /// Unlisted at the last step; told once what was on its way to them has come.
     leaving: Vec<u32>,
+    /// The inbox was emptied since they were unlisted.
+    has_taken: bool,
 }
 
 impl Shard {
@@ -39,16 +41,30 @@ impl Shard {
     pub(super) fn start_drain(&mut self, drain: Drain, now: Instant) {
         if self.draining.is_none() {
             let total = self.slab.len();
-            self.draining =
-                Some(Draining { started: now, spread: drain.spread, total, told: 0, cursor: 0, leaving: Vec::new() });
+            self.draining = Some(Draining {
+                started: now,
+                spread: drain.spread,
+                total,
+                told: 0,
+                cursor: 0,
+                leaving: Vec::new(),
+                has_taken: false,
+            });
             self.go_on_draining(now);
+        }
+    }
+
+    /// Everything that was in the inbox was taken out of it.
+    pub(super) fn note_taken(&mut self) {
+        if let Some(draining) = &mut self.draining {
+            draining.has_taken = true;
         }
     }
 
     /// Ends as many sessions as should have been told by now.
     pub(super) fn go_on_draining(&mut self, now: Instant) {
         let Some(mut draining) = self.draining.take() else { return };
-        if self.waiting.is_empty() {
+        if self.waiting.is_empty() && draining.has_taken {
             for slot in std::mem::take(&mut draining.leaving) {
                 self.tell_to_come_back(slot, draining.spread);
             }
@@ -61,9 +77,12 @@ impl Shard {
             usize::try_from(due).unwrap_or(usize::MAX).saturating_add(1)
         };
         while draining.told < due && draining.cursor < self.slab.slots() {
-            if self.slab.get(draining.cursor).state == State::Open {
+            // An answer ends with its stream, not with the drain's pace.
+            let session = self.slab.get(draining.cursor);
+            if session.state == State::Open && session.answer.is_none() {
                 self.unlist(draining.cursor);
                 draining.leaving.push(draining.cursor);
+                draining.has_taken = false;
                 draining.told += 1;
             }
             draining.cursor += 1;

@@ -9,7 +9,12 @@ pub enum Wire {
     WebSocket,
     /// An event stream in HTTP/1.1 chunks.
     EventStream,
+    /// The chunks of an OpenAI answer, in HTTP/1.1 chunks: frames become bytes when they are written.
+    Completion,
 }
+
+/// About what a file becomes in an answer: a link.
+const LINK_BYTES: usize = 512;
 
 /// A frame of this shard's table. It is counted: who keeps one holds it, who drops one releases it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,6 +50,11 @@ impl Local {
         }
     }
 
+    /// Whether it is of this wire's own bytes already.
+    pub(crate) fn is_bytes(&self) -> bool {
+        matches!(self, Self::Bytes(_))
+    }
+
     pub(crate) fn is_typing(&self) -> bool {
         matches!(self, Self::Frame(frame) if frame.kind() == Kind::Typing)
     }
@@ -58,7 +68,12 @@ impl Local {
                 Some(form) => [form.prefix, form.body],
                 None => [&[], &[]],
             },
-            (Self::Bytes(bytes), Wire::EventStream) => [bytes, &[]],
+            // What it weighs until it is translated; it is never written so.
+            (Self::Frame(frame), Wire::Completion) if frame.kind() == Kind::File => {
+                [&frame.json()[..LINK_BYTES.min(frame.json().len())], &[]]
+            }
+            (Self::Frame(frame), Wire::Completion) => [frame.json(), &[]],
+            (Self::Bytes(bytes), Wire::EventStream | Wire::Completion) => [bytes, &[]],
             (Self::Bytes(_), Wire::WebSocket) => [&[], &[]],
         }
     }

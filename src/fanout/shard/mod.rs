@@ -7,10 +7,12 @@
 //! calls, [`Shard::handle_tick`] now and then; after each, [`Shard::poll_transmit`] until it is done or its turn is
 //! over, and [`Shard::poll_disconnect`] until it is empty.
 
+mod answer;
 mod drain;
 mod frames;
 mod members;
 mod offer;
+mod opening;
 mod queue;
 mod reading;
 mod slab;
@@ -25,12 +27,13 @@ use std::time::{Duration, Instant};
 
 use crate::fanout::hub::{Hub, Post};
 use crate::fanout::inbox::Batch;
-use crate::fanout::registry::TooManyTabs;
-use crate::fanout::session::{Address, Identity, SessionRef};
+use crate::fanout::session::SessionRef;
+pub use crate::fanout::shard::answer::Answer;
 use crate::fanout::shard::drain::Draining;
 pub use crate::fanout::shard::frames::Wire;
 use crate::fanout::shard::frames::{Frames, Handle, Local};
 use crate::fanout::shard::members::LocalRooms;
+pub use crate::fanout::shard::opening::{OpenError, Opening, Resume};
 use crate::fanout::shard::queue::Pool;
 pub use crate::fanout::shard::reading::{Inbound, Reaction};
 use crate::fanout::shard::slab::{Slab, State};
@@ -42,32 +45,6 @@ use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::Frame;
 use crate::proto::limits::SessionLimits;
 use crate::proto::sse;
-
-/// Why a session was not opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// The user has as many as one user may have.
-    #[error(transparent)]
-    TooManyTabs(#[from] TooManyTabs),
-    /// The shard has no slot left.
-    #[error("the shard has no slot left")]
-    NoSlot,
-    /// The shard is draining.
-    #[error("the node is shutting down")]
-    Draining,
-}
-
-/// What a session is opened with.
-#[derive(Debug, Clone)]
-pub struct Opening {
-    /// Who it belongs to.
-    pub identity: Identity,
-    /// How its bytes are written.
-    pub wire: Wire,
-    /// How long its token is good for; None for ever.
-    pub expires_in: Option<Duration>,
-}
 
 /// The state machine of one shard. `!Send`: it lives and dies on its thread.
 pub struct Shard {
@@ -93,6 +70,8 @@ pub struct Shard {
     /// A tab that may be written to has more than its queue holds: writes come before posts.
     is_pressed: bool,
     relief: Relief,
+    /// What the other shards' queues cost beside their frames, as it was last looked up.
+    entries_elsewhere: usize,
     picks: u32,
     draining: Option<Draining>,
     ping: Handle,
@@ -153,6 +132,7 @@ impl Shard {
             waiting: Batch::empty(),
             is_pressed: false,
             relief: Relief::default(),
+            entries_elsewhere: 0,
             picks: 0,
             draining: None,
             ping,
@@ -197,45 +177,16 @@ impl Shard {
         self.slab.session_ref(self.index, slot)
     }
 
-    /// Opens a session: from here on frames reach its queue. Nothing is written before [`Self::handle_writable`]
-    /// is called for it, so that whoever holds the connection can write the response's head first.
-    ///
-    /// # Errors
-    /// [`OpenError`]: nothing was opened.
-    pub fn open(&mut self, opening: Opening) -> Result<Address, OpenError> {
-        if self.draining.is_some() {
-            return Err(OpenError::Draining);
-        }
-        let slot = self.slab.take().ok_or(OpenError::NoSlot)?;
-        let tick = self.timers.tick();
-        let interval = Timers::ticks(self.limits.heartbeat_interval);
-        // The first ping comes early for some, so that tabs that came together are not pinged together.
-        let first_ping = interval - u64::from(slot) % (interval / 2 + 1);
-        let session = self.slab.get_mut(slot);
-        session.state = State::Open;
-        session.wire = opening.wire;
-        session.blocked = true;
-        session.expires = opening.expires_in.map_or(u64::MAX, |good_for| tick + Timers::ticks(good_for));
-        session.ping_due = tick + first_ping;
-        session.identity = Some(Arc::new(opening.identity));
-        let wait = first_ping.min(session.expires - tick);
-        let address = Address::new(self.index, slot, session.generation);
-        let Some(handle) = self.slab.session_ref(self.index, slot) else { return Err(OpenError::NoSlot) };
-        if let Err(error) = self.hub.registry().connect(handle) {
-            self.slab.give(slot);
-            return Err(error.into());
-        }
-        self.timers.set(slot, wait);
-        self.metrics.sessions.store(self.slab.len() as u64);
-        Ok(address)
-    }
-
     /// Queues `frame` for one session of this shard, by the rules of its class.
     pub fn send(&mut self, slot: u32, frame: Frame) {
         if self.slab.get(slot).state == State::Open {
+            let is_last = self.is_last_of_answer(slot, &frame);
             let handle = self.frames.insert(Local::Frame(frame));
             self.offer_one(slot, handle);
             self.frames.release(handle);
+            if is_last {
+                self.end(slot, Disconnect::Normal);
+            }
         }
     }
 
@@ -272,6 +223,7 @@ impl Shard {
         self.is_pressed = false;
         if self.waiting.is_empty() {
             self.waiting = self.hub.take(self.index);
+            self.note_taken();
         }
         if self.waiting.is_empty() {
             return false;
@@ -365,7 +317,11 @@ impl Shard {
             self.handle_timer(slot);
         }
         self.due = due;
+        if self.index == 0 {
+            self.hub.handle_second(self.timers.tick());
+        }
         self.go_on_draining(now);
+        self.look_elsewhere();
         self.keep_to_budget();
     }
 
@@ -424,7 +380,10 @@ impl Shard {
     fn depart(&mut self, slot: u32, ending: Disconnect) {
         self.metrics.ended_sessions.of(ending).increment();
         if let Some(handle) = self.slab.session_ref(self.index, slot) {
-            self.hub.registry().disconnect(&handle);
+            match &self.slab.get(slot).answer {
+                Some(answer) => self.hub.leave_stream(&answer.request, handle.address()),
+                None => drop(self.hub.registry().disconnect(&handle)),
+            }
         }
         while let Some(&membership) = self.slab.get(slot).rooms.last() {
             self.leave_place(slot, membership);
@@ -444,6 +403,7 @@ impl Shard {
         if session.state != State::Ended {
             session.state = State::Ended;
             session.identity = None;
+            session.answer = None;
             self.drop_incomplete(slot);
             self.timers.clear(slot);
             self.ended.push_back(slot);

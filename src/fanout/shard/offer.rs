@@ -17,8 +17,6 @@ use crate::proto::sse;
 const CONTROL_ROOM: usize = 16;
 /// Sessions that are cut in one turn while the process is over its budget.
 const CUTS_PER_TURN: usize = 8;
-/// What a queued frame costs beside its bytes.
-const ENTRY_BYTES: usize = size_of::<Entry>();
 /// A room with more members than this is broadcast work: direct frames go before the rest of it.
 const DIRECT_MAX: usize = 64;
 
@@ -27,7 +25,7 @@ const RUN_FRAMES_MAX: usize = 64;
 
 /// Which list a session goes onto when it has something to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Urgency {
+pub(super) enum Urgency {
     Direct,
     Broadcast,
 }
@@ -44,7 +42,7 @@ enum Replace {
 
 /// What is the same for every session that one frame is offered to.
 #[derive(Clone, Copy)]
-struct Offered {
+pub(super) struct Offered {
     handle: Handle,
     class: Class,
     tag: u32,
@@ -83,7 +81,7 @@ impl Session {
 }
 
 impl Shard {
-    fn offered(&self, handle: Handle, urgency: Urgency) -> Offered {
+    pub(super) fn offered(&self, handle: Handle, urgency: Urgency) -> Offered {
         let local = self.frames.get(handle);
         let class = local.class();
         let tag = if class == Class::Latest { tag_of(local.key()) } else { 0 };
@@ -191,7 +189,7 @@ impl Shard {
         }
         let bytes = match session.wire {
             Wire::WebSocket => offered.websocket_bytes,
-            Wire::EventStream => self.frames.get(offered.handle).wire_bytes(Wire::EventStream),
+            wire => self.frames.get(offered.handle).wire_bytes(wire),
         };
         if bytes == 0 {
             return;
@@ -214,6 +212,7 @@ impl Shard {
                 Replace::NoRoom => return self.cut(slot, Disconnect::SlowConsumer),
             }
         }
+        let fits = fits || self.fits_behind_first(slot, bytes);
         let frames_max = self.limits.queue_frames_max.saturating_add(CONTROL_ROOM);
         let is_told = offered.class == Class::Control && self.slab.get(slot).queue.len() < frames_max;
         // Nobody has tried yet to write what waits: that comes first, and until then the tab is not behind. Posts stop
@@ -231,20 +230,36 @@ impl Shard {
         }
     }
 
+    /// Bytes that wait behind the first frame. An empty queue admits any legal frame: one that is larger than the queue
+    /// must not be what the next frame finds no room for.
+    fn bytes_behind_first(&self, slot: u32) -> usize {
+        let session = self.slab.get(slot);
+        let first = session.queue.front().map_or(0, |first| self.frames.get(first.handle).wire_bytes(session.wire));
+        session.queue_bytes + session.written - first
+    }
+
+    fn fits_behind_first(&self, slot: u32, bytes: usize) -> bool {
+        self.slab.get(slot).queue.len() < self.limits.queue_frames_max
+            && self.bytes_behind_first(slot) + bytes <= self.limits.queue_bytes_max
+    }
+
     /// The newest takes the place of the queued one of its kind with the same key, unless that one is partly written.
-    /// One that is alone may be replaced by any legal frame, as an empty queue admits any; typing hardly grows.
+    /// The first in the queue may be replaced by any legal frame, as an empty queue admits any; typing hardly grows.
     fn replace(&mut self, slot: u32, offered: &Offered, bytes: usize) -> Replace {
+        let behind = self.bytes_behind_first(slot);
         let session = self.slab.get_mut(slot);
         let (wire, skip) = (session.wire, usize::from(session.written > 0));
         let (frames, newest) = (&self.frames, self.frames.get(offered.handle));
-        let is_lone = session.queue.len() == 1;
+        let first = session.queue.front();
         let Some(entry) = session.queue.find_mut(offered.tag, skip, |queued| frames.get(queued).is_older(newest))
         else {
             return Replace::Nothing;
         };
         let before = frames.get(entry.handle).wire_bytes(wire);
         let queue_bytes = session.queue_bytes + bytes - before;
-        if bytes > before && queue_bytes > self.limits.queue_bytes_max && !is_lone && !newest.is_typing() {
+        let is_first = first == Some(*entry);
+        let is_over = !is_first && behind + bytes - before > self.limits.queue_bytes_max;
+        if bytes > before && is_over && !newest.is_typing() {
             if session.blocked {
                 return Replace::NoRoom;
             }
@@ -260,7 +275,7 @@ impl Shard {
     }
 
     #[inline]
-    fn push(&mut self, slot: u32, offered: &Offered, bytes: usize) {
+    pub(super) fn push(&mut self, slot: u32, offered: &Offered, bytes: usize) {
         let session = self.slab.get_mut(slot);
         session.queue.push(Entry { handle: offered.handle, tag: offered.tag }, &mut self.pool);
         session.queue_bytes += bytes;
@@ -318,6 +333,7 @@ impl Shard {
         let local = match self.slab.get(slot).wire {
             Wire::WebSocket => Local::Frame(Frame::close(ending)),
             Wire::EventStream => Local::Bytes(Box::from(sse::LAST_CHUNK)),
+            Wire::Completion => Local::Bytes(self.last_words(slot, ending)),
         };
         let bytes = local.wire_bytes(self.slab.get(slot).wire);
         let handle = self.frames.insert(local);
@@ -349,7 +365,15 @@ impl Shard {
     /// Cuts the fattest queues, a few a turn, while the process is over its byte budget. What is cut frees its memory a
     /// little later: until the next tick it counts as free.
     pub(super) fn keep_to_budget(&mut self) {
-        let held = frame::live_bytes() + self.queued.frames * ENTRY_BYTES;
+        let entries = self.pool.lent_bytes();
+        self.metrics.queue_entry_bytes.store(entries as u64);
+        let known = frame::live_bytes() + entries + self.entries_elsewhere;
+        // The other shards' part is looked up once a tick, and when it may matter.
+        if known <= self.bytes_budget / 4 * 3 {
+            return;
+        }
+        self.look_elsewhere();
+        let held = frame::live_bytes() + entries + self.entries_elsewhere;
         if held <= self.bytes_budget {
             return;
         }
@@ -368,6 +392,13 @@ impl Shard {
                 return;
             }
         }
+    }
+
+    /// What the queues of the other shards cost beside their frames.
+    pub(super) fn look_elsewhere(&mut self) {
+        let all = self.hub.metrics().sum(|shard| &shard.queue_entry_bytes);
+        let own = self.metrics.queue_entry_bytes.value();
+        self.entries_elsewhere = usize::try_from(all.saturating_sub(own)).unwrap_or(usize::MAX);
     }
 
     /// The stalled sessions of the top size class, the fattest last. A class is a power of two of queued bytes.

@@ -73,7 +73,9 @@ impl Queue {
         if self.ring.capacity() == 0 {
             self.ring = pool.take();
         }
+        let room = self.ring.capacity();
         self.ring.push_back(entry);
+        pool.lent += self.ring.capacity() - room;
     }
 
     pub(crate) fn pop(&mut self, pool: &mut Pool) -> Option<Entry> {
@@ -121,14 +123,24 @@ impl Queue {
 #[derive(Default)]
 pub(crate) struct Pool {
     rings: Vec<VecDeque<Entry>>,
+    /// Entries that the rings in use have room for.
+    lent: usize,
 }
 
 impl Pool {
+    /// Bytes of the rings that queues hold now.
+    pub(crate) fn lent_bytes(&self) -> usize {
+        self.lent * size_of::<Entry>()
+    }
+
     fn take(&mut self) -> VecDeque<Entry> {
-        self.rings.pop().unwrap_or_else(|| VecDeque::with_capacity(RING_ENTRIES))
+        let ring = self.rings.pop().unwrap_or_else(|| VecDeque::with_capacity(RING_ENTRIES));
+        self.lent += ring.capacity();
+        ring
     }
 
     fn give(&mut self, ring: VecDeque<Entry>) {
+        self.lent -= ring.capacity();
         if self.rings.len() < POOL_RINGS_MAX && ring.capacity() <= POOL_ENTRIES_MAX {
             self.rings.push(ring);
         }
@@ -179,8 +191,9 @@ mod tests {
         for _ in 0..20 {
             queue.push(Entry { handle: frames.insert(Local::Bytes(Box::from([]))), tag: 0 }, &mut pool);
         }
+        assert_eq!(pool.lent_bytes(), RING_ENTRIES * size_of::<Entry>());
         while queue.pop(&mut pool).is_some() {}
         assert_eq!(queue.ring.capacity(), 0);
-        assert_eq!(pool.rings.len(), 1);
+        assert_eq!((pool.rings.len(), pool.lent_bytes()), (1, 0));
     }
 }

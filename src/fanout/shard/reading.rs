@@ -8,6 +8,7 @@ use crate::fanout::shard::frames::Wire;
 use crate::fanout::shard::slab::State;
 use crate::id::RoomName;
 use crate::proto::disconnect::Disconnect;
+use crate::proto::event::{GapReason, Notice};
 use crate::proto::frame::Frame;
 use crate::proto::websocket::{self, Incoming, Partial, ReadLimits};
 
@@ -54,8 +55,8 @@ impl Shard {
         self.metrics.read_bytes.add(input.len() as u64);
         let session = self.slab.get_mut(slot);
         session.awaiting = false;
-        // What a client of an event stream sends after its request means nothing; after a violation nobody listens.
-        if session.wire == Wire::EventStream || session.deaf || matches!(session.state, State::Vacant | State::Ended) {
+        // What the client of a stream sends after its request means nothing; after a violation nobody listens.
+        if session.wire != Wire::WebSocket || session.deaf || matches!(session.state, State::Vacant | State::Ended) {
             return;
         }
         let mut partial = session.partial.take();
@@ -87,8 +88,8 @@ impl Shard {
     pub fn handle_end_of_input(&mut self, slot: u32) {
         let ending = match self.slab.get(slot).wire {
             Wire::WebSocket => Disconnect::ConnectionLost,
-            // Readers of event streams leave without a word.
-            Wire::EventStream => Disconnect::Normal,
+            // Readers of streams leave without a word.
+            Wire::EventStream | Wire::Completion => Disconnect::Normal,
         };
         self.handle_lost(slot, ending);
     }
@@ -125,10 +126,15 @@ impl Shard {
                 self.slab.get_mut(slot).deaf = true;
                 self.end(slot, Disconnect::PolicyViolation);
             }
-            Reaction::Join { room, ack, full } => {
-                let answer = if self.join(slot, &room) { ack } else { Some(full) };
-                answer.into_iter().for_each(|frame| self.send(slot, frame));
+            Reaction::Join { room, ack, full } if self.join(slot, &room) => {
+                ack.into_iter().for_each(|frame| self.send(slot, frame));
+                if self.timers.tick() < self.slab.get(slot).resumed_until {
+                    let gap = Notice::Gap { reason: GapReason::RoomNotKept, count: None };
+                    self.send(slot, Frame::notice(&gap));
+                }
+                drop(full);
             }
+            Reaction::Join { full, .. } => self.send(slot, full),
             Reaction::Leave { room, ack } => {
                 self.leave(slot, &room);
                 ack.into_iter().for_each(|frame| self.send(slot, frame));

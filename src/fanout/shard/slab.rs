@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::fanout::session::{Address, Identity, SLOTS_MAX, SessionRef};
+use crate::fanout::shard::answer::Answer;
 use crate::fanout::shard::frames::Wire;
 use crate::fanout::shard::queue::Queue;
 use crate::proto::websocket::Partial;
@@ -50,6 +51,8 @@ pub(crate) struct Session {
     pub(crate) written: usize,
     pub(crate) queue: Queue,
     pub(crate) identity: Option<Arc<Identity>>,
+    /// The answer that it reads, if it is no tab.
+    pub(crate) answer: Option<Box<Answer>>,
     pub(crate) partial: Option<Box<Partial>>,
     /// Places in rooms: (the shard's number of the room, the place among its members).
     pub(crate) rooms: Vec<(u32, u32)>,
@@ -58,6 +61,8 @@ pub(crate) struct Session {
     /// The tick at which the next ping is due.
     pub(crate) ping_due: u64,
     pub(crate) bad_since: u64,
+    /// The tick until which a room that it joins is one that it was in before it came back.
+    pub(crate) resumed_until: u64,
 }
 
 const _: () = assert!(size_of::<Session>() <= 256, "a session's slot has 256 bytes at most");
@@ -80,11 +85,13 @@ impl Session {
             written: 0,
             queue: Queue::default(),
             identity: None,
+            answer: None,
             partial: None,
             rooms: Vec::new(),
             expires: u64::MAX,
             ping_due: 0,
             bad_since: 0,
+            resumed_until: 0,
         }
     }
 }

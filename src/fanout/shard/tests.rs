@@ -1,9 +1,11 @@
 //! Shards in simulated time: every rule of a session's life, without a socket and without a clock.
 
+mod answers;
 mod endings;
 mod fan_out;
 mod heartbeat;
 mod model;
+mod recovery;
 mod rig;
 mod rooms;
 mod slow_tabs;

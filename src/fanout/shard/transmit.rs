@@ -12,7 +12,7 @@ use crate::fanout::shard::slab::{Session, State};
 
 /// Parts up to this many bytes are gathered by copy; larger ones go out as slices of their own.
 const COPY_MAX: usize = 2048;
-/// Bytes of one write.
+/// Bytes of one write, whatever waits.
 const WRITE_BYTES_MAX: usize = 256 << 10;
 /// Of so many writes one is not direct work, if there is other.
 const DIRECT_PICKS: u32 = 8;
@@ -22,7 +22,7 @@ const SLICES_MAX: usize = 64;
 /// Where a part of a write lies.
 enum Piece {
     Scratch(Range<usize>),
-    Part { handle: Handle, part: usize, from: usize },
+    Part { handle: Handle, part: usize, from: usize, to: usize },
 }
 
 /// A write as it was laid out last. The members of a room often wait for the same frames: what was laid out for one is
@@ -67,8 +67,10 @@ impl Gathered {
             for (part, whole) in frames.get(entry.handle).parts(session.wire).into_iter().enumerate() {
                 let from = skip.min(whole.len());
                 skip -= from;
-                bytes += whole.len() - from;
-                self.add(entry.handle, part, from, &whole[from..]);
+                // The rest of a large one waits for its next turn.
+                let to = whole.len().min(from + WRITE_BYTES_MAX - bytes);
+                bytes += to - from;
+                self.add(entry.handle, part, from, &whole[from..to]);
             }
             self.frames += 1;
             self.entries.push(entry);
@@ -86,7 +88,8 @@ impl Gathered {
             return;
         }
         if rest.len() > COPY_MAX {
-            return self.pieces.push(Piece::Part { handle, part, from });
+            let to = from + rest.len();
+            return self.pieces.push(Piece::Part { handle, part, from, to });
         }
         let start = self.scratch.len();
         self.scratch.extend_from_slice(rest);
@@ -157,7 +160,10 @@ impl Shard {
                 }
             };
             let session = self.slab.get(slot);
-            if !session.blocked && !session.queue.is_empty() {
+            if session.blocked || session.queue.is_empty() {
+                continue;
+            }
+            if session.wire != Wire::Completion || self.translate(slot) {
                 break slot;
             }
         };
@@ -169,7 +175,7 @@ impl Shard {
         let slice = |piece: &Piece| {
             IoSlice::new(match piece {
                 Piece::Scratch(range) => &scratch[range.clone()],
-                Piece::Part { handle, part, from } => &frames.get(*handle).parts(wire)[*part][*from..],
+                Piece::Part { handle, part, from, to } => &frames.get(*handle).parts(wire)[*part][*from..*to],
             })
         };
         let slices = match &pieces[..] {
@@ -213,7 +219,7 @@ impl Shard {
         }
         let (state, wire, peer_closed) = (session.state, session.wire, session.peer_closed);
         if session.queue.is_empty() {
-            if state == State::Closing && (peer_closed || wire == Wire::EventStream) {
+            if state == State::Closing && (peer_closed || wire != Wire::WebSocket) {
                 self.finish(slot);
             }
         } else if blocked {

@@ -187,6 +187,7 @@ fn a_drain_is_paced_and_tells_each_tab_its_own_time_to_come_back() {
         let (open, due) = (tabs.iter().filter(|tab| rig.is_open(**tab)).count(), 110 - 10 * tenth);
         assert!((due - 4..=due).contains(&open), "{open} open before second {tenth}");
         for _ in 0..20 {
+            rig.turn();
             rig.jump(Duration::from_millis(50));
         }
     }
@@ -241,6 +242,21 @@ fn what_was_on_its_way_to_a_tab_when_its_drain_began_gets_there() {
     assert_eq!(rig.post("room:r", &message("late")).tabs, 0);
     rig.jump(Duration::from_millis(50));
     assert_eq!(rig.texts(tab), ["one", "two"]);
+    assert_eq!(rig.last(tab), close(Disconnect::ServiceRestart));
+}
+
+#[test]
+fn a_drain_tells_nobody_before_the_inbox_was_emptied_once_more() {
+    let mut rig = Rig::new(1);
+    let tab = rig.tab(0, "u");
+    rig.hub.drain(Drain { spread: Duration::ZERO });
+    let now = rig.now();
+    assert!(rig.shards[0].handle_inbox(now));
+    // The clock is due in the same round: what was posted meanwhile is still in the inbox.
+    rig.jump(Duration::from_millis(50));
+    assert!(rig.is_open(tab) && rig.got(tab).is_empty());
+    rig.turn();
+    rig.jump(Duration::from_millis(50));
     assert_eq!(rig.last(tab), close(Disconnect::ServiceRestart));
 }
 

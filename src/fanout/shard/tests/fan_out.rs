@@ -81,7 +81,7 @@ fn an_address_that_outlived_its_session_reaches_nobody() {
     rig.lose(old);
     let new = rig.tab(0, "new");
     assert_eq!(rig.tabs[new].address.slot(), address.slot(), "the slot is another's now");
-    rig.hub.post_to_session(address, message("for the old one")).unwrap();
+    rig.hub.post_to_session(address, &message("for the old one")).unwrap();
     rig.turn();
     assert_eq!(rig.got(new), []);
     assert!(rig.is_open(new));
@@ -247,7 +247,7 @@ fn a_full_inbox_takes_a_post_on_all_its_shards_or_on_none() {
     let (here, there) = (rig.tab(0, "here"), rig.tab(1, "there"));
     let both = [rig.tab(0, "both"), rig.tab(1, "both")];
     for _ in 0..HubLimits::default().inbox_posts_max {
-        rig.hub.post_to_session(rig.tabs[there].address, typing(true, "there")).unwrap();
+        rig.hub.post_to_session(rig.tabs[there].address, &typing(true, "there")).unwrap();
     }
     let post = |rig: &Rig, channel: &str| rig.hub.post(&ChannelId::parse(channel).unwrap(), &message("x"));
     let before = rig.hub.waiting_posts();

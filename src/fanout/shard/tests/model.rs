@@ -227,7 +227,7 @@ impl Model {
             Step::ToTab { tab, what } => {
                 let Some(tab) = pick(tab) else { return };
                 let (frame, address) = (self.frame(what), self.rig.tabs[tab].address);
-                self.rig.hub.post_to_session(address, frame).unwrap();
+                self.rig.hub.post_to_session(address, &frame).unwrap();
                 self.waiting.push(Waiting { number: self.next, what, target: Target::Tabs(vec![address]) });
             }
             Step::Join { tab, room } => {

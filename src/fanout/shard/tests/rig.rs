@@ -9,8 +9,10 @@ use serde_json::Value;
 use crate::fanout::hub::Hub;
 use crate::fanout::session::{Address, Identity, RoomGrant, SessionRef};
 use crate::fanout::shard::slab::State;
-use crate::fanout::shard::{Inbound, OpenError, Opening, Outcome, Reaction, Shard, Wire};
-use crate::id::{ChannelId, MessageId, RoomName, UserId};
+use crate::fanout::shard::{Answer, Inbound, OpenError, Opening, Outcome, Reaction, Resume, Shard, Wire};
+use crate::fanout::streams::StreamOptions;
+use crate::id::{ChannelId, MessageId, RequestId, RoomName, UserId};
+use crate::proto::completion::{Completion, CompletionHead};
 use crate::proto::delivery::Delivery;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::event::{ErrorCode, Event, Notice, Timestamp};
@@ -28,6 +30,8 @@ pub(super) enum Got {
     KeepAlive,
     Retry(u64),
     LastChunk,
+    /// Records of an answer, as they came in one chunk.
+    Records(String),
 }
 
 impl Got {
@@ -176,7 +180,70 @@ impl Rig {
     ) -> Result<usize, OpenError> {
         let mut identity = Identity::new(UserId::parse(user).unwrap(), Timestamp::from_micros(1));
         identity.rooms = RoomGrant::Any;
-        let address = self.shards[usize::from(shard)].open(Opening { identity, wire, expires_in })?;
+        let opening = Opening { expires_in, ..Opening::new(identity, wire) };
+        let address = self.shards[usize::from(shard)].open(opening, |_| None)?;
+        Ok(self.add(address, wire))
+    }
+
+    /// A WebSocket tab that comes back.
+    pub(super) fn resumed(&mut self, shard: u16, user: &str, resume: Resume) -> usize {
+        let mut identity = Identity::new(UserId::parse(user).unwrap(), Timestamp::from_micros(1));
+        identity.rooms = RoomGrant::Any;
+        let opening = Opening { resume, ..Opening::new(identity, Wire::WebSocket) };
+        let address = self.shards[usize::from(shard)].open(opening, |_| None).unwrap();
+        let tab = self.add(address, Wire::WebSocket);
+        self.writable(tab, usize::MAX);
+        tab
+    }
+
+    /// The reader of an answer: of a new one with `options`, of one that was left without.
+    pub(super) fn answer(
+        &mut self,
+        shard: u16,
+        (user, request): (&str, &str),
+        options: Option<StreamOptions>,
+    ) -> Result<usize, OpenError> {
+        let (identity, request) = (
+            Identity::new(UserId::parse(user).unwrap(), Timestamp::from_micros(1)),
+            RequestId::parse(request).unwrap(),
+        );
+        let completion = Completion::new(CompletionHead {
+            id: request.clone(),
+            created: 1,
+            model: "m".into(),
+            files_url: "http://here".into(),
+            wants_usage: false,
+            prompt_tokens: 0,
+        });
+        let (answer, shard) = (Answer { request, completion }, &mut self.shards[usize::from(shard)]);
+        let address = match options {
+            Some(options) => shard.open_answer(identity, answer, options),
+            None => shard.reopen_answer(identity, answer),
+        }?;
+        let tab = self.add(address, Wire::Completion);
+        self.writable(tab, usize::MAX);
+        Ok(tab)
+    }
+
+    /// The text that an answer's reader has so far: all deltas behind each other.
+    pub(super) fn content(&self, tab: usize) -> String {
+        let text = |line: &str| {
+            let json: Value = serde_json::from_str(line.strip_prefix("data: ")?).ok()?;
+            json["choices"][0]["delta"]["content"].as_str().map(str::to_owned)
+        };
+        self.records(tab).lines().filter_map(text).collect()
+    }
+
+    /// All records of an answer's reader, without the framing of chunks.
+    pub(super) fn records(&self, tab: usize) -> String {
+        let records = |got: &Got| match got {
+            Got::Records(records) => Some(records.clone()),
+            _ => None,
+        };
+        self.got(tab).iter().filter_map(records).collect()
+    }
+
+    fn add(&mut self, address: Address, wire: Wire) -> usize {
         self.tabs.push(Tab {
             address,
             wire,
@@ -187,8 +254,8 @@ impl Rig {
             fin: false,
             gone: false,
         });
-        self.by_slot.insert((shard, address.slot()), self.tabs.len() - 1);
-        Ok(self.tabs.len() - 1)
+        self.by_slot.insert((address.shard(), address.slot()), self.tabs.len() - 1);
+        self.tabs.len() - 1
     }
 
     /// A WebSocket tab that reads all it gets.
@@ -344,6 +411,7 @@ impl Rig {
         let next = match tab.wire {
             Wire::WebSocket => next_frame,
             Wire::EventStream => next_chunk,
+            Wire::Completion => next_records,
         };
         while let Some((item, after)) = next(rest) {
             got.push(item);
@@ -363,7 +431,7 @@ impl Rig {
     /// Bytes behind the last whole frame.
     pub(super) fn torn_bytes(&self, tab: usize) -> usize {
         let tab = &self.tabs[tab];
-        let next = if tab.wire == Wire::WebSocket { next_frame } else { next_chunk };
+        let next = if tab.wire == Wire::WebSocket { next_frame } else { next_records };
         let mut rest = &tab.received[..];
         while let Some((_, after)) = next(rest) {
             rest = after;
@@ -446,12 +514,7 @@ fn next_frame(bytes: &[u8]) -> Option<(Got, &[u8])> {
 }
 
 fn next_chunk(bytes: &[u8]) -> Option<(Got, &[u8])> {
-    let line = bytes.windows(2).position(|two| two == b"\r\n")?;
-    let length = usize::from_str_radix(std::str::from_utf8(&bytes[..line]).unwrap(), 16).expect("a chunk's size");
-    let (chunk, rest) = bytes[line + 2..].split_at_checked(length)?;
-    let (end, rest) = rest.split_first_chunk()?;
-    assert_eq!(end, b"\r\n", "a chunk ends where its size says");
-    let record = std::str::from_utf8(chunk).unwrap();
+    let (record, rest) = split_chunk(bytes)?;
     let got = if record.is_empty() {
         Got::LastChunk
     } else if record == ": keep-alive\n\n" {
@@ -463,4 +526,19 @@ fn next_chunk(bytes: &[u8]) -> Option<(Got, &[u8])> {
         Got::Json(serde_json::from_str(json).expect("JSON"))
     };
     Some((got, rest))
+}
+
+fn next_records(bytes: &[u8]) -> Option<(Got, &[u8])> {
+    let (records, rest) = split_chunk(bytes)?;
+    let got = if records.is_empty() { Got::LastChunk } else { Got::Records(records.to_owned()) };
+    Some((got, rest))
+}
+
+fn split_chunk(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let line = bytes.windows(2).position(|two| two == b"\r\n")?;
+    let length = usize::from_str_radix(std::str::from_utf8(&bytes[..line]).unwrap(), 16).expect("a chunk's size");
+    let (chunk, rest) = bytes[line + 2..].split_at_checked(length)?;
+    let (end, rest) = rest.split_first_chunk()?;
+    assert_eq!(end, b"\r\n", "a chunk ends where its size says");
+    Some((std::str::from_utf8(chunk).unwrap(), rest))
 }

@@ -71,10 +71,30 @@ fn bytes_have_a_bound_of_their_own() {
     let mut rig = small();
     let tab = rig.tab(0, "u");
     rig.stall(tab, 0);
+    for _ in 0..2 {
+        rig.publish("u", &message(&"x".repeat(60_000)));
+        assert!(rig.is_open(tab));
+    }
     rig.publish("u", &message(&"x".repeat(60_000)));
-    assert!(rig.is_open(tab));
-    rig.publish("u", &message(&"x".repeat(60_000)));
+    assert!(!rig.is_open(tab), "120,000 bytes behind the first are more than the queue's 100,000");
+}
+
+#[test]
+fn a_frame_that_is_larger_than_the_queue_takes_no_room_from_those_behind_it() {
+    let mut rig = small();
+    let tab = rig.tab(0, "u");
+    rig.stall(tab, 50_000);
+    rig.publish("u", &message(&"x".repeat(1 << 20)));
+    for text in ["a", "b"] {
+        rig.publish("u", &message(text));
+    }
+    rig.publish("u", &edit(MessageId::random(), "c"));
+    assert!(rig.is_open(tab), "a tab that is busy with a large file is not cut by the next word");
+    rig.publish("u", &message(&"x".repeat(100_000)));
     assert!(!rig.is_open(tab));
+    rig.writable(tab, usize::MAX);
+    assert_eq!(rig.texts(tab).len(), 1);
+    assert_eq!(rig.last(tab), close(Disconnect::SlowConsumer));
 }
 
 #[test]
@@ -152,14 +172,16 @@ fn a_full_queue_replaces_an_edit_and_is_cut_by_one_that_replaces_nothing() {
 fn edits_that_grow_in_their_place_stay_within_the_queues_bytes() {
     let mut rig = small();
     let tab = rig.tab(0, "u");
-    let ids = [MessageId::random(), MessageId::random()];
+    let ids = [MessageId::random(), MessageId::random(), MessageId::random()];
     rig.stall(tab, 0);
     for id in ids {
         rig.publish("u", &edit(id, "short"));
     }
-    rig.publish("u", &edit(ids[0], &"x".repeat(60_000)));
-    assert!(rig.is_open(tab));
-    rig.publish("u", &edit(ids[1], &"x".repeat(60_000)));
+    for id in &ids[..2] {
+        rig.publish("u", &edit(*id, &"x".repeat(60_000)));
+        assert!(rig.is_open(tab));
+    }
+    rig.publish("u", &edit(ids[2], &"x".repeat(60_000)));
     assert!(!rig.is_open(tab), "an edit that finds no room acts as ordered");
     rig.check_gauges();
 }
@@ -230,7 +252,7 @@ fn control_frames_fit_beyond_a_full_queue() {
         rig.publish("u", &message(&n.to_string()));
     }
     let gap = Notice::Gap { reason: crate::proto::event::GapReason::RoomNotKept, count: Some(1) };
-    rig.hub.post_to_session(rig.tabs[tab].address, Frame::notice(&gap)).unwrap();
+    rig.hub.post_to_session(rig.tabs[tab].address, &Frame::notice(&gap)).unwrap();
     rig.turn();
     rig.receive(tab, &client_frame(PING, b"are you there"));
     rig.wait(26);

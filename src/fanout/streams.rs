@@ -1,0 +1,501 @@
+//! Streams: the answers to requests, each read by one reader that may go away before its end.
+//!
+//! A stream's frames go to one reader: a [`Mailbox`], or a session of a shard. One that is detachable goes on when its
+//! reader leaves, and whoever owns it attaches again: what was said so far is replayed, then it is live. One that is
+//! not is over when its reader is gone. Whoever produces a stream with an owner is told when nobody wants it any more.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use event_listener::Event as Bell;
+use foldhash::fast::RandomState;
+
+use crate::fanout::backlog::{Backlog, Bounds, Displaced};
+use crate::fanout::hub::{Full, Hub};
+use crate::fanout::mailbox::{Mailbox, Offer, Shared};
+use crate::fanout::session::Address;
+use crate::fanout::stripes::Stripes;
+use crate::id::{RequestId, UserId};
+use crate::proto::delivery::{Delivery, Nobody};
+use crate::proto::disconnect::Disconnect;
+use crate::proto::event::{EndReason, Event};
+use crate::proto::frame::{Frame, Kind};
+use crate::proto::limits::{HubLimits, SessionLimits};
+
+/// Why a stream could not be registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// There is one with that request id: nothing is replaced.
+    #[error("a stream for that request exists already")]
+    Exists,
+    /// As many streams as the limit allows.
+    #[error("{streams_max} streams are open, which is as many as allowed")]
+    TooMany {
+        /// The limit.
+        streams_max: usize,
+    },
+    /// As many streams as one owner may have.
+    #[error("the user has {streams_max} streams open, which is as many as one user may have")]
+    TooManyOfOwner {
+        /// The limit.
+        streams_max: usize,
+    },
+}
+
+/// Why nobody was attached to a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// There is none with that id that this user owns and that can be found again.
+    #[error("there is no such answer")]
+    NoSuchStream,
+    /// It is there, but not all of what it said is kept any more.
+    #[error("the answer has outgrown what is kept of it")]
+    Lost,
+}
+
+/// What a stream is opened with. The default is an embedder's mailbox: nobody's, and over when its reader is gone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// Who may attach to it and cancel it. With an owner, [`Hub::next_cancelled`] tells when nobody wants it any more.
+    pub owner: Option<UserId>,
+    /// It goes on without a reader, and can be found again.
+    pub is_detachable: bool,
+    /// Its frames also go to the tabs of its owner.
+    pub is_mirrored: bool,
+    /// Without a frame for so long it ends with [`EndReason::Timeout`]. None: never.
+    pub idle_timeout: Option<Duration>,
+}
+
+/// A stream that nobody wants any more, before its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cancelled {
+    /// Which.
+    pub request: RequestId,
+    /// Whose it was.
+    pub owner: UserId,
+}
+
+/// Where a stream's frames go.
+enum Reader {
+    Mailbox(Arc<Shared>),
+    Session(Address),
+    /// It was left; only what is detachable goes on so.
+    Nobody,
+}
+
+struct State {
+    reader: Reader,
+    backlog: Backlog,
+    /// When it ended, in seconds of the coarse clock.
+    ended: Option<u64>,
+    /// Something was said since `heard`.
+    is_heard: bool,
+    heard: u64,
+}
+
+struct Stream {
+    options: StreamOptions,
+    state: Mutex<State>,
+}
+
+impl Stream {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The streams of an engine, by request.
+pub(crate) struct Streams {
+    all: DashMap<RequestId, Arc<Stream>, RandomState>,
+    /// Those that have not ended, and those that have and can still be found.
+    ///
+    /// # Ordering
+    /// Relaxed: bounds, they publish nothing.
+    running: AtomicUsize,
+    ended: AtomicUsize,
+    by_owner: Mutex<HashMap<UserId, usize>>,
+    cancelled: Mutex<VecDeque<Cancelled>>,
+    bell: Bell,
+    stripes: Arc<Stripes>,
+    limits: Limits,
+}
+
+struct Limits {
+    streams_max: usize,
+    streams_per_owner_max: usize,
+    queue_frames_max: usize,
+    queue_bytes_max: usize,
+    backlog: Bounds,
+}
+
+/// What became of a frame, and which shards are to be woken for it.
+type Offered = Result<(Delivery, Option<u16>), Full>;
+
+const MISSING: Delivery = Delivery { tabs: 0, nodes: 0, nobody: Some(Nobody::NoSuchStream) };
+const TAKEN: Delivery = Delivery { tabs: 1, nodes: 0, nobody: None };
+
+impl std::fmt::Debug for Streams {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} streams", self.all.len())
+    }
+}
+
+impl Streams {
+    pub(crate) fn new(sessions: &SessionLimits, hub: &HubLimits, stripes: Arc<Stripes>) -> Self {
+        let limits = Limits {
+            streams_max: hub.streams_max,
+            streams_per_owner_max: hub.streams_per_owner_max,
+            queue_frames_max: sessions.queue_frames_max,
+            queue_bytes_max: sessions.queue_bytes_max,
+            // Its frames are few, as edits replace each other: what counts is their bytes.
+            backlog: Bounds { frames_max: sessions.queue_frames_max, bytes_max: hub.stream_bytes_max },
+        };
+        Self {
+            all: DashMap::with_hasher(RandomState::default()),
+            running: AtomicUsize::new(0),
+            ended: AtomicUsize::new(0),
+            by_owner: Mutex::default(),
+            cancelled: Mutex::default(),
+            bell: Bell::new(),
+            stripes,
+            limits,
+        }
+    }
+
+    pub(crate) fn open_mailbox(
+        this: &Arc<Self>,
+        request: &RequestId,
+        options: StreamOptions,
+    ) -> Result<Mailbox, OpenError> {
+        let shared = Arc::new(Shared::default());
+        this.open(request, options, Reader::Mailbox(Arc::clone(&shared)))?;
+        Ok(Mailbox::new(shared, Arc::clone(this), request.clone()))
+    }
+
+    pub(crate) fn open_session(
+        &self,
+        request: &RequestId,
+        options: StreamOptions,
+        address: Address,
+    ) -> Result<(), OpenError> {
+        self.open(request, options, Reader::Session(address))
+    }
+
+    fn open(&self, request: &RequestId, options: StreamOptions, reader: Reader) -> Result<(), OpenError> {
+        let Limits { streams_max, streams_per_owner_max, .. } = self.limits;
+        let heard = self.stripes.now();
+        let state = State { reader, backlog: Backlog::default(), ended: None, is_heard: false, heard };
+        match self.all.entry(request.clone()) {
+            Entry::Occupied(_) => Err(OpenError::Exists),
+            Entry::Vacant(_) if self.running() >= streams_max => Err(OpenError::TooMany { streams_max }),
+            Entry::Vacant(entry) => {
+                if !self.take_place(options.owner.as_ref()) {
+                    return Err(OpenError::TooManyOfOwner { streams_max: streams_per_owner_max });
+                }
+                drop(entry.insert(Arc::new(Stream { options, state: Mutex::new(state) })));
+                self.running.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    fn take_place(&self, owner: Option<&UserId>) -> bool {
+        let Some(owner) = owner else { return true };
+        let mut by_owner = self.by_owner.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = by_owner.entry(owner.clone()).or_default();
+        let is_free = *count < self.limits.streams_per_owner_max;
+        *count += usize::from(is_free);
+        is_free
+    }
+
+    fn give_place(&self, owner: Option<&UserId>) {
+        let Some(owner) = owner else { return };
+        let mut by_owner = self.by_owner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = by_owner.get_mut(owner) {
+            *count -= 1;
+            if *count == 0 {
+                by_owner.remove(owner);
+            }
+        }
+    }
+
+    /// Streams that have not ended.
+    pub(crate) fn running(&self) -> usize {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn has(&self, request: &RequestId) -> bool {
+        self.all.contains_key(request)
+    }
+
+    fn find(&self, request: &RequestId) -> Option<Arc<Stream>> {
+        self.all.get(request).map(|entry| Arc::clone(entry.value()))
+    }
+
+    /// The shard whose room a publisher to this stream waits for.
+    pub(crate) fn shard_of(&self, request: &RequestId) -> Option<u16> {
+        match self.find(request)?.state().reader {
+            Reader::Session(address) => Some(address.shard()),
+            Reader::Mailbox(_) | Reader::Nobody => None,
+        }
+    }
+
+    /// Whose tabs see the stream's frames too.
+    fn mirror(stream: &Stream, frame: &Frame) -> Option<UserId> {
+        let options = &stream.options;
+        if options.is_mirrored && frame.kind() != Kind::End { options.owner.clone() } else { None }
+    }
+
+    /// Gives a frame to the stream's reader; an `end` is its last. The second part is who is to see it as well.
+    pub(crate) fn offer(
+        &self,
+        hub: &Hub,
+        request: &RequestId,
+        frame: &Frame,
+    ) -> Result<(Delivery, Option<UserId>), Full> {
+        let Some(stream) = self.find(request) else { return Ok((MISSING, None)) };
+        let mut displaced = Displaced::new();
+        let mut state = stream.state();
+        let (delivery, parked) = self.give(hub, &stream, &mut state, frame, &mut displaced)?;
+        drop(state);
+        hub.ring_one(parked);
+        if delivery == MISSING {
+            return Ok((MISSING, None));
+        }
+        if frame.kind() == Kind::End {
+            self.note_end(request, &stream);
+        }
+        Ok((delivery, Self::mirror(&stream, frame)))
+    }
+
+    fn give(&self, hub: &Hub, stream: &Stream, state: &mut State, frame: &Frame, displaced: &mut Displaced) -> Offered {
+        if state.ended.is_some() {
+            return Ok((MISSING, None));
+        }
+        let Limits { queue_frames_max, queue_bytes_max, .. } = self.limits;
+        let (is_taken, parked) = match &state.reader {
+            Reader::Session(address) => (true, hub.push_to_session(*address, frame)?),
+            Reader::Nobody => (true, None),
+            Reader::Mailbox(shared) => {
+                let offer = shared.offer(frame.clone(), queue_frames_max, queue_bytes_max);
+                (!matches!(offer, Offer::Overflow | Offer::Closed), None)
+            }
+        };
+        state.is_heard = true;
+        if stream.options.is_detachable {
+            self.keep(&mut state.backlog, frame, displaced);
+        }
+        if !is_taken {
+            state.reader = Reader::Nobody;
+        }
+        let is_over = frame.kind() == Kind::End || !(is_taken || stream.options.is_detachable);
+        if is_over {
+            state.ended = Some(self.stripes.now());
+        }
+        Ok((if is_taken || stream.options.is_detachable { TAKEN } else { MISSING }, parked))
+    }
+
+    fn keep(&self, backlog: &mut Backlog, frame: &Frame, displaced: &mut Displaced) {
+        if !Backlog::wants(frame.kind()) {
+            return;
+        }
+        self.stripes.change(backlog, |backlog| backlog.keep(frame, self.stripes.now(), self.limits.backlog, displaced));
+        if self.stripes.bytes() > self.stripes.limits().total_bytes_max {
+            self.stripes.change(backlog, |backlog| backlog.lose(displaced));
+        }
+    }
+
+    /// An ended stream is no more than its backlog; without one it is gone.
+    fn note_end(&self, request: &RequestId, stream: &Arc<Stream>) {
+        self.running.fetch_sub(1, Ordering::Relaxed);
+        self.give_place(stream.options.owner.as_ref());
+        let kept = self.ended.fetch_add(1, Ordering::Relaxed);
+        if !stream.options.is_detachable || kept >= self.limits.streams_max {
+            self.remove(request, stream);
+        }
+    }
+
+    fn remove(&self, request: &RequestId, stream: &Arc<Stream>) {
+        if self.all.remove_if(request, |_, held| Arc::ptr_eq(held, stream)).is_some() {
+            self.ended.fetch_sub(1, Ordering::Relaxed);
+            self.stripes.release(&stream.state().backlog);
+        }
+    }
+
+    /// Ends a stream from outside: its reader gets `last`, if there is one, and then the end.
+    fn end(&self, hub: &Hub, request: &RequestId, stream: &Arc<Stream>, last: &Frame) -> bool {
+        let mut displaced = Displaced::new();
+        let mut state = stream.state();
+        if state.ended.is_some() {
+            return false;
+        }
+        let parked = match &state.reader {
+            // It takes no room worth asking for, and must not be lost.
+            Reader::Session(address) => hub.force_to_session(*address, last),
+            Reader::Mailbox(shared) => {
+                // Whatever became of it: the stream is over.
+                let _ = shared.offer(last.clone(), usize::MAX, usize::MAX);
+                None
+            }
+            Reader::Nobody => None,
+        };
+        if stream.options.is_detachable {
+            self.keep(&mut state.backlog, last, &mut displaced);
+        }
+        state.ended = Some(self.stripes.now());
+        drop(state);
+        hub.ring_one(parked);
+        self.note_end(request, stream);
+        true
+    }
+
+    /// Takes a stream away: its reader is woken and sees the end. An absent one is a no-op.
+    pub(crate) fn close(&self, hub: &Hub, request: &RequestId) {
+        let Some(stream) = self.find(request) else { return };
+        if let Reader::Mailbox(shared) = &stream.state().reader {
+            shared.end(Disconnect::Normal);
+        }
+        self.end(hub, request, &stream, &end_frame(EndReason::Cancelled));
+        self.remove(request, &stream);
+    }
+
+    /// Ends a stream that `user` owns, and tells whoever produces it. False if it has ended already.
+    pub(crate) fn cancel(&self, hub: &Hub, request: &RequestId, user: &UserId) -> Result<bool, AttachError> {
+        let stream = self.find(request).filter(|stream| stream.options.owner.as_ref() == Some(user));
+        let stream = stream.ok_or(AttachError::NoSuchStream)?;
+        let is_ended = self.end(hub, request, &stream, &end_frame(EndReason::Cancelled));
+        if is_ended {
+            self.tell(request, &stream);
+        }
+        self.remove(request, &stream);
+        Ok(is_ended)
+    }
+
+    /// Makes a session the stream's reader; whoever was it sees the end. Returns what was said so far.
+    pub(crate) fn attach(
+        &self,
+        hub: &Hub,
+        request: &RequestId,
+        user: &UserId,
+        address: Address,
+    ) -> Result<Vec<Frame>, AttachError> {
+        let is_theirs = |stream: &Arc<Stream>| {
+            stream.options.is_detachable && stream.options.owner.as_ref().is_some_and(|owner| owner == user)
+        };
+        let stream = self.find(request).filter(is_theirs).ok_or(AttachError::NoSuchStream)?;
+        let mut state = stream.state();
+        let said = state.backlog.whole().ok_or(AttachError::Lost)?;
+        let before = std::mem::replace(&mut state.reader, Reader::Session(address));
+        drop(state);
+        match before {
+            Reader::Session(before) => {
+                let parked = hub.force_to_session(before, &end_frame(EndReason::Cancelled));
+                hub.ring_one(parked);
+            }
+            Reader::Mailbox(shared) => shared.end(Disconnect::Normal),
+            Reader::Nobody => {}
+        }
+        Ok(said)
+    }
+
+    /// The session that read it is gone.
+    pub(crate) fn left_by_session(&self, request: &RequestId, address: Address) {
+        self.left(request, |reader| matches!(reader, Reader::Session(held) if *held == address));
+    }
+
+    /// The mailbox was dropped.
+    pub(crate) fn left_by_mailbox(&self, request: &RequestId, shared: &Arc<Shared>) {
+        self.left(request, |reader| matches!(reader, Reader::Mailbox(held) if Arc::ptr_eq(held, shared)));
+    }
+
+    fn left(&self, request: &RequestId, is_reader: impl Fn(&Reader) -> bool) {
+        let Some(stream) = self.find(request) else { return };
+        let mut state = stream.state();
+        if !is_reader(&state.reader) {
+            return;
+        }
+        let before = std::mem::replace(&mut state.reader, Reader::Nobody);
+        if state.ended.is_none() && !stream.options.is_detachable {
+            state.ended = Some(self.stripes.now());
+            drop(state);
+            self.note_end(request, &stream);
+            self.tell(request, &stream);
+        } else {
+            drop(state);
+        }
+        drop(before);
+    }
+
+    /// Says that nobody wants a stream any more. Each is said once, so that this is bounded by the streams there are;
+    /// if nobody listens the oldest go.
+    fn tell(&self, request: &RequestId, stream: &Stream) {
+        let Some(owner) = stream.options.owner.clone() else { return };
+        let mut cancelled = self.cancelled.lock().unwrap_or_else(PoisonError::into_inner);
+        if cancelled.len() >= self.limits.streams_max {
+            cancelled.pop_front();
+        }
+        cancelled.push_back(Cancelled { request: request.clone(), owner });
+        drop(cancelled);
+        self.bell.notify(1);
+    }
+
+    pub(crate) async fn next_cancelled(&self) -> Cancelled {
+        loop {
+            let listener = self.bell.listen();
+            let next = self.cancelled.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            if let Some(cancelled) = next {
+                return cancelled;
+            }
+            listener.await;
+        }
+    }
+
+    /// Ends those that were silent for too long, and forgets those that ended long ago.
+    pub(crate) fn sweep(&self, hub: &Hub, now: u64) {
+        let lifetime = self.stripes.limits().lifetime.as_secs();
+        let mut due = Vec::new();
+        for entry in &self.all {
+            let stream = entry.value();
+            let mut state = stream.state();
+            if std::mem::take(&mut state.is_heard) {
+                state.heard = now;
+            }
+            let is_due = match (state.ended, stream.options.idle_timeout) {
+                (Some(ended), _) => ended.saturating_add(lifetime) <= now,
+                (None, Some(timeout)) => state.heard.saturating_add(timeout.as_secs()) <= now,
+                (None, None) => false,
+            };
+            if is_due {
+                due.push((entry.key().clone(), Arc::clone(stream)));
+            }
+        }
+        for (request, stream) in due {
+            if self.end(hub, &request, &stream, &end_frame(EndReason::Timeout)) {
+                self.tell(&request, &stream);
+            } else {
+                self.remove(&request, &stream);
+            }
+        }
+    }
+
+    /// Ends every stream with an `end` frame of reason `cancelled`: the node shuts down.
+    pub(crate) fn end_all(&self, hub: &Hub) {
+        let all: Vec<_> = self.all.iter().map(|entry| (entry.key().clone(), Arc::clone(entry.value()))).collect();
+        let last = end_frame(EndReason::Cancelled);
+        for (request, stream) in all {
+            if self.end(hub, &request, &stream, &last) {
+                self.tell(&request, &stream);
+            }
+        }
+    }
+}
+
+fn end_frame(reason: EndReason) -> Frame {
+    Frame::encode(&Event::End { reason })
+}
