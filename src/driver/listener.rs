@@ -53,8 +53,10 @@ pub enum Answer {
     Session {
         /// The session that was opened for it.
         address: Address,
-        /// The response's head, its empty line included.
+        /// The response's head, its empty line included, and what of the body goes with it.
         head: Vec<u8>,
+        /// The head's status, for who counts it.
+        status: u16,
     },
 }
 
@@ -386,7 +388,7 @@ impl Service<Request<Incoming>> for EdgeService {
         Box::pin(async move {
             match answer.await {
                 Answer::Respond(response) => Ok(response),
-                Answer::Session { address, head } => {
+                Answer::Session { address, head, .. } => {
                     *exit.session.borrow_mut() = Some((address, head));
                     // The connection is taken from under hyper: there is no response for it to write.
                     std::future::pending().await

@@ -21,8 +21,9 @@ use tokio::time::Sleep;
 
 use crate::driver::clock;
 use crate::driver::socket::Socket;
-use crate::fanout::session::Address;
-use crate::fanout::shard::{Inbound, OpenError, Opening, Outcome, Shard, Transmit};
+use crate::fanout::session::{Address, Identity};
+use crate::fanout::shard::{Answer, Inbound, OpenError, Opening, Outcome, Shard, Transmit};
+use crate::fanout::streams::StreamOptions;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::Frame;
 
@@ -114,19 +115,33 @@ impl LocalShard {
     }
 
     /// Opens a session whose connection follows by [`Self::attach`], or never does: then call [`Self::abandon`].
+    /// `greet` makes what it hears first.
     ///
     /// # Errors
     /// As [`Shard::open`].
-    pub fn open(&self, opening: Opening) -> Result<Address, OpenError> {
-        self.state().shard.open(opening)
+    pub fn open(&self, opening: Opening, greet: impl FnOnce(Address) -> Option<Frame>) -> Result<Address, OpenError> {
+        self.state().shard.open(opening, greet)
     }
 
-    /// Queues a frame for a session that was opened here.
-    pub fn send(&self, address: Address, frame: Frame) {
-        let mut state = self.state();
-        if state.shard.session(address.slot()).is_some_and(|s| s.address() == address) {
-            state.shard.send(address.slot(), frame);
-        }
+    /// The same for the reader of a new answer.
+    ///
+    /// # Errors
+    /// As [`Shard::open_answer`].
+    pub fn open_answer(
+        &self,
+        identity: Identity,
+        answer: Answer,
+        options: StreamOptions,
+    ) -> Result<Address, OpenError> {
+        self.state().shard.open_answer(identity, answer, options)
+    }
+
+    /// The same for the reader of an answer that was left.
+    ///
+    /// # Errors
+    /// As [`Shard::reopen_answer`].
+    pub fn reopen_answer(&self, identity: Identity, answer: Answer) -> Result<Address, OpenError> {
+        self.state().shard.reopen_answer(identity, answer)
     }
 
     /// Reads from the shard, for whoever answers questions about it.
@@ -222,7 +237,7 @@ impl Turns {
         loop {
             state.shard.handle_inbox(start);
             self.poll_tick(&mut state, start, context);
-            let is_quiet = self.poll_sockets(&mut state, context)?;
+            let is_quiet = self.poll_sockets(&mut state, start, context)?;
             writes += state.write(TURN_WRITES_MAX / 4);
             state.drop_ended();
             if state.shard.is_drained() {
@@ -257,9 +272,14 @@ impl Turns {
         }
     }
 
-    /// Reads and unblocks whoever is ready. True if nobody is any more.
-    fn poll_sockets(&mut self, state: &mut State, context: &mut Context<'_>) -> io::Result<bool> {
+    /// Reads and unblocks whoever is ready. True if nobody is any more. Who is not read before the turn is over waits
+    /// for the next.
+    fn poll_sockets(&mut self, state: &mut State, start: Instant, context: &mut Context<'_>) -> io::Result<bool> {
+        let mut watch = Watch::new(start);
         for _ in 0..state.unread.len() {
+            if watch.is_over() {
+                return Ok(false);
+            }
             if let Some(slot) = state.unread.pop_front() {
                 state.sockets.connection(slot).into_iter().for_each(|connection| connection.is_unread = false);
                 state.read(slot, true);
@@ -283,7 +303,12 @@ impl Turns {
             if event.is_writable() {
                 state.shard.handle_writable(slot);
             }
-            if !is_unread && (event.is_readable() || event.is_read_closed() || event.is_error()) {
+            if is_unread || !(event.is_readable() || event.is_read_closed() || event.is_error()) {
+                continue;
+            }
+            if watch.is_over() {
+                state.read_later(slot);
+            } else {
                 state.read(slot, event.is_read_closed());
             }
         }
@@ -297,7 +322,38 @@ impl Turns {
     }
 }
 
+/// Looks at the clock now and then, as a look costs as much as a small read.
+struct Watch {
+    start: Instant,
+    looks: u32,
+    is_over: bool,
+}
+
+impl Watch {
+    /// Reads between two looks.
+    const READS: u32 = 16;
+
+    fn new(start: Instant) -> Self {
+        Self { start, looks: 0, is_over: false }
+    }
+
+    fn is_over(&mut self) -> bool {
+        self.looks += 1;
+        if self.looks.is_multiple_of(Self::READS) {
+            self.is_over |= clock::now() - self.start >= TURN_TIME_MAX;
+        }
+        self.is_over
+    }
+}
+
 impl State {
+    fn read_later(&mut self, slot: u32) {
+        if let Some(connection) = self.sockets.connection(slot) {
+            connection.is_unread = true;
+            self.unread.push_back(slot);
+        }
+    }
+
     /// Reads one session's share. A short read has drained the socket, unless its end of input is known to follow.
     fn read(&mut self, slot: u32, is_closed: bool) {
         let Some(socket) = self.sockets.get(slot) else { return };
@@ -312,8 +368,7 @@ impl State {
             Ok(bytes) => {
                 self.shard.handle_readable(slot, &mut self.buffer[..bytes], &mut *self.inbound);
                 if is_closed || bytes == READ_BYTES_MAX {
-                    self.sockets.connection(slot).into_iter().for_each(|connection| connection.is_unread = true);
-                    self.unread.push_back(slot);
+                    self.read_later(slot);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -6,6 +6,7 @@
 //! table; barrier; each thread unshares; barrier; only then anything else is opened, by the thread that uses and
 //! drops it. tokio's signal pipe exists by then as well, and has the same number everywhere.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -24,6 +25,9 @@ use crate::driver::shard_thread::{LocalShard, ShardDriver};
 use crate::fanout::hub::{Drain, Hub};
 use crate::fanout::shard::{Inbound, Shard};
 use crate::proto::limits::SessionLimits;
+
+/// How often a drain looks whether all answers have ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What the shards' threads are started with.
 #[derive(Debug, Clone)]
@@ -49,11 +53,24 @@ pub trait EdgeFactory: Send + Sync + 'static {
     fn edge(&self, local: Rc<LocalShard>) -> Rc<dyn Edge>;
 }
 
+/// How the shards' threads end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DrainPlan {
+    /// Sessions are told to come back later, spread over this time.
+    pub spread: Duration,
+    /// Answers that have not ended by then are ended.
+    pub answers: Duration,
+    /// When it is over, whatever is left.
+    pub deadline: Duration,
+}
+
 /// The shards' threads. Dropping it does not end them: [`ShardThreads::drain`] does.
 pub struct ShardThreads {
     address: SocketAddr,
     hub: Arc<Hub>,
     running: watch::Receiver<usize>,
+    /// True once requests need not be answered any more.
+    release: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -61,10 +78,16 @@ impl ShardThreads {
     /// Starts all shards of `hub` and returns when every one of them listens.
     ///
     /// # Errors
-    /// If the address is taken or cannot be listened on, or the kernel has no threads or descriptors left.
+    /// If the address is taken or cannot be listened on, or the kernel has no threads or descriptors left; or if the
+    /// hub's shards were started before, even without success: then it takes a new engine.
     pub fn start(hub: &Arc<Hub>, start: &Start, factory: &Arc<dyn EdgeFactory>) -> io::Result<Self> {
         let count = hub.shard_count();
+        if hub.is_claimed() {
+            let message = "the engine's shards were started before, and are not started twice";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+        }
         let (running_count, running) = watch::channel(count);
+        let (release, released) = watch::channel(false);
         let together = Arc::new(Together { barrier: Barrier::new(count + 1), address: OnceLock::new() });
         let (ready, is_ready) = std::sync::mpsc::sync_channel(count);
         let mut threads = Vec::with_capacity(count);
@@ -76,6 +99,7 @@ impl ShardThreads {
                 factory: Arc::clone(factory),
                 together: Arc::clone(&together),
                 ready: ready.clone(),
+                released: released.clone(),
             };
             let running = running_count.clone();
             let run = move || {
@@ -94,12 +118,13 @@ impl ShardThreads {
             listening = listening.and(is_ready.recv().unwrap_or_else(ended));
         }
         if let Err(error) = listening {
+            release.send_replace(true);
             hub.drain(Drain { spread: Duration::ZERO });
             return Err(error);
         }
         let address = together.address.get().and_then(|bound| bound.as_ref().ok()).copied();
         let address = address.ok_or_else(|| io::Error::other("no shard listens"))?;
-        Ok(Self { address, hub: Arc::clone(hub), running, threads })
+        Ok(Self { address, hub: Arc::clone(hub), running, release, threads })
     }
 
     /// Where the shards listen.
@@ -108,16 +133,35 @@ impl ShardThreads {
         self.address
     }
 
-    /// Opens no session any more, tells the open ones to come back later, spread over `spread`, and writes what they
-    /// have queued. Requests are answered until then; after it accepting stops and the last connections are closed.
-    /// Returns how many shards were still busy at `deadline`.
+    /// Opens no session any more, tells the open ones to come back later, and writes what they have queued. Requests
+    /// are answered until all sessions are gone and `work` is done, so that a worker can still answer; then accepting
+    /// stops and the last connections are closed. Returns how many shards were still busy at the deadline.
     ///
     /// # Cancel safety
     /// Dropped, the drain goes on and nobody waits for it.
-    pub async fn drain(mut self, spread: Duration, deadline: Duration) -> usize {
-        self.hub.drain(Drain { spread });
-        let done = self.running.wait_for(|running| *running == 0);
-        if tokio::time::timeout(deadline, done).await.is_err() {
+    pub async fn drain(mut self, plan: DrainPlan, work: impl Future<Output = ()>) -> usize {
+        self.hub.drain(Drain { spread: plan.spread });
+        let (hub, release) = (Arc::clone(&self.hub), self.release.clone());
+        let answers = async {
+            let ended = async {
+                while hub.stream_count() > 0 {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+            };
+            let _ = tokio::time::timeout(plan.answers, ended).await;
+            hub.end_streams();
+        };
+        let work = async {
+            tokio::join!(answers, work);
+            release.send_replace(true);
+        };
+        let ended = async {
+            tokio::join!(work, async {
+                // The senders are gone only with their threads.
+                let _ = self.running.wait_for(|running| *running == 0).await;
+            });
+        };
+        if tokio::time::timeout(plan.deadline, ended).await.is_err() {
             return *self.running.borrow();
         }
         for thread in self.threads {
@@ -152,6 +196,7 @@ struct ShardThread {
     factory: Arc<dyn EdgeFactory>,
     together: Arc<Together>,
     ready: std::sync::mpsc::SyncSender<io::Result<()>>,
+    released: watch::Receiver<bool>,
 }
 
 impl ShardThread {
@@ -227,6 +272,9 @@ impl ShardThread {
         drop(self.ready.send(Ok(())));
         drop(self.ready);
         driver.run().await?;
+        let mut released = self.released;
+        // An error is a gateway that is gone: nobody waits for its last requests.
+        let _ = released.wait_for(|released| *released).await;
         close.send_replace(true);
         connections.wait_for(0).await;
         Ok(())
