@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::id::UserId;
-use crate::proto::limits::{FileLimits, SessionLimits};
+use crate::proto::limits::{FileLimits, RecoveryLimits, SessionLimits};
 
 mod check;
 mod error;
@@ -64,6 +64,16 @@ words! {
         Webhook = "webhook",
         /// Nobody here; messages from browsers are accepted and go to the tabs only.
         None = "none",
+    }
+}
+
+words! {
+    /// Where frames are kept for tabs that come back.
+    Recovery {
+        /// Nowhere: a tab that comes back is told that there is a gap.
+        Off = "off",
+        /// In this process.
+        Memory = "memory",
     }
 }
 
@@ -200,7 +210,8 @@ settings! {
 
     /// Frames that may wait for one session. Default 1024. Each costs at most 8 bytes of the shard's pool.
     session_queue_frames_max: usize = SessionLimits::default().queue_frames_max;
-    /// Bytes that may wait for one session, shared frames counted in full. Default 1MiB. Bounds delay; memory is
+    /// Bytes that may wait for one session behind its first frame, shared frames counted in full. Default 1MiB. An
+    /// empty queue admits any legal frame. Bounds delay; memory is
     /// bounded by `bytes_budget`.
     session_queue_bytes_max: usize = SessionLimits::default().queue_bytes_max;
     /// Bytes of one WebSocket message from a browser, without its attachment. Default 64KiB. Held only while a
@@ -289,6 +300,38 @@ settings! {
     worker_queue_bytes_max: usize = 64 << 20;
     /// Whether what a user sends goes to all tabs of that user. Default true.
     echo_to_tabs: bool = true;
+
+    /// Whether what a `/v1` client asks, and what it is answered, also goes to the open tabs of its user. Default false.
+    mirror_to_tabs: bool = false;
+    /// Models that `/v1/models` lists; the first is that of a request that names none. Any name is taken, and told to
+    /// the worker. Default tabcast.
+    models: Vec<String> = vec!["tabcast".to_owned()];
+    /// Bytes of the body of one `/v1` request. Default 8MiB; parsed it costs up to ten times as much while it waits
+    /// for the worker, within `worker_queue_bytes_max`.
+    completion_bytes_max: usize = 8 << 20;
+    /// How long the worker may be silent before an answer of `/v1` ends with a timeout. Default 5m.
+    answer_timeout: Duration = Duration::from_secs(300);
+    /// Answers of `/v1` that are under way on this node. Default 20000. Each costs about 1 KiB.
+    answers_max: usize = 20_000;
+    /// Answers of one user that are under way on this node. Default 128.
+    answers_per_user_max: usize = 128;
+    /// Bytes of one answer that its client may leave and find again (`x-tabcast-detach`). Default 1MiB, within
+    /// `recovery_total_bytes_max`.
+    answer_bytes_max: usize = 1 << 20;
+
+    /// Where frames are kept for tabs that come back: memory (default) or off.
+    recovery: Recovery = Recovery::Memory;
+    /// Frames that are kept for one user. Default 64.
+    recovery_frames_max: usize = RecoveryLimits::default().frames_max;
+    /// Bytes of frames that are kept for one user. Default 64KiB.
+    recovery_bytes_max: usize = RecoveryLimits::default().bytes_max;
+    /// How long a frame, or an answer that has ended, is kept. Default 2m. A user's newest message is kept up to thirty
+    /// times as long.
+    recovery_time: Duration = RecoveryLimits::default().lifetime;
+    /// Bytes of all that is kept, within `bytes_budget`. Default 64MiB. Past it the oldest users are forgotten.
+    recovery_total_bytes_max: usize = RecoveryLimits::default().total_bytes_max;
+    /// Whether a worker's `fetch_history` gets what recovery keeps. Default false: it gets nothing.
+    history_from_recovery: bool = false;
 
     /// Keys that verify users' tokens: tables of kid, alg (HS256, RS256, ES256, EdDSA) and secret, secret_file or
     /// public_key_file; in a flag or a variable `kid=main,alg=HS256,secret=…`, separated by semicolons. Default none.

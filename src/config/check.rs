@@ -128,6 +128,11 @@ impl Settings {
             ("worker_queue_max", self.worker_queue_max),
             ("webhook_in_flight_max", self.webhook_in_flight_max),
             ("bad_frames_max", usize::from(self.bad_frames_max)),
+            ("models", self.models.len()),
+            ("completion_bytes_max", self.completion_bytes_max),
+            ("answers_max", self.answers_max),
+            ("answers_per_user_max", self.answers_per_user_max),
+            ("recovery_frames_max", self.recovery_frames_max),
         ];
         for (name, count) in counts {
             ensure(count > 0, name, "must be more than 0")?;
@@ -141,6 +146,16 @@ impl Settings {
         holds_file("body_bytes_max", self.body_bytes_max)?;
         holds_file("inbox_bytes_max", self.inbox_bytes_max)?;
         holds_file("bytes_budget", self.bytes_budget)?;
+        let half = "must be at most half of what a session's queue holds, or a replay could fill it";
+        ensure(self.recovery_frames_max <= self.session_queue_frames_max / 2, "recovery_frames_max", half)?;
+        ensure(self.recovery_bytes_max <= self.session_queue_bytes_max / 2, "recovery_bytes_max", half)?;
+        let kept = "must be at most half of bytes_budget, of which it is a part";
+        ensure(self.recovery_total_bytes_max <= self.bytes_budget / 2, "recovery_total_bytes_max", kept)?;
+        ensure(
+            self.completion_bytes_max <= self.body_bytes_max,
+            "completion_bytes_max",
+            "must be at most body_bytes_max",
+        )?;
         let body = "must be at least body_bytes_max";
         ensure(self.bodies_bytes_max >= self.body_bytes_max, "bodies_bytes_max", body)?;
         let message = self.message_bytes_max.saturating_add(base64_bytes(self.attachment_bytes_max));
@@ -157,6 +172,8 @@ impl Settings {
             ("header_timeout", self.header_timeout),
             ("body_timeout", self.body_timeout),
             ("webhook_timeout", self.webhook_timeout),
+            ("recovery_time", self.recovery_time),
+            ("answer_timeout", self.answer_timeout),
         ];
         for (name, time) in times {
             ensure(time >= Duration::from_millis(100), name, "must be at least 100ms")?;
@@ -312,6 +329,12 @@ mod tests {
         check("bad_frames_max = 0", "bad_frames_max");
         check("files_max = 0", "files_max");
         check("files_time = '999ms'", "files_time");
+        check("models = []", "models");
+        check("recovery_frames_max = 600", "recovery_frames_max");
+        check("recovery_bytes_max = '600KiB'", "recovery_bytes_max");
+        check("recovery_total_bytes_max = '200MiB'", "recovery_total_bytes_max");
+        check("completion_bytes_max = '25MiB'", "completion_bytes_max");
+        check("answer_timeout = '2h'", "answer_timeout");
         check("header_bytes_max = 100", "header_bytes_max");
         check("heartbeat_interval = '1ms'", "heartbeat_interval");
         check("header_timeout = '2h'", "header_timeout");

@@ -52,6 +52,7 @@ impl Settings {
                 "connections: http_connections_max × (header_bytes_max + 16 KiB)",
                 term(self.http_connections_max, head.saturating_add(HTTP_BUFFERS_BYTES)),
             ),
+            ("answers: answers_max × 1 KiB", term(self.answers_max, SESSION_BYTES)),
             ("idempotency: idempotency_keys_max × 1 KiB", term(self.idempotency_keys_max, IDEMPOTENCY_BYTES as u64)),
             ("doubles: client_ids_max × 640 B", term(self.client_ids_max, CLIENT_ID_BYTES)),
             ("stacks and pools: shards × 8 MiB", term(self.shards, SHARD_BYTES)),
@@ -84,6 +85,7 @@ mod tests {
             ("http_connections_max = 1025", 32 << 10),
             ("idempotency_keys_max = 10_001", 1 << 10),
             ("client_ids_max = 100_001", 640),
+            ("answers_max = 20_001", 1 << 10),
             ("shards = 3", (64 << 20) + 4096 * 64 + (8 << 20)),
         ] {
             assert_eq!(sum(toml).checked_signed_diff(base), Some(more), "{toml}");

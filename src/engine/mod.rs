@@ -18,8 +18,9 @@ use crate::broker::memory::MemoryBroker;
 use crate::broker::{Broker, NodeId, Peer};
 use crate::engine::files::{FileStore, StoredFile};
 use crate::fanout::hub::{Full, Hub};
-use crate::fanout::mailbox::{Mailbox, OpenError};
+use crate::fanout::mailbox::Mailbox;
 use crate::fanout::session::Address;
+use crate::fanout::streams::{OpenError, StreamOptions};
 use crate::id::{ChannelId, MessageId, RequestId, UserId};
 use crate::metrics::{EncodeKind, Metrics, PublishOutcome};
 use crate::platform::adapter::{OutgoingFile, Outlet, StreamError};
@@ -223,7 +224,7 @@ impl Engine {
     /// [`PublishError::Overloaded`]: it was not posted.
     pub async fn send_to_session(&self, address: Address, frame: Frame) -> Result<(), PublishError> {
         let hub = &self.inner.hub;
-        self.with_room(|| hub.shard_listener(address.shard()), || hub.post_to_session(address, frame.clone())).await
+        self.with_room(|| hub.shard_listener(address.shard()), || hub.post_to_session(address, &frame)).await
     }
 
     fn encode(&self, channel: &ChannelId, event: &Event<'_>) -> Result<Frame, PublishError> {
@@ -358,9 +359,11 @@ impl Outlet for Engine {
     }
 
     fn open_stream(&self, request: &RequestId) -> Result<Mailbox, StreamError> {
-        self.inner.hub.open_stream(request).map_err(|error| match error {
+        self.inner.hub.open_stream(request, StreamOptions::default()).map_err(|error| match error {
             OpenError::Exists => StreamError::Exists(request.clone()),
-            OpenError::TooMany { streams_max } => StreamError::TooMany { streams_max },
+            OpenError::TooMany { streams_max } | OpenError::TooManyOfOwner { streams_max } => {
+                StreamError::TooMany { streams_max }
+            }
         })
     }
 

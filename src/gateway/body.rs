@@ -19,6 +19,47 @@ pub(crate) struct Held {
     _places: Option<OwnedSemaphorePermit>,
 }
 
+/// Why a body was not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("the body ended before its end")]
+    Broken,
+    #[error("the body did not come in time")]
+    Timeout,
+    #[error("the body is over the limit of {bytes_max} bytes")]
+    TooLarge { bytes_max: usize },
+    #[error("too many bodies are being read; try again later")]
+    TooMany,
+}
+
+impl BodyError {
+    pub(crate) const fn status(self) -> StatusCode {
+        match self {
+            Self::Broken => StatusCode::BAD_REQUEST,
+            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooMany => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    pub(crate) const fn code(self) -> &'static str {
+        match self {
+            Self::Broken => "bad_request",
+            Self::Timeout => "timeout",
+            Self::TooLarge { .. } => "too_large",
+            Self::TooMany => "overloaded",
+        }
+    }
+
+    /// The answer of the routes that are not OpenAI's.
+    pub(crate) fn answer(self) -> Answered {
+        match self {
+            Self::TooMany => error_with(self.status(), self.code(), &self.to_string(), (RETRY_AFTER, "1")),
+            _ => error(self.status(), self.code(), &self.to_string()),
+        }
+    }
+}
+
 /// How much may be read.
 #[derive(Debug, Clone)]
 pub(crate) struct BodyLimits {
@@ -28,28 +69,31 @@ pub(crate) struct BodyLimits {
 }
 
 impl BodyLimits {
+    /// The same with another limit for one body.
+    pub(crate) fn with_bytes_max(&self, bytes_max: usize) -> Self {
+        Self { bytes_max, ..self.clone() }
+    }
+
     /// Reads the whole body.
     ///
     /// # Errors
-    /// The answer to give: 400 (broken), 408 (too slow), 413 (too large) or 503 (too many at once).
-    pub(crate) async fn read(&self, request: Request<Incoming>) -> Result<Held, Answered> {
+    /// See [`BodyError`].
+    pub(crate) async fn read(&self, request: Request<Incoming>) -> Result<Held, BodyError> {
         let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         if announced.is_some_and(|bytes: u64| bytes > self.bytes_max as u64) {
             return Err(self.too_large());
         }
         let read = self.collect(request.into_body());
-        let timed_out = |_| error(StatusCode::REQUEST_TIMEOUT, "timeout", "the body did not come in time");
-        tokio::time::timeout(self.timeout, read).await.map_err(timed_out)?
+        tokio::time::timeout(self.timeout, read).await.map_err(|_| BodyError::Timeout)?
     }
 
-    async fn collect(&self, mut body: Incoming) -> Result<Held, Answered> {
+    async fn collect(&self, mut body: Incoming) -> Result<Held, BodyError> {
         let mut first = Bytes::new();
         let mut whole = BytesMut::new();
         let mut places: Option<OwnedSemaphorePermit> = None;
         while let Some(frame) = body.frame().await {
-            let broken = |_| error(StatusCode::BAD_REQUEST, "bad_request", "the body ended before its end");
-            let Ok(chunk) = frame.map_err(broken)?.into_data() else { continue };
-            let place = self.place(chunk.len()).ok_or_else(too_many)?;
+            let Ok(chunk) = frame.map_err(|_| BodyError::Broken)?.into_data() else { continue };
+            let place = self.place(chunk.len()).ok_or(BodyError::TooMany)?;
             match &mut places {
                 Some(places) => places.merge(place),
                 None => places = Some(place),
@@ -77,13 +121,7 @@ impl BodyLimits {
         Arc::clone(&self.budget).try_acquire_many_owned(bytes).ok()
     }
 
-    fn too_large(&self) -> Answered {
-        let message = format!("the body is over the limit of {} bytes", self.bytes_max);
-        error(StatusCode::PAYLOAD_TOO_LARGE, "too_large", &message)
+    fn too_large(&self) -> BodyError {
+        BodyError::TooLarge { bytes_max: self.bytes_max }
     }
-}
-
-fn too_many() -> Answered {
-    let message = "too many bodies are being read; try again later";
-    error_with(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message, (RETRY_AFTER, "1"))
 }

@@ -28,6 +28,7 @@ use crate::gateway::auth::{Keys, RequestHead, RouteClass};
 use crate::gateway::body::BodyLimits;
 use crate::gateway::files;
 use crate::gateway::metrics_text::{self, MetricsText};
+use crate::gateway::openai::Answers;
 use crate::gateway::pages::Pages;
 use crate::gateway::response::{Answered, draining, error, finish, json, method_not_allowed, refused, typed};
 use crate::id::UserId;
@@ -36,7 +37,7 @@ use crate::proto::delivery::PublishError;
 use crate::proto::disconnect::Disconnect;
 
 /// Bodies over this are read on the control threads: below it they take a few dozen microseconds.
-const APART_BYTES: usize = 64 << 10;
+pub(crate) const APART_BYTES: usize = 64 << 10;
 /// The most users that one listing names.
 const USERS_LISTED_MAX: usize = 10_000;
 
@@ -47,6 +48,7 @@ pub(crate) struct Gateway {
     pub(crate) keys: ArcSwap<Keys>,
     pub(crate) api: Api<Engine>,
     pub(crate) texts: ClientTexts,
+    pub(crate) answers: Answers,
     pub(crate) bodies: BodyLimits,
     pub(crate) pages: Pages,
     pub(crate) metrics_text: MetricsText,
@@ -84,7 +86,7 @@ pub(crate) struct ShardEdge {
 
 /// What a request asked for: its path with doubled slashes collapsed, its query, its peer.
 pub(crate) struct Asked {
-    path: String,
+    pub(crate) path: String,
     query: Option<String>,
     peer: SocketAddr,
 }
@@ -107,8 +109,14 @@ impl Asked {
 
     /// Whether the query says `name=1`.
     pub(crate) fn has_flag(&self, name: &str) -> bool {
+        self.parameter(name).is_some_and(|value| value == "1")
+    }
+
+    /// The first parameter of that name in the query, decoded; what is not UTF-8 then is as it came.
+    pub(crate) fn parameter(&self, name: &str) -> Option<Cow<'_, str>> {
         let pairs = self.query.as_deref().unwrap_or_default().split('&');
-        pairs.filter_map(|pair| pair.split_once('=')).any(|(key, value)| key == name && value == "1")
+        let value = pairs.filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name)?.1;
+        Some(percent_decode_str(value).decode_utf8().unwrap_or(Cow::Borrowed(value)))
     }
 }
 
@@ -120,11 +128,12 @@ impl Edge for ShardEdge {
             let answer = match asked.path.as_str() {
                 "/ws" => self.websocket(request, asked).await,
                 "/events" => self.events(request, asked).await,
+                path if path == "/v1" || path.starts_with("/v1/") => self.v1(request, asked).await,
                 _ => Answer::Respond(self.respond(request, asked).await),
             };
             let status = match &answer {
                 Answer::Respond(response) => response.status().as_u16(),
-                Answer::Session { .. } => 101,
+                Answer::Session { status, .. } => *status,
             };
             metrics.engine.http_responses.of(StatusClass::of(status)).increment();
             answer
@@ -218,7 +227,7 @@ impl ShardEdge {
         let (method, headers) = (request.method().clone(), request.headers().clone());
         let body = match self.gateway.bodies.read(request).await {
             Ok(body) => body,
-            Err(response) => return response,
+            Err(error) => return error.answer(),
         };
         let is_keyed = headers.contains_key("idempotency-key");
         let is_apart = is_keyed || body.bytes.len() > APART_BYTES;

@@ -95,6 +95,8 @@ impl Page<'_, '_> {
         self.summed_gauge("queue_frames", "Frames that wait in sessions' queues now", |s| &s.queue_frames)?;
         let bytes = "Bytes that wait in sessions' queues now, shared frames counted in each";
         self.summed_gauge("queue_bytes", bytes, |s| &s.queue_bytes)?;
+        let entries = "Bytes that queues hold beside their frames now";
+        self.summed_gauge("queue_entry_bytes", entries, |s| &s.queue_entry_bytes)?;
         self.summed_gauge("inbox_posts", "Posts that wait in shards' inboxes now", |s| &s.inbox_posts)?;
         self.summed_gauge("inbox_bytes", "Bytes that wait in shards' inboxes now", |s| &s.inbox_bytes)?;
         self.histogram("turn_micros", "How long shards' turns took, in microseconds", |s| &s.turn_micros)?;

@@ -3,9 +3,11 @@
 pub mod api;
 pub mod auth;
 mod body;
+mod cors;
 mod edge;
 mod files;
 pub mod metrics_text;
+mod openai;
 mod pages;
 mod response;
 pub mod serve;

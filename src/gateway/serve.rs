@@ -10,9 +10,9 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 
-use crate::config::{FileTables, Settings, Worker};
+use crate::config::{FileTables, Recovery, Settings, Worker};
 use crate::driver::listener::HttpLimits;
-use crate::driver::start::{EdgeFactory, ShardThreads, Start};
+use crate::driver::start::{DrainPlan, EdgeFactory, ShardThreads, Start};
 use crate::engine::client::HandoverLimits;
 use crate::engine::intake::{Intake, IntakeSettings};
 use crate::engine::{Engine, EngineSettings};
@@ -21,16 +21,17 @@ use crate::gateway::auth::{KeyError, Keys};
 use crate::gateway::body::BodyLimits;
 use crate::gateway::edge::{Edges, Gateway};
 use crate::gateway::metrics_text::MetricsText;
+use crate::gateway::openai::{self, Answers};
 use crate::gateway::pages::Pages;
 use crate::gateway::worker;
 use crate::gateway::worker::demo::Demo;
 use crate::gateway::worker::webhook::{Webhook, WebhookError, WebhookSettings};
 use crate::metrics::Metrics;
-use crate::platform::adapter::{BotIdentity, BoxFuture, MessageHandler, PlatformAdapter};
+use crate::platform::adapter::{BotIdentity, BoxFuture, MessageHandler, Outlet, PlatformAdapter};
 use crate::platform::dispatch::{DispatchLimits, Inlet, dispatch};
 use crate::platform::message::IncomingMessage;
 use crate::platform::webchat::WebChat;
-use crate::proto::limits::HubLimits;
+use crate::proto::limits::{HubLimits, RecoveryLimits};
 
 /// Threads for what is not a shard's: workers, webhooks, large encodes' waiting.
 const CONTROL_THREADS: usize = 2;
@@ -140,10 +141,13 @@ impl Running {
         let (intake, texts) = Intake::new(engine.clone(), inlet.clone(), intake);
         control.spawn(worker::run(runner));
         control.spawn(intake.run());
+        control.spawn(openai::tell_of_cancels(engine.clone(), inlet.clone()));
+        let answers = Answers::new(inlet.clone(), engine.now().as_micros() / 1_000_000);
         let gateway = Arc::new(Gateway {
             keys: ArcSwap::from_pointee(Keys::new(&settings)?),
             api: Api::new(chat, api_limits(&settings)),
             texts,
+            answers,
             bodies: BodyLimits {
                 bytes_max: settings.body_bytes_max,
                 timeout: settings.body_timeout,
@@ -186,18 +190,27 @@ impl Running {
         }
     }
 
-    /// Readiness flips first; tabs are told and closed, while what the worker was given is handled: its answers still
-    /// find those who are there.
+    /// Readiness flips first. Then, for as long as the deadline allows, the worker finishes what it was given, and its
+    /// answers still find those who are there; then tabs are told and closed. The workers' routes answer to the end.
     async fn drain(self, spread: Duration, deadline: Duration) {
         self.gateway.is_draining.store(true, Ordering::Relaxed);
         self.inlet.close();
-        let handled = tokio::time::timeout(deadline, self.inlet.drained());
-        let (busy, handled) = tokio::join!(self.threads.drain(spread, deadline), handled);
+        let end = tokio::time::Instant::now() + deadline;
+        let closing = self.gateway.settings.close_timeout;
+        let patience = deadline.saturating_sub(spread).saturating_sub(closing);
+        let begun = tokio::time::timeout(patience, self.inlet.drained()).await;
+        if begun.is_err() {
+            tracing::info!(messages = self.inlet.counts().pending, "closing tabs while the worker is still busy");
+        }
+        let rest = end.saturating_duration_since(tokio::time::Instant::now());
+        let plan = DrainPlan { spread, answers: rest.saturating_sub(closing), deadline: rest };
+        let busy = self.threads.drain(plan, self.inlet.drained()).await;
         if busy > 0 {
             tracing::warn!(shards = busy, "the deadline has passed with connections left");
         }
-        if handled.is_err() {
-            tracing::warn!(messages = self.inlet.counts().pending, "the deadline has passed with messages left");
+        let pending = self.inlet.counts().pending;
+        if pending > 0 {
+            tracing::warn!(messages = pending, "the deadline has passed with messages left");
         }
         tracing::info!("drained");
     }
@@ -220,10 +233,26 @@ fn engine_settings(settings: &Settings) -> EngineSettings {
         bytes_budget: settings.bytes_budget,
         file_bytes_max: settings.file_bytes_max,
         inbound_bytes_max: settings.inbound_bytes_max,
-        ..HubLimits::default()
+        streams_max: settings.answers_max,
+        streams_per_owner_max: settings.answers_per_user_max,
+        stream_bytes_max: settings.answer_bytes_max,
+        recovery: recovery_limits(settings),
     };
     let (sessions, files) = (settings.session_limits(), settings.file_limits());
     EngineSettings { shards: settings.shards, sessions, hub, files, publish_deadline: settings.publish_deadline }
+}
+
+fn recovery_limits(settings: &Settings) -> RecoveryLimits {
+    let kept = RecoveryLimits {
+        frames_max: settings.recovery_frames_max,
+        bytes_max: settings.recovery_bytes_max,
+        lifetime: settings.recovery_time,
+        total_bytes_max: settings.recovery_total_bytes_max,
+    };
+    match settings.recovery {
+        Recovery::Off => RecoveryLimits { frames_max: 0, ..kept },
+        Recovery::Memory => kept,
+    }
 }
 
 fn bot(settings: &Settings) -> BotIdentity {

@@ -1,5 +1,6 @@
 //! From a request to a session: the WebSocket handshake (RFC 6455 §4.2) and event streams.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::SystemTime;
 
@@ -14,8 +15,9 @@ use hyper::body::Incoming;
 
 use crate::driver::listener::Answer;
 use crate::fanout::session::{Address, Identity};
-use crate::fanout::shard::{OpenError, Opening, Wire};
+use crate::fanout::shard::{OpenError, Opening, Resume, Wire};
 use crate::gateway::auth::{AuthError, Claims, Credential};
+use crate::gateway::cors::Cors;
 use crate::gateway::edge::{Asked, ShardEdge};
 use crate::gateway::response::{Answered, draining, error, error_with, has_token, method_not_allowed, refused};
 use crate::metrics::HandshakeOutcome;
@@ -40,24 +42,30 @@ impl ShardEdge {
             let response = error(StatusCode::BAD_REQUEST, "bad_handshake", "the handshake is incomplete");
             return self.refuse(HandshakeOutcome::BadRequest, response);
         };
-        let wants_hello = asked.has_flag("hello");
-        let address = match self.open(claims, Wire::WebSocket) {
+        let resume = Resume::from_position(asked.parameter("after").as_deref());
+        let address = match self.open(claims, Wire::WebSocket, resume, asked.has_flag("hello")) {
             Ok(address) => address,
             Err(answer) => return *answer,
         };
-        if wants_hello {
-            self.local.send(address, self.hello(address));
-        }
         self.count(HandshakeOutcome::WebSocket);
-        Answer::Session { address, head: switching_protocols(response.headers(), credential.protocol()) }
+        let head = switching_protocols(response.headers(), credential.protocol());
+        Answer::Session { address, head, status: 101 }
     }
 
     /// `GET /events`.
     pub(super) async fn events(self: Rc<Self>, request: Request<Incoming>, asked: Asked) -> Answer {
-        let cors = self.gateway.keys.load().origins().cors(request.headers()).cloned();
+        let cors = Cors::of(&self.gateway.keys.load(), request.headers());
         if request.method() == Method::OPTIONS {
-            return Answer::Respond(preflight(cors.as_ref().and_then(|origin| origin.to_str().ok())));
+            return Answer::Respond(cors.preflight("GET", request.headers()));
         }
+        match self.event_stream(request, asked, &cors).await {
+            // A page must be able to read why it was refused.
+            Answer::Respond(response) => Answer::Respond(cors.allow(response)),
+            session => session,
+        }
+    }
+
+    async fn event_stream(self: Rc<Self>, request: Request<Incoming>, asked: Asked, cors: &Cors) -> Answer {
         if request.method() != Method::GET {
             return self.refuse(HandshakeOutcome::BadRequest, method_not_allowed("GET, OPTIONS"));
         }
@@ -70,21 +78,18 @@ impl ShardEdge {
             Ok((claims, _)) => claims,
             Err(answer) => return answer,
         };
-        let wants_hello = asked.has_flag("hello");
-        let address = match self.open(claims, Wire::EventStream) {
+        let position = match request.headers().get("last-event-id") {
+            // What is not text is no position of ours; an empty one is how a reader says that it has none.
+            Some(position) => Some(Cow::Borrowed(position.to_str().unwrap_or("?"))).filter(|text| !text.is_empty()),
+            None => asked.parameter("after"),
+        };
+        let resume = Resume::from_position(position.as_deref());
+        let address = match self.open(claims, Wire::EventStream, resume, asked.has_flag("hello")) {
             Ok(address) => address,
             Err(answer) => return *answer,
         };
-        if wants_hello {
-            self.local.send(address, self.hello(address));
-        }
         self.count(HandshakeOutcome::Events);
-        let origin = cors.as_ref().and_then(|origin| origin.to_str().ok());
-        let headers: Vec<(&str, &str)> = origin
-            .into_iter()
-            .flat_map(|origin| [("access-control-allow-origin", origin), ("vary", "origin")])
-            .collect();
-        Answer::Session { address, head: sse::response_head(&headers) }
+        Answer::Session { address, head: sse::response_head(&cors.headers()), status: 200 }
     }
 
     fn hello(&self, address: Address) -> Frame {
@@ -97,7 +102,7 @@ impl ShardEdge {
         })
     }
 
-    fn count(&self, outcome: HandshakeOutcome) {
+    pub(super) fn count(&self, outcome: HandshakeOutcome) {
         self.gateway.engine.metrics().engine.handshakes.of(outcome).increment();
     }
 
@@ -135,7 +140,7 @@ impl ShardEdge {
         Ok((claims, credential))
     }
 
-    fn open(&self, claims: Claims, wire: Wire) -> Result<Address, Box<Answer>> {
+    fn open(&self, claims: Claims, wire: Wire, resume: Resume, wants_hello: bool) -> Result<Address, Box<Answer>> {
         let full = |status, message: &str| {
             let response = error_with(status, "limit_reached", message, (RETRY_AFTER, "5"));
             Box::new(self.refuse(HandshakeOutcome::LimitReached, response))
@@ -148,10 +153,11 @@ impl ShardEdge {
         let expires_in = identity
             .expires_at
             .map(|at| std::time::Duration::from_micros(at.as_micros().saturating_sub(now.as_micros())));
-        self.local.open(Opening { identity, wire, expires_in }).map_err(|error| match error {
+        let greet = |address| wants_hello.then(|| self.hello(address));
+        self.local.open(Opening { identity, wire, expires_in, resume }, greet).map_err(|error| match error {
             OpenError::Draining => Box::new(self.refuse(HandshakeOutcome::Draining, draining())),
             OpenError::TooManyTabs(limit) => full(StatusCode::TOO_MANY_REQUESTS, &limit.to_string()),
-            OpenError::NoSlot => full(StatusCode::SERVICE_UNAVAILABLE, "this shard has no slot left"),
+            error => full(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
         })
     }
 }
@@ -207,22 +213,4 @@ fn switching_protocols(headers: &HeaderMap, protocol: Option<&str>) -> Vec<u8> {
     }
     head.extend_from_slice(b"\r\n");
     head
-}
-
-/// The answer to a browser that asks whether it may ask.
-fn preflight(origin: Option<&str>) -> Answered {
-    let Some(origin) = origin.and_then(|origin| http::HeaderValue::from_str(origin).ok()) else {
-        return error(StatusCode::FORBIDDEN, "origin", "this origin may not ask");
-    };
-    let mut response = http::Response::new(http_body_util::Full::default());
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    let fixed = |text| http::HeaderValue::from_static(text);
-    response.headers_mut().extend([
-        (http::header::ACCESS_CONTROL_ALLOW_ORIGIN, origin),
-        (http::header::ACCESS_CONTROL_ALLOW_METHODS, fixed("GET")),
-        (http::header::ACCESS_CONTROL_ALLOW_HEADERS, fixed("authorization, last-event-id, cache-control")),
-        (http::header::ACCESS_CONTROL_MAX_AGE, fixed("600")),
-        (http::header::VARY, fixed("origin")),
-    ]);
-    crate::gateway::response::finish(response)
 }

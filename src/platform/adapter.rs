@@ -10,7 +10,7 @@ use futures_core::Stream;
 use crate::id::{ChannelId, MessageId, RequestId};
 use crate::platform::message::IncomingMessage;
 use crate::proto::delivery::{Delivery, PublishError};
-use crate::proto::event::{Button, Event, Timestamp};
+use crate::proto::event::{Button, EndReason, Event, Timestamp};
 use crate::proto::frame::Frame;
 
 /// A boxed future, so that adapters and handlers can be held as `dyn`.
@@ -124,6 +124,9 @@ pub trait PlatformAdapter: Send + Sync + 'static {
     fn start_typing<'a>(&'a self, channel: &'a ChannelId) -> BoxFuture<'a, ()>;
     /// Takes the typing sign away. Never fails.
     fn stop_typing<'a>(&'a self, channel: &'a ChannelId) -> BoxFuture<'a, ()>;
+    /// Says that an answer is complete, or why it is not: the last word of a stream (`sse:…`). Elsewhere it says nothing,
+    /// so that a bot may end whatever it answers to. Never fails.
+    fn end<'a>(&'a self, channel: &'a ChannelId, reason: EndReason) -> BoxFuture<'a, ()>;
     /// The last messages of a channel, oldest first, at most `limit` (the old adapter's default was 100).
     fn fetch_history<'a>(&'a self, channel: &'a ChannelId, limit: usize) -> BoxFuture<'a, Vec<IncomingMessage>>;
 }

@@ -180,7 +180,7 @@ impl Inlet {
     pub fn reserve(&self, message: &IncomingMessage) -> Result<Place, Refused> {
         let (limits, bytes) = (&self.shared.limits, message.bytes());
         let mut state = self.shared.state();
-        let waiting = state.channels.get(&message.channel_id).map_or(0, VecDeque::len);
+        let waiting = state.channels.get(&*message.lane()).map_or(0, VecDeque::len);
         let is_over = state.counts.pending > 0 && state.counts.pending_bytes + bytes > limits.bytes_max;
         let refused = if state.is_closed {
             Some(Refused::Closed)
@@ -195,10 +195,35 @@ impl Inlet {
             state.counts.refused += 1;
             return Err(refused);
         }
+        Ok(self.take_place(&mut state, bytes))
+    }
+
+    fn take_place(&self, state: &mut State, bytes: usize) -> Place {
         state.counts.accepted += 1;
         state.counts.pending += 1;
         state.counts.pending_bytes += bytes;
-        Ok(Place { shared: Some(Arc::clone(&self.shared)), bytes })
+        Place { shared: Some(Arc::clone(&self.shared)), bytes }
+    }
+
+    /// Tells the worker that nobody waits for a request any more: what it was not given yet it never gets, and of what
+    /// it has it is told by `cancel`, also when the queue is full or closed. There is one cancel for a request, so that
+    /// requests bound them.
+    pub fn cancel(&self, cancel: IncomingMessage) {
+        let mut state = self.shared.state();
+        let waiting = state.channels.get_mut(&cancel.channel_id).map(std::mem::take).unwrap_or_default();
+        if waiting.is_empty() {
+            if state.is_closed && state.counts.pending == 0 {
+                // The runner has left with the last message.
+                return;
+            }
+            let place = self.take_place(&mut state, cancel.bytes());
+            drop(state);
+            return place.hand_on(cancel);
+        }
+        drop(state);
+        for message in waiting {
+            self.shared.settle(message.bytes());
+        }
     }
 
     /// Accepts nothing more. What was accepted is still handled. Idempotent.
@@ -250,12 +275,13 @@ impl Place {
         // From here on it is the lane that ends the message's time in the queue.
         let Some(shared) = self.shared.take() else { return };
         let mut state = shared.state();
-        if let Some(queue) = state.channels.get_mut(&message.channel_id) {
+        let lane = message.lane().into_owned();
+        if let Some(queue) = state.channels.get_mut(&lane) {
             queue.push_back(message);
             return;
         }
-        state.ready.push_back(message.channel_id.clone());
-        state.channels.insert(message.channel_id.clone(), VecDeque::from([message]));
+        state.ready.push_back(lane.clone());
+        state.channels.insert(lane, VecDeque::from([message]));
         let waker = state.runner.take();
         drop(state);
         waker.inspect(Waker::wake_by_ref);
@@ -461,6 +487,33 @@ mod tests {
         assert!(bench.lanes.is_empty() && bench.inlet.shared.state().channels.is_empty());
         assert_eq!(bench.accept("a", "a4"), Ok(()));
         assert_eq!(bench.turn(), "a4");
+    }
+
+    #[test]
+    fn a_cancel_takes_back_what_waits_and_overtakes_what_is_being_handled() {
+        let mut bench = bench(DispatchLimits { messages_max: 2, ..DispatchLimits::default() });
+        let user = crate::id::UserId::parse("u").unwrap();
+        let cancel = |name: &str| {
+            let request = crate::id::RequestId::parse(name).unwrap();
+            let cancel = IncomingMessage::cancel("webchat", &request, &user, Timestamp::from_micros(0));
+            IncomingMessage { text: format!("cancel {name}"), ..cancel }
+        };
+        assert_eq!(bench.accept("sse:1", "one"), Ok(()));
+        assert_eq!(bench.turn(), "one");
+        assert_eq!(bench.accept("sse:2", "two"), Ok(()));
+        bench.inlet.cancel(cancel("2"));
+        assert_eq!(bench.turn(), "", "the worker never heard of it");
+        assert_eq!(bench.inlet.counts().pending, 1);
+        assert_eq!(bench.accept("a", "full"), Ok(()));
+        assert_eq!(bench.accept("a", "full"), Err(Refused::Full));
+        bench.inlet.cancel(cancel("1"));
+        assert_eq!(bench.turn(), "full cancel 1");
+        bench.permits.add_permits(9);
+        bench.turn();
+        bench.inlet.close();
+        bench.inlet.cancel(cancel("1"));
+        assert_eq!((bench.inlet.counts().pending, bench.lanes.len()), (0, 0));
+        assert!(bench.inlet.shared.state().channels.is_empty());
     }
 
     #[test]

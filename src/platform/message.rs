@@ -1,9 +1,11 @@
 //! What a worker gets when a person writes.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
-use crate::id::MessageId;
+use crate::id::{ChannelId, MessageId, RequestId, UserId};
 use crate::proto::event::Timestamp;
 
 /// A file that came with a message.
@@ -42,7 +44,8 @@ pub struct IncomingMessage {
     pub message_id: MessageId,
     /// The message that it answers.
     pub reply_to_id: Option<MessageId>,
-    /// More: for a button press `{"button":{"message_id","custom_id"}}`.
+    /// More. A button press: `button: {message_id, custom_id}`. A request of an OpenAI client: `request_id`, and
+    /// `openai: {model, messages, params}`. A request that nobody waits for any more: `cancel: {request_id}`.
     pub extra: Map<String, Value>,
     /// Reactions, where a platform has them.
     pub reactions: Vec<Value>,
@@ -53,6 +56,17 @@ pub struct IncomingMessage {
 }
 
 impl IncomingMessage {
+    /// What its order is kept by: its channel. A cancel does not wait for what it is to cancel.
+    #[must_use]
+    pub fn lane(&self) -> Cow<'_, str> {
+        // No channel id has a control character.
+        if self.extra.contains_key("cancel") {
+            Cow::Owned(format!("{}\0cancel", self.channel_id))
+        } else {
+            Cow::Borrowed(&self.channel_id)
+        }
+    }
+
     /// Bytes that it holds: its texts, attachments and `extra`. What a queue of messages is bounded by.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -60,6 +74,29 @@ impl IncomingMessage {
         let texts = [&self.platform, &self.channel_id, &self.user_id, &self.user_name, &self.text, &self.channel_name];
         let extra = object_bytes(&self.extra);
         size_of::<Self>() + files.sum::<usize>() + texts.into_iter().map(String::len).sum::<usize>() + extra
+    }
+
+    /// Tells a worker that nobody waits for the answer to `request` any more.
+    #[must_use]
+    pub fn cancel(platform: &str, request: &RequestId, user: &UserId, now: Timestamp) -> Self {
+        let cancel = serde_json::json!({ "request_id": request.as_str() });
+        Self {
+            platform: platform.to_owned(),
+            channel_id: ChannelId::Stream(request.clone()).to_string(),
+            user_id: user.as_str().to_owned(),
+            user_name: user.as_str().to_owned(),
+            text: String::new(),
+            is_addressed: true,
+            attachments: Vec::new(),
+            channel_name: String::new(),
+            timestamp: now,
+            message_id: MessageId::random(),
+            reply_to_id: None,
+            extra: Map::from_iter([("cancel".to_owned(), cancel)]),
+            reactions: Vec::new(),
+            unified_user_id: None,
+            user_aliases: Vec::new(),
+        }
     }
 
     /// The envelope that workers outside this process read: one JSON object with the names of the inbound stream.

@@ -10,6 +10,9 @@ pub use crate::proto::completion::{ErrorKind, error_body};
 /// The most bytes of a model's name. It is in every chunk of the answer.
 pub const MODEL_BYTES_MAX: usize = 256;
 
+/// The most values of one request, in objects and arrays at any depth. Built, a small one may take over 600 bytes.
+pub const VALUES_MAX: usize = 100_000;
+
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
 
 /// Stands between the text parts of one message.
@@ -68,16 +71,19 @@ pub struct ChatRequest {
 }
 
 impl ChatRequest {
-    /// Reads a body. Its length is the caller's to bound: of small objects, what is built may hold a hundred times as
-    /// much.
+    /// Reads a body. Its length is the caller's to bound; what is built holds at most about 64 MB more than that.
     ///
     /// Unknown keys are kept, `null` stands for an absent optional key, and of a key that is there twice the last
     /// counts.
     ///
     /// # Errors
-    /// Not UTF-8, not JSON, nested deeper than 127 levels or not an object; `messages` that are no array of messages,
+    /// Not UTF-8, not JSON, nested deeper than 127 levels, of more than [`VALUES_MAX`] values or not an object; `messages` that are no array of messages,
     /// or empty; a known key of the wrong type; `n` other than 1.
     pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
+        if values(body) > VALUES_MAX {
+            let message = format!("the body has too many values; at most {VALUES_MAX} are allowed");
+            return Err(BadRequest { message, param: None, code: Some("too_many_values") });
+        }
         // The parser bounds the depth, and so what walking and dropping a value takes of the stack.
         let value: Value = serde_json::from_slice(body).map_err(|error| BadRequest {
             message: format!("the body is not JSON: {error}"),
@@ -110,6 +116,21 @@ impl ChatRequest {
         self.extra.insert("model".to_owned(), Value::from(model.as_str()));
         model
     }
+}
+
+/// How many values a JSON text can have at most: one for each bracket and comma that is in no string.
+fn values(body: &[u8]) -> usize {
+    let (mut count, mut is_text, mut is_escaped) = (0, false, false);
+    for byte in body {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_text => is_escaped = true,
+            b'"' => is_text = !is_text,
+            b',' | b'[' | b'{' if !is_text => count += 1,
+            _ => {}
+        }
+    }
+    count
 }
 
 fn model(value: Option<Value>) -> Result<Option<String>, BadRequest> {
@@ -222,6 +243,15 @@ mod tests {
 
     fn with_messages(messages: &Value) -> ChatRequest {
         parse(&json!({ "messages": messages }).to_string()).unwrap()
+    }
+
+    #[test]
+    fn values_are_bounded_and_texts_are_not_mistaken_for_them() {
+        let many = |inside: &str| format!(r#"{{"messages":[{{"role":"user","content":"hi"}}],"x":[{inside}]}}"#);
+        let error = ChatRequest::parse(many(&vec!["{}"; 60_000].join(",")).as_bytes()).unwrap_err();
+        assert_eq!(error.code, Some("too_many_values"));
+        let text = format!("\"{}\"", r#",[{\","#.repeat(60_000));
+        assert!(ChatRequest::parse(many(&text).as_bytes()).is_ok());
     }
 
     #[test]

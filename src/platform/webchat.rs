@@ -293,6 +293,10 @@ impl<O: Outlet> PlatformAdapter for WebChat<O> {
         Box::pin(async move { drop(self.typing_report(channel, false).await) })
     }
 
+    fn end<'a>(&'a self, channel: &'a ChannelId, reason: EndReason) -> BoxFuture<'a, ()> {
+        Box::pin(async move { drop(self.end_report(channel, reason).await) })
+    }
+
     fn fetch_history<'a>(&'a self, _channel: &'a ChannelId, _limit: usize) -> BoxFuture<'a, Vec<IncomingMessage>> {
         Box::pin(std::future::ready(Vec::new()))
     }

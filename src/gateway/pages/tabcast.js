@@ -31,6 +31,8 @@ const LIMITS = Object.freeze({
   /** What may wait for its ack, sent or not. */
   outboxFramesMax: 100,
   outboxCharsMax: 16 << 20,
+  /** Ordered frames that are named when it comes back. Those of rooms are not kept by the server: one of the others is needed. */
+  positionsMax: 16,
   /** "Still typing" is not said more often. */
   typingMs: 4_000,
 });
@@ -79,6 +81,7 @@ export class Tabcast extends EventTarget {
 
   #state = Object.freeze({ name: "idle" });
   #attempt = 0;
+  #positions = []; // ids of the last ordered frames, the newest first: what comes after them is asked for
   #generation = 0; // a callback of an older connection finds another number, and does nothing
   #link = null;
   #retryTimer = 0;
@@ -124,6 +127,7 @@ export class Tabcast extends EventTarget {
   restart() {
     this.close();
     this.#attempt = 0;
+    this.#positions = [];
     this.#open("start");
   }
 
@@ -203,7 +207,7 @@ export class Tabcast extends EventTarget {
     try {
       this.#link = this.#openLink({
         path: this.#path,
-        query: this.#query(),
+        query: { ...this.#query(), ...(this.#positions.length > 0 && { after: this.#positions.join(",") }) },
         token,
         open: current(() => {
           opened = true;
@@ -345,6 +349,7 @@ export class Tabcast extends EventTarget {
       return;
     }
     if (!FRAME_TYPES.has(frame?.type)) return;
+    if (frame.type === "message" || frame.type === "file") this.#positions = [frame.id, ...this.#positions].slice(0, this.#limits.positionsMax);
     if (frame.type === "ack") this.#acked(frame);
     else if (frame.type === "error" && this.#refused(frame)) return;
     else if (frame.type === "draining") this.#retryAfterMs = Math.max(0, Number(frame.retry_after_ms) || 0);

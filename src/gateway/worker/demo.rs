@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::id::{ChannelId, MessageId};
 use crate::platform::adapter::{BoxFuture, MessageHandler, PlatformAdapter, SendError};
 use crate::platform::message::IncomingMessage;
-use crate::proto::event::{Button, ButtonStyle};
+use crate::proto::event::{Button, ButtonStyle, EndReason};
 
 /// Between two edits of a streamed answer.
 const EDIT_INTERVAL: Duration = Duration::from_millis(40);
@@ -30,8 +30,17 @@ pub struct Demo;
 impl MessageHandler for Demo {
     fn handle(&self, message: IncomingMessage, adapter: Arc<dyn PlatformAdapter>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            if let Err(error) = answer(&message, &*adapter).await {
+            // Nobody waits for it any more: the demo notices that by itself, at its next edit.
+            if message.extra.contains_key("cancel") {
+                return;
+            }
+            let answered = answer(&message, &*adapter).await;
+            if let Err(error) = &answered {
                 tracing::debug!(%error, "the demo's answer was refused");
+            }
+            if let Ok(channel @ ChannelId::Stream(_)) = ChannelId::parse(&message.channel_id) {
+                let reason = if answered.is_ok() { EndReason::Stop } else { EndReason::Error };
+                adapter.end(&channel, reason).await;
             }
         })
     }
@@ -79,14 +88,19 @@ async fn stream(text: &str, channel: &ChannelId, adapter: &dyn PlatformAdapter) 
 }
 
 async fn grow(text: &str, channel: &ChannelId, adapter: &dyn PlatformAdapter) -> Result<(), SendError> {
-    let id = adapter.send(channel, "…").await?;
+    // What a stream was sent cannot be taken back: there the placeholder is empty.
+    let placeholder = if matches!(channel, ChannelId::Stream(_)) { "" } else { "…" };
+    let id = adapter.send(channel, placeholder).await?;
     for end in steps(text) {
         tokio::time::sleep(EDIT_INTERVAL).await;
         if end == text.len() {
             return finish(text, id, channel, adapter).await;
         }
-        // A step that was refused is made good by the next one.
-        drop(adapter.edit_message(channel, id, &text[..end]).await);
+        match adapter.edit_message(channel, id, &text[..end]).await {
+            Ok(false) if matches!(channel, ChannelId::Stream(_)) => return Ok(()),
+            // A step that was refused is made good by the next one.
+            Ok(_) | Err(_) => {}
+        }
     }
     Ok(())
 }

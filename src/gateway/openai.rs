@@ -1,0 +1,355 @@
+//! `/v1`: answers for OpenAI's clients.
+//!
+//! A request is a stream: what it asks goes to the worker like any other message, and what the worker sends to
+//! `sse:{id}` reaches the client as chunks, written by a shard. Nothing here knows what a chunk looks like: that is
+//! [`crate::proto::completion`].
+
+mod failed;
+mod kept;
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures_core::Stream;
+use http::header::{HOST, HeaderName, HeaderValue};
+use http::{HeaderMap, Method, StatusCode, Version};
+use hyper::Request;
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+
+use crate::driver::listener;
+use crate::fanout::mailbox::Mailbox;
+use crate::fanout::session::Identity;
+use crate::fanout::shard::Answer;
+use crate::fanout::streams::StreamOptions;
+use crate::gateway::auth::{Principal, RouteClass};
+use crate::gateway::cors::Cors;
+use crate::gateway::edge::{APART_BYTES, Asked, ShardEdge};
+use crate::gateway::openai::failed::Failed;
+pub(crate) use crate::gateway::openai::kept::Answers;
+use crate::gateway::openai::kept::Kept;
+use crate::gateway::response::{self, Answered};
+use crate::id::{ChannelId, MessageId, RequestId, UserId};
+use crate::metrics::HandshakeOutcome;
+use crate::platform::adapter::Outlet;
+use crate::platform::message::IncomingMessage;
+use crate::platform::openai::{BadRequest, ChatRequest};
+use crate::proto::completion::{Completion, CompletionHead, Failure, WholeCompletion, estimated_tokens};
+use crate::proto::event::{EndReason, Event};
+use crate::proto::sse;
+
+/// The header that says which answer a response is.
+const REQUEST_ID_NAME: &str = "x-request-id";
+const REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID_NAME);
+/// What an answer's id begins with.
+const ID_PREFIX: &str = "chatcmpl-";
+/// The most bytes that an answer in one piece may hold while it is collected.
+const WHOLE_BYTES_MAX: usize = 8 << 20;
+
+/// A request for an answer, as it was understood.
+struct Wanted {
+    user: UserId,
+    /// What the worker gets.
+    question: IncomingMessage,
+    is_stream: bool,
+    kept: Kept,
+    options: StreamOptions,
+}
+
+impl ShardEdge {
+    /// Everything below `/v1`.
+    pub(super) async fn v1(self: Rc<Self>, request: Request<Incoming>, asked: Asked) -> listener::Answer {
+        let cors = Cors::of(&self.gateway.keys.load(), request.headers());
+        if request.method() == Method::OPTIONS {
+            return listener::Answer::Respond(cors.preflight("GET, POST, DELETE", request.headers()));
+        }
+        match self.v1_route(request, &asked, &cors).await {
+            Ok(listener::Answer::Respond(response)) => listener::Answer::Respond(cors.allow(response)),
+            Ok(session) => session,
+            Err(failed) => listener::Answer::Respond(cors.allow(failed.answer())),
+        }
+    }
+
+    async fn v1_route(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+        asked: &Asked,
+        cors: &Cors,
+    ) -> Result<listener::Answer, Failed> {
+        let keys = self.gateway.keys.load_full();
+        let principal = keys.authorize(RouteClass::OpenAi, &asked.head(&request), SystemTime::now());
+        let Principal::OpenAi(user) = principal.map_err(Failed::from)? else {
+            return Err(Failed::not_found("there is nothing at this path"));
+        };
+        let path = asked.path.strip_prefix("/v1").unwrap_or_default();
+        let method = request.method().clone();
+        let respond = |response: Answered| Ok(listener::Answer::Respond(response));
+        if let Some(answer) = path.strip_prefix("/chat/completions/") {
+            return match (&method, answer.strip_suffix("/events")) {
+                (&Method::GET, Some(id)) => self.attach(&request, &user, id, cors),
+                (&Method::DELETE, None) => respond(self.cancel(&user, answer)?),
+                (_, Some(_)) => Err(Failed::method("GET, OPTIONS")),
+                (_, None) => Err(Failed::method("DELETE, OPTIONS")),
+            };
+        }
+        let is_get = [Method::GET, Method::HEAD].contains(&method);
+        match path {
+            "/chat/completions" if method == Method::POST => self.complete(request, user, cors).await,
+            "/chat/completions" => Err(Failed::method("POST, OPTIONS")),
+            "/models" if is_get => respond(self.models()),
+            _ if let Some(model) = path.strip_prefix("/models/") => {
+                if is_get {
+                    respond(self.model(model)?)
+                } else {
+                    Err(Failed::method("GET, HEAD, OPTIONS"))
+                }
+            }
+            "/models" => Err(Failed::method("GET, HEAD, OPTIONS")),
+            _ => Err(Failed::not_found("there is nothing at this path")),
+        }
+    }
+
+    fn models(&self) -> Answered {
+        let data: Vec<_> = self.gateway.settings.models.iter().map(|model| self.described(model)).collect();
+        response::json(StatusCode::OK, &json!({ "object": "list", "data": data }))
+    }
+
+    fn model(&self, encoded: &str) -> Result<Answered, Failed> {
+        let name = percent_encoding::percent_decode_str(encoded).decode_utf8_lossy();
+        let model = self.gateway.settings.models.iter().find(|model| **model == *name);
+        let model = model.ok_or_else(|| Failed::not_found("there is no such model"))?;
+        Ok(response::json(StatusCode::OK, &self.described(model)))
+    }
+
+    fn described(&self, model: &str) -> Value {
+        json!({ "id": model, "object": "model", "created": self.gateway.answers.started(), "owned_by": "tabcast" })
+    }
+
+    fn cancel(&self, user: &UserId, id: &str) -> Result<Answered, Failed> {
+        let unknown = || Failed::not_found("there is no such answer");
+        let request = RequestId::parse(id).map_err(|_| unknown())?;
+        let cancelled = self.gateway.engine.hub().cancel_stream(&request, user).map_err(|_| unknown())?;
+        let body = json!({ "id": id, "object": "chat.completion", "cancelled": cancelled });
+        Ok(response::json(StatusCode::OK, &body))
+    }
+
+    /// `POST /v1/chat/completions`.
+    async fn complete(
+        &self,
+        request: Request<Incoming>,
+        user: UserId,
+        cors: &Cors,
+    ) -> Result<listener::Answer, Failed> {
+        if self.gateway.is_draining() {
+            return Err(Failed::draining());
+        }
+        let (headers, version) = (request.headers().clone(), request.version());
+        let chat = self.read_chat(request).await?;
+        if chat.is_stream && version != Version::HTTP_11 {
+            return Err(Failed::http_version());
+        }
+        let wanted = self.want(user, chat, &headers);
+        let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
+        self.gateway.answers.claim(self.gateway.engine.hub(), &wanted.user, key, &wanted.kept)?;
+        let (user, id) = (wanted.user.clone(), wanted.kept.head.id.clone());
+        let begun = if wanted.is_stream { self.stream(wanted, cors) } else { self.whole(wanted).await };
+        if begun.as_ref().is_err_and(|failed| !failed.is_handed_on()) {
+            self.gateway.answers.release(&user, key, &id);
+        }
+        begun
+    }
+
+    async fn read_chat(&self, request: Request<Incoming>) -> Result<ChatRequest, Failed> {
+        let gateway = &self.gateway;
+        let limits = gateway.bodies.with_bytes_max(gateway.settings.completion_bytes_max);
+        let body = limits.read(request).await.map_err(Failed::from)?;
+        let bytes = body.bytes.len();
+        let parse = move || ChatRequest::parse(&body.bytes);
+        let parsed: Result<ChatRequest, BadRequest> = if bytes > APART_BYTES {
+            gateway.control.spawn_blocking(parse).await.map_err(|_| Failed::internal())?
+        } else {
+            parse()
+        };
+        parsed.map_err(Failed::from)
+    }
+
+    fn want(&self, user: UserId, mut chat: ChatRequest, headers: &HeaderMap) -> Wanted {
+        let settings = &self.gateway.settings;
+        let default = settings.models.first().map_or("tabcast", String::as_str);
+        let head = CompletionHead {
+            id: RequestId::random_with_prefix(ID_PREFIX),
+            created: self.gateway.engine.now().as_micros() / 1_000_000,
+            model: chat.model_or(default).into(),
+            files_url: self.files_url(headers),
+            wants_usage: chat.wants_usage,
+            prompt_tokens: estimated_tokens(chat.prompt_chars),
+        };
+        let is_detachable = headers.get("x-tabcast-detach").is_some_and(|value| value == "true");
+        let options = StreamOptions {
+            owner: Some(user.clone()),
+            is_detachable,
+            is_mirrored: settings.mirror_to_tabs,
+            idle_timeout: Some(settings.answer_timeout),
+        };
+        let (is_stream, question) = (chat.is_stream, self.question(&user, &head.id, chat));
+        Wanted { user, question, is_stream, kept: Kept { head, is_detachable }, options }
+    }
+
+    /// Where the links of files lead: to `public_url`, or to where the client found us.
+    fn files_url(&self, headers: &HeaderMap) -> Arc<str> {
+        if let Some(url) = &self.gateway.settings.public_url {
+            return url.trim_end_matches('/').into();
+        }
+        let listen = self.gateway.settings.listen.to_string();
+        let host = headers.get(HOST).and_then(|host| host.to_str().ok()).filter(|host| is_authority(host));
+        format!("http://{}", host.unwrap_or(&listen)).into()
+    }
+
+    /// An answer as a stream: from here on its shard writes it.
+    fn stream(&self, wanted: Wanted, cors: &Cors) -> Result<listener::Answer, Failed> {
+        let Wanted { user, question, kept, options, .. } = wanted;
+        let place = self.gateway.answers.inlet().reserve(&question).map_err(Failed::from)?;
+        let (request, head) = self.stream_head(&kept.head, cors);
+        let (completion, first) = begin(kept.head);
+        let identity = Identity::new(user, question.timestamp);
+        let opened = self.local.open_answer(identity, Answer { request, completion }, options);
+        let address = opened.map_err(Failed::from)?;
+        self.count(HandshakeOutcome::Answer);
+        self.mirror(&question);
+        place.hand_on(question);
+        Ok(listener::Answer::Session { address, head: [head, first].concat(), status: 200 })
+    }
+
+    /// `GET /v1/chat/completions/{id}/events`.
+    fn attach(
+        &self,
+        request: &Request<Incoming>,
+        user: &UserId,
+        id: &str,
+        cors: &Cors,
+    ) -> Result<listener::Answer, Failed> {
+        if self.gateway.is_draining() {
+            return Err(Failed::draining());
+        }
+        if request.version() != Version::HTTP_11 {
+            return Err(Failed::http_version());
+        }
+        let unknown = || Failed::not_found("there is no such answer");
+        let id = RequestId::parse(id).map_err(|_| unknown())?;
+        let mut head = self.gateway.answers.head(&id).ok_or_else(unknown)?;
+        head.files_url = self.files_url(request.headers());
+        let (request, response_head) = self.stream_head(&head, cors);
+        let (completion, first) = begin(head);
+        let identity = Identity::new(user.clone(), self.gateway.engine.now());
+        let opened = self.local.reopen_answer(identity, Answer { request, completion });
+        let address = opened.map_err(Failed::from)?;
+        self.count(HandshakeOutcome::Answer);
+        Ok(listener::Answer::Session { address, head: [response_head, first].concat(), status: 200 })
+    }
+
+    fn stream_head(&self, head: &CompletionHead, cors: &Cors) -> (RequestId, Vec<u8>) {
+        let mut headers = cors.headers();
+        // Its last chunk is the connection's last word.
+        headers.extend([("connection", "close"), (REQUEST_ID_NAME, head.id.as_str())]);
+        (head.id.clone(), sse::response_head(&headers))
+    }
+
+    /// An answer in one piece. Dropped, as when the client goes away, it cancels the answer, or leaves it if the client
+    /// said so.
+    async fn whole(&self, wanted: Wanted) -> Result<listener::Answer, Failed> {
+        let Wanted { question, kept: Kept { head, .. }, options, .. } = wanted;
+        let place = self.gateway.answers.inlet().reserve(&question).map_err(Failed::from)?;
+        let opened = self.gateway.engine.hub().open_stream(&head.id, options);
+        let mut mailbox = opened.map_err(Failed::from)?;
+        self.mirror(&question);
+        place.hand_on(question);
+        let mut whole = WholeCompletion::new(Arc::clone(&head.files_url));
+        while whole.ending().is_none() {
+            let Some(frame) = next(&mut mailbox).await else { break };
+            whole.handle(&frame);
+            if whole.bytes() > WHOLE_BYTES_MAX {
+                return Err(Failed::of_answer(Failure::Internal, head.id));
+            }
+        }
+        let failure = match whole.ending() {
+            Some(EndReason::Stop) => None,
+            Some(reason) => Failure::of_end(reason),
+            None => Some(Failure::SlowConsumer),
+        };
+        if let Some(failure) = failure {
+            return Err(Failed::of_answer(failure, head.id));
+        }
+        let json = HeaderValue::from_static("application/json");
+        let mut response = response::typed(StatusCode::OK, json, whole.to_json(&head));
+        if let Ok(id) = HeaderValue::from_str(head.id.as_str()) {
+            response.headers_mut().insert(REQUEST_ID, id);
+        }
+        Ok(listener::Answer::Respond(response))
+    }
+
+    /// What the worker gets.
+    fn question(&self, user: &UserId, request: &RequestId, chat: ChatRequest) -> IncomingMessage {
+        let extra = [
+            ("request_id".to_owned(), Value::from(request.as_str())),
+            ("openai".to_owned(), Value::Object(chat.extra)),
+        ];
+        IncomingMessage {
+            platform: "webchat".to_owned(),
+            channel_id: ChannelId::Stream(request.clone()).to_string(),
+            user_id: user.as_str().to_owned(),
+            user_name: user.as_str().to_owned(),
+            text: chat.text,
+            is_addressed: true,
+            attachments: Vec::new(),
+            channel_name: String::new(),
+            timestamp: self.gateway.engine.now(),
+            message_id: MessageId::random(),
+            reply_to_id: None,
+            extra: serde_json::Map::from_iter(extra),
+            reactions: Vec::new(),
+            unified_user_id: None,
+            user_aliases: Vec::new(),
+        }
+    }
+
+    /// Shows the question to its user's tabs, where that is wanted: before the worker can answer.
+    fn mirror(&self, message: &IncomingMessage) {
+        if !self.gateway.settings.mirror_to_tabs {
+            return;
+        }
+        let Ok(user) = UserId::parse(&message.user_id) else { return };
+        let (id, timestamp) = (message.message_id, message.timestamp);
+        let event = Event::Message { id, text: &message.text, sender: &message.user_id, reply_to: None, timestamp };
+        if let Err(error) = self.gateway.engine.try_publish(&ChannelId::User(user), event) {
+            tracing::warn!(%error, "a question was not shown to its user's tabs");
+        }
+    }
+}
+
+/// The machine that makes an answer's records, and its first record as a chunk.
+fn begin(head: CompletionHead) -> (Completion, Vec<u8>) {
+    let mut completion = Completion::new(head);
+    let mut first = Vec::with_capacity(256);
+    completion.start(&mut first);
+    (completion, sse::chunk(&first))
+}
+
+async fn next(mailbox: &mut Mailbox) -> Option<crate::proto::frame::Frame> {
+    poll_fn(|context| Pin::new(&mut *mailbox).poll_next(context)).await
+}
+
+/// A host and perhaps a port, as it may stand in a link.
+fn is_authority(host: &str) -> bool {
+    !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte))
+}
+
+/// Tells the worker of each answer that nobody waits for any more. Runs for as long as the gateway.
+pub(crate) async fn tell_of_cancels(engine: crate::engine::Engine, inlet: crate::platform::dispatch::Inlet) {
+    loop {
+        let cancelled = engine.hub().next_cancelled().await;
+        inlet.cancel(IncomingMessage::cancel("webchat", &cancelled.request, &cancelled.owner, engine.now()));
+    }
+}
