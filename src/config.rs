@@ -306,7 +306,7 @@ settings! {
     /// Models that `/v1/models` lists; the first is that of a request that names none. Any name is taken, and told to
     /// the worker. Default tabcast.
     models: Vec<String> = vec!["tabcast".to_owned()];
-    /// Bytes of the body of one `/v1` request. Default 8MiB; parsed it costs up to ten times as much while it waits
+    /// Bytes of the body of one `/v1` request, if `body_bytes_max` is not less. Default 8MiB; parsed it costs up to ten times as much while it waits
     /// for the worker, within `worker_queue_bytes_max`.
     completion_bytes_max: usize = 8 << 20;
     /// How long the worker may be silent before an answer of `/v1` ends with a timeout. Default 5m.

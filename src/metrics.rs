@@ -274,6 +274,20 @@ label! {
 }
 
 label! {
+    /// How a stream ended.
+    StreamEnd {
+        /// With `end`, or by whoever opened it.
+        Complete = "complete",
+        /// Nothing came for too long.
+        Timeout = "timeout",
+        /// Somebody gave up: its owner, its reader by going away, or this node by shutting down.
+        Cancelled = "cancelled",
+        /// Its reader's mailbox was full.
+        SlowReader = "slow_reader",
+    }
+}
+
+label! {
     /// What became of a request for a session.
     HandshakeOutcome {
         /// A WebSocket was opened.
@@ -473,6 +487,10 @@ pub struct EngineMetrics {
     pub publishes: PerLabel<PublishOutcome, SharedCounter, { PublishOutcome::COUNT }>,
     /// Publishes that had to wait for room in an inbox.
     pub waited_publishes: SharedCounter,
+    /// Streams that have ended, by why: `end` frames, and readers that were cut.
+    pub ended_streams: PerLabel<StreamEnd, SharedCounter, { StreamEnd::COUNT }>,
+    /// Typing frames that a full mailbox had no room for.
+    pub dropped_mailbox_typing_frames: SharedCounter,
     /// Requests for a session, by outcome.
     pub handshakes: PerLabel<HandshakeOutcome, SharedCounter, { HandshakeOutcome::COUNT }>,
     /// HTTP responses, by the class of their status.
@@ -540,6 +558,7 @@ mod tests {
         check::<InboundKind>();
         check::<EncodeKind>();
         check::<PublishOutcome>();
+        check::<StreamEnd>();
         check::<HandshakeOutcome>();
         check::<StatusClass>();
         check::<WorkerOutcome>();

@@ -151,11 +151,6 @@ impl Settings {
         ensure(self.recovery_bytes_max <= self.session_queue_bytes_max / 2, "recovery_bytes_max", half)?;
         let kept = "must be at most half of bytes_budget, of which it is a part";
         ensure(self.recovery_total_bytes_max <= self.bytes_budget / 2, "recovery_total_bytes_max", kept)?;
-        ensure(
-            self.completion_bytes_max <= self.body_bytes_max,
-            "completion_bytes_max",
-            "must be at most body_bytes_max",
-        )?;
         let body = "must be at least body_bytes_max";
         ensure(self.bodies_bytes_max >= self.body_bytes_max, "bodies_bytes_max", body)?;
         let message = self.message_bytes_max.saturating_add(base64_bytes(self.attachment_bytes_max));
@@ -333,7 +328,6 @@ mod tests {
         check("recovery_frames_max = 600", "recovery_frames_max");
         check("recovery_bytes_max = '600KiB'", "recovery_bytes_max");
         check("recovery_total_bytes_max = '200MiB'", "recovery_total_bytes_max");
-        check("completion_bytes_max = '25MiB'", "completion_bytes_max");
         check("answer_timeout = '2h'", "answer_timeout");
         check("header_bytes_max = 100", "header_bytes_max");
         check("heartbeat_interval = '1ms'", "heartbeat_interval");

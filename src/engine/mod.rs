@@ -371,6 +371,10 @@ impl Outlet for Engine {
         self.inner.hub.close_stream(request);
     }
 
+    fn history(&self, channel: &ChannelId) -> Vec<Frame> {
+        self.inner.hub.history(channel)
+    }
+
     fn now(&self) -> Timestamp {
         SystemTime::now().into()
     }

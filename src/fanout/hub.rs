@@ -143,14 +143,15 @@ impl Hub {
             claimed: AtomicBool::new(false),
         };
         let stripes = Arc::new(Stripes::new(limits.recovery.clone()));
+        let metrics = Arc::new(Metrics::new(shards));
         Arc::new(Self {
             registry: Registry::new(limits.tabs_per_user_max),
             rooms: Rooms::new(shards),
-            streams: Arc::new(Streams::new(sessions, limits, Arc::clone(&stripes))),
+            streams: Arc::new(Streams::new(sessions, limits, Arc::clone(&stripes), Arc::clone(&metrics))),
             inboxes: (0..shards).map(|_| inbox()).collect(),
             stripes,
             inbound: Incomplete { bytes: AtomicUsize::new(0), bytes_max: limits.inbound_bytes_max },
-            metrics: Arc::new(Metrics::new(shards)),
+            metrics,
         })
     }
 

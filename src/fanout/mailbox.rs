@@ -174,6 +174,7 @@ mod tests {
     use crate::fanout::hub::Hub;
     use crate::fanout::streams::{OpenError, StreamOptions};
     use crate::id::{ChannelId, MessageId};
+    use crate::metrics::StreamEnd;
     use crate::proto::delivery::{Delivery, Nobody};
     use crate::proto::event::{EndReason, Event, Timestamp};
     use crate::proto::limits::{HubLimits, SessionLimits};
@@ -250,6 +251,11 @@ mod tests {
         assert_eq!(streams.offer(&request("r"), message("x")).tabs, 0);
         assert_eq!(mailbox.ending(), Some(Disconnect::SlowConsumer));
         assert!(mailbox.next().now_or_never().unwrap().is_none());
+        let engine = &streams.0.metrics().engine;
+        assert_eq!(engine.ended_streams.of(StreamEnd::SlowReader).value(), 1);
+        assert_eq!(engine.dropped_mailbox_typing_frames.value(), 1);
+        assert_eq!(streams.0.stream_count(), 0);
+        assert!(streams.open(&request("r")).is_ok(), "its name is free again");
     }
 
     #[test]

@@ -20,10 +20,11 @@ use crate::fanout::mailbox::{Mailbox, Offer, Shared};
 use crate::fanout::session::Address;
 use crate::fanout::stripes::Stripes;
 use crate::id::{RequestId, UserId};
+use crate::metrics::{Metrics, StreamEnd};
 use crate::proto::delivery::{Delivery, Nobody};
 use crate::proto::disconnect::Disconnect;
 use crate::proto::event::{EndReason, Event};
-use crate::proto::frame::{Frame, Kind};
+use crate::proto::frame::{self, Frame, Kind};
 use crate::proto::limits::{HubLimits, SessionLimits};
 
 /// Why a stream could not be registered.
@@ -123,6 +124,7 @@ pub(crate) struct Streams {
     cancelled: Mutex<VecDeque<Cancelled>>,
     bell: Bell,
     stripes: Arc<Stripes>,
+    metrics: Arc<Metrics>,
     limits: Limits,
 }
 
@@ -131,11 +133,21 @@ struct Limits {
     streams_per_owner_max: usize,
     queue_frames_max: usize,
     queue_bytes_max: usize,
+    bytes_budget: usize,
     backlog: Bounds,
 }
 
-/// What became of a frame, and which shards are to be woken for it.
-type Offered = Result<(Delivery, Option<u16>), Full>;
+/// What became of a frame.
+struct Given {
+    delivery: Delivery,
+    /// The shard that is to be woken for it.
+    parked: Option<u16>,
+    /// The stream is over with it.
+    end: Option<StreamEnd>,
+}
+
+/// Bytes that a mailbox may hold while the process is over its budget.
+const MAILBOX_BYTES_OVER_BUDGET: usize = 64 << 10;
 
 const MISSING: Delivery = Delivery { tabs: 0, nodes: 0, nobody: Some(Nobody::NoSuchStream) };
 const TAKEN: Delivery = Delivery { tabs: 1, nodes: 0, nobody: None };
@@ -147,12 +159,13 @@ impl std::fmt::Debug for Streams {
 }
 
 impl Streams {
-    pub(crate) fn new(sessions: &SessionLimits, hub: &HubLimits, stripes: Arc<Stripes>) -> Self {
+    pub(crate) fn new(sessions: &SessionLimits, hub: &HubLimits, stripes: Arc<Stripes>, metrics: Arc<Metrics>) -> Self {
         let limits = Limits {
             streams_max: hub.streams_max,
             streams_per_owner_max: hub.streams_per_owner_max,
             queue_frames_max: sessions.queue_frames_max,
             queue_bytes_max: sessions.queue_bytes_max,
+            bytes_budget: hub.bytes_budget,
             // Its frames are few, as edits replace each other: what counts is their bytes.
             backlog: Bounds { frames_max: sessions.queue_frames_max, bytes_max: hub.stream_bytes_max },
         };
@@ -164,6 +177,7 @@ impl Streams {
             cancelled: Mutex::default(),
             bell: Bell::new(),
             stripes,
+            metrics,
             limits,
         }
     }
@@ -262,30 +276,34 @@ impl Streams {
         let Some(stream) = self.find(request) else { return Ok((MISSING, None)) };
         let mut displaced = Displaced::new();
         let mut state = stream.state();
-        let (delivery, parked) = self.give(hub, &stream, &mut state, frame, &mut displaced)?;
+        let given = self.give(hub, &stream, &mut state, frame, &mut displaced)?;
         drop(state);
-        hub.ring_one(parked);
-        if delivery == MISSING {
-            return Ok((MISSING, None));
+        hub.ring_one(given.parked);
+        if let Some(end) = given.end {
+            self.note_end(request, &stream, end);
+            if end == StreamEnd::SlowReader {
+                self.tell(request, &stream);
+            }
         }
-        if frame.kind() == Kind::End {
-            self.note_end(request, &stream);
-        }
-        Ok((delivery, Self::mirror(&stream, frame)))
+        let mirror = if given.delivery == MISSING { None } else { Self::mirror(&stream, frame) };
+        Ok((given.delivery, mirror))
     }
 
-    fn give(&self, hub: &Hub, stream: &Stream, state: &mut State, frame: &Frame, displaced: &mut Displaced) -> Offered {
+    fn give(
+        &self,
+        hub: &Hub,
+        stream: &Stream,
+        state: &mut State,
+        frame: &Frame,
+        displaced: &mut Displaced,
+    ) -> Result<Given, Full> {
         if state.ended.is_some() {
-            return Ok((MISSING, None));
+            return Ok(Given { delivery: MISSING, parked: None, end: None });
         }
-        let Limits { queue_frames_max, queue_bytes_max, .. } = self.limits;
         let (is_taken, parked) = match &state.reader {
             Reader::Session(address) => (true, hub.push_to_session(*address, frame)?),
             Reader::Nobody => (true, None),
-            Reader::Mailbox(shared) => {
-                let offer = shared.offer(frame.clone(), queue_frames_max, queue_bytes_max);
-                (!matches!(offer, Offer::Overflow | Offer::Closed), None)
-            }
+            Reader::Mailbox(shared) => (self.put(shared, frame), None),
         };
         state.is_heard = true;
         if stream.options.is_detachable {
@@ -294,11 +312,29 @@ impl Streams {
         if !is_taken {
             state.reader = Reader::Nobody;
         }
-        let is_over = frame.kind() == Kind::End || !(is_taken || stream.options.is_detachable);
-        if is_over {
-            state.ended = Some(self.stripes.now());
+        let goes_on = is_taken || stream.options.is_detachable;
+        let end = match frame.kind() {
+            _ if !goes_on => Some(StreamEnd::SlowReader),
+            Kind::End => Some(StreamEnd::Complete),
+            _ => None,
+        };
+        state.ended = end.map(|_| self.stripes.now());
+        Ok(Given { delivery: if goes_on { TAKEN } else { MISSING }, parked, end })
+    }
+
+    /// False if the mailbox was cut: it was full, or fat while the process is over its budget.
+    fn put(&self, mailbox: &Shared, frame: &Frame) -> bool {
+        let Limits { queue_frames_max, queue_bytes_max, bytes_budget, .. } = self.limits;
+        let is_over_budget = frame::live_bytes() > bytes_budget;
+        let bytes_max = if is_over_budget { MAILBOX_BYTES_OVER_BUDGET.min(queue_bytes_max) } else { queue_bytes_max };
+        match mailbox.offer(frame.clone(), queue_frames_max, bytes_max) {
+            Offer::Queued | Offer::Last => true,
+            Offer::Dropped => {
+                self.metrics.engine.dropped_mailbox_typing_frames.increment();
+                true
+            }
+            Offer::Overflow | Offer::Closed => false,
         }
-        Ok((if is_taken || stream.options.is_detachable { TAKEN } else { MISSING }, parked))
     }
 
     fn keep(&self, backlog: &mut Backlog, frame: &Frame, displaced: &mut Displaced) {
@@ -312,7 +348,8 @@ impl Streams {
     }
 
     /// An ended stream is no more than its backlog; without one it is gone.
-    fn note_end(&self, request: &RequestId, stream: &Arc<Stream>) {
+    fn note_end(&self, request: &RequestId, stream: &Arc<Stream>, end: StreamEnd) {
+        self.metrics.engine.ended_streams.of(end).increment();
         self.running.fetch_sub(1, Ordering::Relaxed);
         self.give_place(stream.options.owner.as_ref());
         let kept = self.ended.fetch_add(1, Ordering::Relaxed);
@@ -329,7 +366,9 @@ impl Streams {
     }
 
     /// Ends a stream from outside: its reader gets `last`, if there is one, and then the end.
-    fn end(&self, hub: &Hub, request: &RequestId, stream: &Arc<Stream>, last: &Frame) -> bool {
+    fn end(&self, hub: &Hub, request: &RequestId, stream: &Arc<Stream>, end: StreamEnd) -> bool {
+        let reason = if end == StreamEnd::Timeout { EndReason::Timeout } else { EndReason::Cancelled };
+        let last = &end_frame(reason);
         let mut displaced = Displaced::new();
         let mut state = stream.state();
         if state.ended.is_some() {
@@ -351,7 +390,7 @@ impl Streams {
         state.ended = Some(self.stripes.now());
         drop(state);
         hub.ring_one(parked);
-        self.note_end(request, stream);
+        self.note_end(request, stream, end);
         true
     }
 
@@ -361,7 +400,7 @@ impl Streams {
         if let Reader::Mailbox(shared) = &stream.state().reader {
             shared.end(Disconnect::Normal);
         }
-        self.end(hub, request, &stream, &end_frame(EndReason::Cancelled));
+        self.end(hub, request, &stream, StreamEnd::Complete);
         self.remove(request, &stream);
     }
 
@@ -369,7 +408,7 @@ impl Streams {
     pub(crate) fn cancel(&self, hub: &Hub, request: &RequestId, user: &UserId) -> Result<bool, AttachError> {
         let stream = self.find(request).filter(|stream| stream.options.owner.as_ref() == Some(user));
         let stream = stream.ok_or(AttachError::NoSuchStream)?;
-        let is_ended = self.end(hub, request, &stream, &end_frame(EndReason::Cancelled));
+        let is_ended = self.end(hub, request, &stream, StreamEnd::Cancelled);
         if is_ended {
             self.tell(request, &stream);
         }
@@ -424,7 +463,7 @@ impl Streams {
         if state.ended.is_none() && !stream.options.is_detachable {
             state.ended = Some(self.stripes.now());
             drop(state);
-            self.note_end(request, &stream);
+            self.note_end(request, &stream, StreamEnd::Cancelled);
             self.tell(request, &stream);
         } else {
             drop(state);
@@ -476,7 +515,7 @@ impl Streams {
             }
         }
         for (request, stream) in due {
-            if self.end(hub, &request, &stream, &end_frame(EndReason::Timeout)) {
+            if self.end(hub, &request, &stream, StreamEnd::Timeout) {
                 self.tell(&request, &stream);
             } else {
                 self.remove(&request, &stream);
@@ -487,9 +526,8 @@ impl Streams {
     /// Ends every stream with an `end` frame of reason `cancelled`: the node shuts down.
     pub(crate) fn end_all(&self, hub: &Hub) {
         let all: Vec<_> = self.all.iter().map(|entry| (entry.key().clone(), Arc::clone(entry.value()))).collect();
-        let last = end_frame(EndReason::Cancelled);
         for (request, stream) in all {
-            if self.end(hub, &request, &stream, &last) {
+            if self.end(hub, &request, &stream, StreamEnd::Cancelled) {
                 self.tell(&request, &stream);
             }
         }

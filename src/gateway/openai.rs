@@ -164,7 +164,8 @@ impl ShardEdge {
 
     async fn read_chat(&self, request: Request<Incoming>) -> Result<ChatRequest, Failed> {
         let gateway = &self.gateway;
-        let limits = gateway.bodies.with_bytes_max(gateway.settings.completion_bytes_max);
+        let settings = &gateway.settings;
+        let limits = gateway.bodies.with_bytes_max(settings.completion_bytes_max.min(settings.body_bytes_max));
         let body = limits.read(request).await.map_err(Failed::from)?;
         let bytes = body.bytes.len();
         let parse = move || ChatRequest::parse(&body.bytes);

@@ -30,7 +30,7 @@ use crate::metrics::Metrics;
 use crate::platform::adapter::{BotIdentity, BoxFuture, MessageHandler, Outlet, PlatformAdapter};
 use crate::platform::dispatch::{DispatchLimits, Inlet, dispatch};
 use crate::platform::message::IncomingMessage;
-use crate::platform::webchat::WebChat;
+use crate::platform::webchat::{History, WebChat};
 use crate::proto::limits::{HubLimits, RecoveryLimits};
 
 /// Threads for what is not a shard's: workers, webhooks, large encodes' waiting.
@@ -123,7 +123,8 @@ impl Running {
     ) -> Result<Self, ServeError> {
         let engine = Engine::new(engine_settings(&settings));
         let bot = bot(&settings);
-        let chat = Arc::new(WebChat::new(Arc::new(engine.clone()), bot.clone()));
+        let history = if settings.history_from_recovery { History::Recovery } else { History::Empty };
+        let chat = Arc::new(WebChat::new(Arc::new(engine.clone()), bot.clone()).with_history(history));
         let handler = match handler {
             Some(handler) => handler,
             None => worker_of(&settings, engine.metrics())?,

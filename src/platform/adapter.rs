@@ -185,6 +185,9 @@ pub trait Outlet: Send + Sync + 'static {
     /// Ends the stream of `request`: its reader is woken and sees the end. An absent id is a no-op.
     fn close_stream(&self, request: &RequestId);
 
+    /// What is kept of a channel's frames, oldest first.
+    fn history(&self, channel: &ChannelId) -> Vec<Frame>;
+
     /// The clock that frames are stamped with.
     fn now(&self) -> Timestamp;
 }

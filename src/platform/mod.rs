@@ -7,6 +7,7 @@
 
 pub mod adapter;
 pub mod dispatch;
+pub(crate) mod history;
 pub mod inbound;
 pub mod message;
 pub mod openai;

@@ -342,8 +342,8 @@ mod tests {
         };
         assert!(parse(&nested(127)).is_ok());
         check(&nested(129), "", "not JSON: recursion limit exceeded");
-        check(&"[".repeat(1_000_000), "", "not JSON");
-        check(&"{\"messages\":".repeat(1_000_000), "", "not JSON");
+        check(&"[".repeat(90_000), "", "not JSON");
+        check(&"{\"messages\":".repeat(90_000), "", "not JSON");
         check("{}", "messages", "missing");
         check(r#"{"messages":null}"#, "messages", "missing");
         check(r#"{"messages":[]}"#, "messages", "empty");

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use futures_core::Stream;
 use tokio::sync::mpsc;
 
-use crate::id::{ChannelId, RequestId};
+use crate::id::{ChannelId, MessageId, RequestId};
 use crate::platform::adapter::{OutgoingFile, Outlet, StreamError};
 use crate::proto::delivery::{Delivery, PublishError};
 use crate::proto::event::{Button, Event, Timestamp};
@@ -106,6 +106,12 @@ impl Outlet for Recorder {
 
     fn close_stream(&self, request: &RequestId) {
         self.state.lock().unwrap().streams.remove(request);
+    }
+
+    fn history(&self, channel: &ChannelId) -> Vec<Frame> {
+        let timestamp = self.now();
+        let text = channel.key();
+        vec![Frame::encode(&Event::Message { id: MessageId::random(), text, sender: "u", reply_to: None, timestamp })]
     }
 
     fn now(&self) -> Timestamp {

@@ -8,6 +8,7 @@ use percent_encoding::{percent_decode_str, utf8_percent_encode};
 
 use crate::id::{ChannelId, MessageId, RequestId};
 use crate::platform::adapter::{BotIdentity, BoxFuture, OutgoingFile, Outlet, PlatformAdapter, SendError, StreamError};
+use crate::platform::history;
 use crate::platform::message::IncomingMessage;
 use crate::platform::view::check_buttons;
 use crate::proto::delivery::{Delivery, Nobody};
@@ -54,6 +55,17 @@ pub struct WebChat<O: Outlet> {
     /// # Ordering
     /// Relaxed: a flag that publishes nothing else; whoever reads it only asks what it says.
     running: AtomicBool,
+    history: History,
+}
+
+/// What [`PlatformAdapter::fetch_history`] gives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum History {
+    /// Nothing, as the old adapter did.
+    #[default]
+    Empty,
+    /// What recovery keeps: the last frames of a user's channel, within its bounds. Rooms and streams have none.
+    Recovery,
 }
 
 impl<O: Outlet> WebChat<O> {
@@ -61,7 +73,13 @@ impl<O: Outlet> WebChat<O> {
     /// adapter's: `webchat`, `star`, `Star`, `@Star`.
     #[must_use]
     pub fn new(outlet: Arc<O>, identity: BotIdentity) -> Self {
-        Self { outlet, identity, running: AtomicBool::new(true) }
+        Self { outlet, identity, running: AtomicBool::new(true), history: History::Empty }
+    }
+
+    /// The same with another history.
+    #[must_use]
+    pub fn with_history(self, history: History) -> Self {
+        Self { history, ..self }
     }
 
     /// What it publishes to.
@@ -297,8 +315,14 @@ impl<O: Outlet> PlatformAdapter for WebChat<O> {
         Box::pin(async move { drop(self.end_report(channel, reason).await) })
     }
 
-    fn fetch_history<'a>(&'a self, _channel: &'a ChannelId, _limit: usize) -> BoxFuture<'a, Vec<IncomingMessage>> {
-        Box::pin(std::future::ready(Vec::new()))
+    fn fetch_history<'a>(&'a self, channel: &'a ChannelId, limit: usize) -> BoxFuture<'a, Vec<IncomingMessage>> {
+        let messages = match self.history {
+            History::Empty => Vec::new(),
+            History::Recovery => {
+                history::messages(&self.outlet.history(channel), channel, &self.identity.user_id, limit)
+            }
+        };
+        Box::pin(std::future::ready(messages))
     }
 }
 
@@ -500,8 +524,12 @@ mod tests {
     }
 
     #[test]
-    fn fetch_history_is_empty() {
-        assert_eq!(now(chat().1.fetch_history(&channel("u"), 100)), []);
+    fn fetch_history_is_empty_unless_recovery_is_asked_for() {
+        let (_, chat) = chat();
+        assert_eq!(now(chat.fetch_history(&channel("u"), 100)), []);
+        let chat = chat.with_history(History::Recovery);
+        assert_eq!(now(chat.fetch_history(&channel("u"), 100))[0].text, "u");
+        assert_eq!(now(chat.fetch_history(&channel("u"), 0)), []);
     }
 
     #[test]

@@ -336,5 +336,55 @@ class TheWebhookWorker(unittest.TestCase):
         self.assertEqual(texts, [*map(str, range(10)), "end"])
 
 
+class SlowWorker(http.server.ThreadingHTTPServer):
+    """A worker that thinks until it is told to answer, and answers by /api/send."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), SlowWorkerHandler)
+        self.asked = queue.SimpleQueue()
+        self.think = threading.Event()
+        self.answers = queue.SimpleQueue()
+        self.gateway = None
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class SlowWorkerHandler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.put(message["content"])
+        self.server.think.wait(PATIENCE)
+        try:
+            self.server.answers.put(self.server.gateway.api("send", {"channel_id": message["channel_id"], "text": "answer"}))
+        except OSError as error:
+            self.server.answers.put(error)
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+class ADrainWithAWebhook(unittest.TestCase):
+    def test_waits_for_what_the_worker_was_given_and_lets_it_answer(self):
+        worker = SlowWorker()
+        self.addCleanup(worker.server_close)
+        self.addCleanup(worker.shutdown)
+        gateway = Gateway(worker="webhook", webhook_url=f"http://127.0.0.1:{worker.server_address[1]}/", drain_spread="1s")
+        self.addCleanup(gateway.stop)
+        worker.gateway = gateway
+        tab = gateway.tab("dora")
+        self.addCleanup(tab.close)
+        tab.ask(type="message", text="before the signal")
+        self.assertEqual(worker.asked.get(timeout=PATIENCE), "before the signal")
+        gateway.terminate()
+        until("it drains", lambda: gateway.http("GET", "/readyz").status == 503)
+        worker.think.set()
+        self.assertEqual(worker.answers.get(timeout=PATIENCE)["tabs"], 1)
+        self.assertEqual(tab.find("message", text="answer")["sender"], "star")
+        until("it leaves", lambda: gateway.process.poll() is not None)
+        self.assertEqual(gateway.process.returncode, 0)
+        self.assertTrue(worker.asked.empty(), "it was asked once")
+
+
 if __name__ == "__main__":
     unittest.main()
