@@ -64,6 +64,12 @@
 //! - A file is also kept for a while on the node where it was published, in memory and within
 //!   [`FileLimits`](proto::limits::FileLimits), so that its URL resolves: [`Engine::open_file`](engine::Engine::open_file),
 //!   and `GET /files/{id}/{filename}` of the gateway. It is there before its frame is; a file that was refused has none.
+//! - A tab that comes back names its position, the last ordered frame that it has. What it missed comes before anything
+//!   live, whole and once, or it is told of a gap: see [`RecoveryLimits`](proto::limits::RecoveryLimits). Rooms are not
+//!   kept.
+//! - An answer to a request is a stream with one reader. One that was opened as detachable goes on when its reader
+//!   leaves, and is found again from its beginning; of any other, whoever produces it is told that nobody wants it any
+//!   more: see [`fanout::streams`].
 //! - A full inbox is an overloaded node, not a slow peer: the publish waits up to a deadline and is then refused with
 //!   [`Overloaded`](proto::delivery::PublishError::Overloaded), nothing having been posted anywhere.
 //! - A person's message is acked once the worker's queue has a place for it. In-process handlers get it at most once;
