@@ -1,10 +1,19 @@
 //! Tabs that come back: what they missed comes before anything live, whole, and once.
 
-use super::rig::{Rig, edit, message, typing};
-use crate::fanout::shard::Resume;
-use crate::id::MessageId;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::rig::{Got, Rig, edit, frames_of, message, typing};
+use crate::fanout::hub::Hub;
+use crate::fanout::session::Identity;
+use crate::fanout::shard::{Opening, Outcome, Resume, Shard, Wire};
+use crate::id::{ChannelId, MessageId, UserId};
+use crate::proto::disconnect::Disconnect;
 use crate::proto::event::{Event, Timestamp};
 use crate::proto::frame::Frame;
+use crate::proto::limits::{HubLimits, RecoveryLimits, SessionLimits};
 
 fn said(text: &str) -> (MessageId, Frame) {
     let (id, timestamp) = (MessageId::random(), Timestamp::from_micros(1));
@@ -111,4 +120,80 @@ fn rooms_are_not_kept_and_a_tab_that_came_back_is_told_so() {
     rig.say(tab, "join other");
     let gaps = rig.got(tab).iter().filter(|got| got.kind() == "gap").count();
     assert_eq!(gaps, 1, "a room that it joins later is a new one");
+}
+
+/// One tab that comes and goes on a shard of its own: the texts that it has read behind `position`, in order.
+fn come_and_go(hub: &Arc<Hub>, index: u16, mut position: MessageId, messages: usize) -> Vec<String> {
+    let now = start();
+    let mut shard = Shard::new(Arc::clone(hub), index, SessionLimits::default(), usize::MAX, now);
+    let (mut texts, mut turns) = (Vec::new(), 0);
+    while texts.len() < messages {
+        let opening = Opening { resume: Resume::After(vec![position]), ..opening() };
+        let slot = shard.open(opening, |_| None).unwrap().slot();
+        shard.handle_writable(slot);
+        // Another number of turns each time, so that it leaves at every point of what the others do.
+        turns = turns % 17 + 1;
+        for _ in 0..turns {
+            while shard.handle_inbox(now) {}
+            loop {
+                let Some(transmit) = shard.poll_transmit() else { break };
+                let bytes: Vec<u8> = transmit.slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+                drop(transmit);
+                shard.handle_written(slot, Outcome::Taken(bytes.len()));
+                for got in frames_of(&bytes) {
+                    let Got::Json(json) = &got else { panic!("{got:?}") };
+                    assert_eq!(got.kind(), "message", "a gap, though nothing was let go");
+                    position = MessageId::parse(json["id"].as_str().unwrap()).unwrap();
+                    texts.extend(got.text().map(str::to_owned));
+                }
+            }
+            std::thread::yield_now();
+        }
+        shard.handle_lost(slot, Disconnect::ConnectionLost);
+        while shard.poll_disconnect().is_some() {}
+    }
+    texts
+}
+
+#[expect(clippy::disallowed_methods, reason = "an arbitrary start")]
+fn start() -> Instant {
+    Instant::now()
+}
+
+fn opening() -> Opening {
+    Opening::new(Identity::new(UserId::parse("u").unwrap(), Timestamp::from_micros(1)), Wire::WebSocket)
+}
+
+#[test]
+fn threads_publish_while_tabs_come_and_go_and_nothing_is_missed_or_doubled() {
+    const EACH: usize = 200;
+    let recovery = RecoveryLimits { frames_max: 3 * EACH, bytes_max: 1 << 30, ..RecoveryLimits::default() };
+    let hub = Hub::new(3, &HubLimits { recovery, ..HubLimits::default() }, &SessionLimits::default());
+    let user = ChannelId::parse("u").unwrap();
+    // Somebody is always there, and the tabs begin behind a first message.
+    let mut home = Shard::new(Arc::clone(&hub), 2, SessionLimits::default(), usize::MAX, start());
+    home.open(opening(), |_| None).unwrap();
+    let (position, first) = said("first");
+    hub.post(&user, &first).unwrap();
+    let publish = |publisher: usize| {
+        for n in 0..EACH {
+            hub.post(&user, &message(&format!("{publisher}:{n}"))).unwrap();
+            std::thread::yield_now();
+        }
+    };
+    let tabs: Vec<Vec<String>> = std::thread::scope(|threads| {
+        let tabs = [0, 1].map(|index| {
+            let hub = &hub;
+            threads.spawn(move || come_and_go(hub, index, position, 2 * EACH))
+        });
+        for publisher in 0..2 {
+            let publish = &publish;
+            threads.spawn(move || publish(publisher));
+        }
+        tabs.into_iter().map(|tab| tab.join().unwrap()).collect()
+    });
+    let kept = hub.history(&user);
+    let kept = kept.iter().skip(1).map(|frame| serde_json::from_slice::<Value>(frame.json()).unwrap()["text"].clone());
+    assert_eq!(kept.collect::<Vec<_>>(), tabs[0], "in the order in which they were posted");
+    assert_eq!(tabs[0], tabs[1]);
 }

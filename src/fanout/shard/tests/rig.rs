@@ -489,6 +489,17 @@ impl Drop for Rig {
     }
 }
 
+/// The frames of a server's bytes.
+pub(super) fn frames_of(mut bytes: &[u8]) -> Vec<Got> {
+    let mut got = Vec::new();
+    while let Some((item, rest)) = next_frame(bytes) {
+        got.push(item);
+        bytes = rest;
+    }
+    assert!(bytes.is_empty(), "a frame was torn");
+    got
+}
+
 fn next_frame(bytes: &[u8]) -> Option<(Got, &[u8])> {
     let (&[first, second], rest) = bytes.split_first_chunk()?;
     assert_eq!(second & 0x80, 0, "a server does not mask");
