@@ -379,3 +379,84 @@ impl Outlet for Engine {
         SystemTime::now().into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::fanout::session::Identity;
+    use crate::fanout::shard::{Opening, Shard, Wire};
+    use crate::id::MessageId;
+
+    fn message(text: &str) -> Event<'_> {
+        let (id, timestamp) = (MessageId::random(), Timestamp::from_micros(1));
+        Event::Message { id, text, sender: "star", reply_to: None, timestamp }
+    }
+
+    fn ann() -> ChannelId {
+        ChannelId::parse("ann").unwrap()
+    }
+
+    /// An engine whose one inbox holds two posts, and its shard with a tab of ann's.
+    fn engine() -> (Engine, Shard, Instant) {
+        let hub = HubLimits { inbox_posts_max: 2, file_bytes_max: 1_000, ..HubLimits::default() };
+        let deadline = Duration::from_millis(200);
+        let settings = EngineSettings { shards: 1, hub, publish_deadline: deadline, ..EngineSettings::default() };
+        let engine = Engine::new(settings);
+        let now = tokio::time::Instant::now().into_std();
+        let mut shard = Shard::new(Arc::clone(engine.hub()), 0, SessionLimits::default(), usize::MAX, now);
+        let identity = Identity::new(UserId::parse("ann").unwrap(), engine.now());
+        shard.open(Opening::new(identity, Wire::WebSocket), |_| None).unwrap();
+        (engine, shard, now)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_publish_waits_for_room_and_is_refused_at_its_deadline() {
+        let (engine, mut shard, now) = engine();
+        for _ in 0..2 {
+            assert_eq!(engine.publish(&ann(), message("x")).await.unwrap().tabs, 1);
+        }
+        assert_eq!(engine.try_publish(&ann(), message("x")), Err(PublishError::Overloaded));
+        let before = tokio::time::Instant::now();
+        assert_eq!(engine.publish(&ann(), message("x")).await, Err(PublishError::Overloaded));
+        assert!(before.elapsed() >= Duration::from_millis(200));
+        let counts = &engine.metrics().engine;
+        assert_eq!((counts.waited_publishes.value(), counts.publishes.of(PublishOutcome::Overloaded).value()), (1, 2));
+        let address = shard.session(0).unwrap().address();
+        assert_eq!(engine.send_to_session(address, Frame::ping()).await, Err(PublishError::Overloaded));
+        let user = UserId::parse("ann").unwrap();
+        assert_eq!(engine.end_sessions(&user, Disconnect::Kicked).await, Err(PublishError::Overloaded));
+        // Nothing was posted by any of these, and with room the next one gets through.
+        let channel = ann();
+        let waiting = engine.publish(&channel, message("last"));
+        tokio::pin!(waiting);
+        assert!((&mut waiting).now_or_never().is_none());
+        assert_eq!(shard.queued().0, 0);
+        assert!(shard.handle_inbox(now));
+        assert_eq!(waiting.await.unwrap().tabs, 1);
+        assert!(shard.handle_inbox(now));
+        assert_eq!(shard.queued().0, 3);
+    }
+
+    #[tokio::test]
+    async fn what_is_too_large_is_refused_with_the_limit() {
+        let (engine, _shard, _) = engine();
+        let data = bytes::Bytes::from(vec![0; 1_001]);
+        let file = OutgoingFile {
+            id: MessageId::random(),
+            filename: "f".to_owned(),
+            mimetype: "text/plain".to_owned(),
+            data,
+            timestamp: engine.now(),
+        };
+        let error = engine.publish_file(&ann(), file).await.unwrap_err();
+        assert_eq!(error, PublishError::TooLarge { bytes: 1_001, bytes_max: 1_000 });
+        let text = "x".repeat(engine.settings().hub.frame_bytes_max());
+        assert!(matches!(engine.publish(&ann(), message(&text)).await, Err(PublishError::TooLarge { .. })));
+        assert_eq!(engine.metrics().engine.publishes.of(PublishOutcome::TooLarge).value(), 2);
+        assert_eq!(engine.hub().waiting_posts(), 0);
+    }
+}

@@ -1,7 +1,7 @@
 //! Tabs that come back: what they missed comes before anything live, whole, and once.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -128,6 +128,7 @@ fn come_and_go(hub: &Arc<Hub>, index: u16, mut position: MessageId, messages: us
     let mut shard = Shard::new(Arc::clone(hub), index, SessionLimits::default(), usize::MAX, now);
     let (mut texts, mut turns) = (Vec::new(), 0);
     while texts.len() < messages {
+        assert!(now.elapsed() < Duration::from_secs(60), "it waits for what it will never get");
         let opening = Opening { resume: Resume::After(vec![position]), ..opening() };
         let slot = shard.open(opening, |_| None).unwrap().slot();
         shard.handle_writable(slot);
