@@ -487,6 +487,8 @@ pub struct EngineMetrics {
     pub publishes: PerLabel<PublishOutcome, SharedCounter, { PublishOutcome::COUNT }>,
     /// Publishes that had to wait for room in an inbox.
     pub waited_publishes: SharedCounter,
+    /// Frames from other nodes for which there was no room here.
+    pub refused_forwards: SharedCounter,
     /// Streams that have ended, by why: `end` frames, and readers that were cut.
     pub ended_streams: PerLabel<StreamEnd, SharedCounter, { StreamEnd::COUNT }>,
     /// Typing frames that a full mailbox had no room for.

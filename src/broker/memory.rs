@@ -43,6 +43,10 @@ impl Broker for MemoryBroker {
         id
     }
 
+    fn has_others(&self, node: NodeId) -> bool {
+        self.nodes.load().iter().any(|(id, peer)| *id != node && peer.strong_count() > 0)
+    }
+
     fn forward(&self, from: NodeId, channel: &ChannelId, frame: &Frame) -> usize {
         if self.nodes.load().len() < 2 {
             return 0;

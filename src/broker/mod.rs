@@ -27,7 +27,9 @@ pub struct NodeId(pub(crate) u64);
 pub trait Broker: Send + Sync + 'static {
     /// Adds a node. It is gone once its peer is dropped.
     fn attach(&self, peer: &Arc<dyn Peer>) -> NodeId;
-    /// Offers a frame to the other nodes; returns how many took it.
+    /// Whether there is any other node: with none, nothing has to be kept in order for it.
+    fn has_others(&self, node: NodeId) -> bool;
+    /// Offers a frame to the other nodes; returns how many took it. Calls for one channel come one after the other.
     fn forward(&self, from: NodeId, channel: &ChannelId, frame: &Frame) -> usize;
     /// Whether the user has a session on another node.
     fn is_online_elsewhere(&self, from: NodeId, user: &UserId) -> bool;

@@ -7,7 +7,7 @@ pub mod intake;
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
@@ -33,6 +33,9 @@ use crate::proto::limits::{FileLimits, HubLimits, SessionLimits};
 
 /// Files from this many bytes on are encoded on a thread of their own.
 const ENCODE_APART_BYTES: usize = 128 << 10;
+
+/// Channels that are forwarded to other nodes at once.
+const SEQUENCES: usize = 64;
 
 /// A publish that waits for room looks again after this long even if no bell rang.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -95,6 +98,8 @@ struct Inner {
     node: NodeId,
     files: Arc<FileStore>,
     settings: EngineSettings,
+    /// Held while a frame is posted here and offered to the other nodes: one of them for a channel.
+    sequences: [Mutex<()>; SEQUENCES],
     // Keeps the node on its broker for as long as the engine lives.
     _peer: Arc<dyn Peer>,
 }
@@ -113,7 +118,11 @@ struct LocalPeer(Arc<Hub>);
 
 impl Peer for LocalPeer {
     fn deliver(&self, channel: &ChannelId, frame: &Frame) -> bool {
-        self.0.post(channel, frame).is_ok_and(|delivery| delivery.tabs > 0)
+        let posted = self.0.post(channel, frame);
+        if posted.is_err() {
+            self.0.metrics().engine.refused_forwards.increment();
+        }
+        posted.is_ok_and(|delivery| delivery.tabs > 0)
     }
 
     fn is_online(&self, user: &UserId) -> bool {
@@ -141,7 +150,8 @@ impl Engine {
         let peer: Arc<dyn Peer> = Arc::new(LocalPeer(Arc::clone(&hub)));
         let node = broker.attach(&peer);
         let files = Arc::new(FileStore::new(settings.files.clone()));
-        Self { inner: Arc::new(Inner { hub, broker, node, files, settings, _peer: peer }) }
+        let sequences = std::array::from_fn(|_| Mutex::default());
+        Self { inner: Arc::new(Inner { hub, broker, node, files, settings, sequences, _peer: peer }) }
     }
 
     /// Where frames go in: the registry and the shards' inboxes.
@@ -177,7 +187,7 @@ impl Engine {
     /// The same by the URL that the adapter returned: its name must be the file's too.
     ///
     /// ```
-    /// use std::sync::Arc;
+    /// use std::sync::{Arc, Mutex, PoisonError};
     /// use tabcast::engine::{Engine, EngineSettings};
     /// use tabcast::id::ChannelId;
     /// use tabcast::platform::adapter::{BotIdentity, PlatformAdapter};
@@ -214,8 +224,8 @@ impl Engine {
     /// [`PublishError::Overloaded`] if a shard that it is for has no room: nothing was posted.
     pub fn try_publish(&self, channel: &ChannelId, event: Event<'_>) -> Result<Delivery, PublishError> {
         let frame = self.encode(channel, &event)?;
-        let posted = self.inner.hub.post(channel, &frame).map_err(|Full| PublishError::Overloaded);
-        self.count(posted.map(|delivery| self.forward(channel, &frame, delivery)))
+        let posted = self.post_and_forward(channel, &frame);
+        self.count(posted.map_err(|Full| PublishError::Overloaded))
     }
 
     /// Answers one session. Waits for room on its shard up to the publish deadline.
@@ -236,17 +246,25 @@ impl Engine {
 
     async fn post(&self, channel: &ChannelId, frame: Frame) -> Result<Delivery, PublishError> {
         let hub = &self.inner.hub;
-        let posted = self.with_room(|| hub.room_listener(channel), || hub.post(channel, &frame)).await;
-        self.count(posted.map(|delivery| self.forward(channel, &frame, delivery)))
+        let posted = self.with_room(|| hub.room_listener(channel), || self.post_and_forward(channel, &frame)).await;
+        self.count(posted)
     }
 
-    /// Offers the frame to the other nodes and completes the report.
-    fn forward(&self, channel: &ChannelId, frame: &Frame, mut delivery: Delivery) -> Delivery {
-        delivery.nodes = self.inner.broker.forward(self.inner.node, channel, frame);
+    /// Posts the frame here, then offers it to the other nodes, in one order for all of them.
+    fn post_and_forward(&self, channel: &ChannelId, frame: &Frame) -> Result<Delivery, Full> {
+        let Inner { hub, broker, node, sequences, .. } = &*self.inner;
+        if !broker.has_others(*node) {
+            return hub.post(channel, frame);
+        }
+        let place = channel.key().bytes().map(usize::from).sum::<usize>() % SEQUENCES;
+        let sequence = sequences[place].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut delivery = hub.post(channel, frame)?;
+        delivery.nodes = broker.forward(*node, channel, frame);
+        drop(sequence);
         if delivery.nodes > 0 {
             delivery.nobody = None;
         }
-        delivery
+        Ok(delivery)
     }
 
     /// Tries until there is room or the deadline has passed. The listener is made before each attempt.
@@ -439,6 +457,52 @@ mod tests {
         assert_eq!(waiting.await.unwrap().tabs, 1);
         assert!(shard.handle_inbox(now));
         assert_eq!(shard.queued().0, 3);
+    }
+
+    #[test]
+    fn nodes_of_one_broker_see_a_nodes_frames_in_one_order() {
+        let broker = Arc::new(MemoryBroker::default());
+        let settings = EngineSettings { shards: 1, ..EngineSettings::default() };
+        let engines = [0, 1].map(|_| Engine::with_broker(settings.clone(), Arc::clone(&broker) as Arc<dyn Broker>));
+        #[expect(clippy::disallowed_methods, reason = "an arbitrary start")]
+        let now = Instant::now();
+        let mut shards = engines
+            .each_ref()
+            .map(|engine| Shard::new(Arc::clone(engine.hub()), 0, SessionLimits::default(), usize::MAX, now));
+        let user = UserId::parse("ann").unwrap();
+        assert!(!engines[0].is_online(&user));
+        for (shard, engine) in shards.iter_mut().zip(&engines) {
+            let identity = Identity::new(user.clone(), engine.now());
+            let address = shard.open(Opening::new(identity, Wire::WebSocket), |_| None).unwrap();
+            shard.handle_writable(address.slot());
+            assert!(engines.iter().all(|engine| engine.is_online(&user)), "on whatever node");
+        }
+        std::thread::scope(|threads| {
+            for publisher in 0..3 {
+                let engine = &engines[0];
+                threads.spawn(move || {
+                    for n in 0..300 {
+                        let delivery = engine.try_publish(&ann(), message(&format!("{publisher}:{n};"))).unwrap();
+                        assert_eq!((delivery.tabs, delivery.nodes), (1, 1));
+                    }
+                });
+            }
+        });
+        let read = |shard: &mut Shard| {
+            while shard.handle_inbox(now) {}
+            let transmit = shard.poll_transmit().unwrap();
+            let bytes: Vec<u8> = transmit.slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+            String::from_utf8_lossy(&bytes)
+                .split("\"text\":\"")
+                .skip(1)
+                .map(|s| s.split(';').next().unwrap().to_owned())
+                .collect()
+        };
+        let [here, there]: [Vec<String>; 2] = shards.each_mut().map(read);
+        assert_eq!((here.len(), &here), (900, &there));
+        drop(shards);
+        assert_eq!(engines[1].try_publish(&ann(), message("x")).unwrap().nodes, 0);
+        assert_eq!(engines[0].metrics().engine.refused_forwards.value(), 0);
     }
 
     #[tokio::test]

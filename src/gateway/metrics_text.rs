@@ -132,6 +132,8 @@ impl Page<'_, '_> {
         self.family("publishes_events", "Publishes, by outcome", "outcome", &engine.publishes)?;
         let waited = "Publishes that had to wait for room in an inbox";
         self.counter("waited_publishes", waited, engine.waited_publishes.value())?;
+        let refused = "Frames from other nodes for which there was no room here";
+        self.counter("refused_forwards", refused, engine.refused_forwards.value())?;
         self.family("ended_streams", "Streams that have ended, by why", "reason", &engine.ended_streams)?;
         let typing = "Typing frames that a full mailbox had no room for";
         self.counter("dropped_mailbox_typing_frames", typing, engine.dropped_mailbox_typing_frames.value())?;
