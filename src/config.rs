@@ -39,6 +39,7 @@ pub use keys::UserKey;
 pub use sources::Sources;
 
 pub(crate) use memory::IDEMPOTENCY_BYTES;
+pub(crate) use memory::CONTROL_THREADS;
 
 use value::Value;
 use value::words;
@@ -245,7 +246,8 @@ settings! {
     body_timeout: Duration = Duration::from_secs(60);
     /// Bytes of the body of a request. Default 24MiB.
     body_bytes_max: usize = 24 << 20;
-    /// Bytes of all bodies that are held at one time. Default 128MiB. Past it a request is answered 503.
+    /// Bytes of all bodies that are held at one time. Default 128MiB. Past it a request is answered 503. Each byte
+    /// costs up to three: a body grows by doubling, and what its base64 and its texts decode to stands beside it.
     bodies_bytes_max: usize = 128 << 20;
     /// Lines of one batch. Default 10000.
     batch_lines_max: usize = 10_000;
