@@ -33,6 +33,7 @@ pub use check::Machine;
 pub use error::ConfigError;
 pub use keys::KeyDigest;
 pub use keys::Secret;
+pub use keys::SecretUrl;
 pub use keys::TokenAlgorithm;
 pub use keys::TokenKey;
 pub use keys::UserKey;
@@ -264,8 +265,9 @@ settings! {
 
     /// Who answers what browsers send: demo (default), webhook or none.
     worker: Worker = Worker::Demo;
-    /// Where messages are POSTed with `worker = "webhook"`: an http or https URL. Default none.
-    webhook_url: Option<String> = None;
+    /// Where messages are POSTed with `worker = "webhook"`: an http or https URL. Default none. Its query is shown
+    /// nowhere.
+    webhook_url: Option<SecretUrl> = None;
     /// Signs what is POSTed (`X-Tabcast-Signature`, HMAC-SHA-256). Default none: not signed.
     webhook_secret: Option<Secret> = None;
     /// How long one attempt may take. Default 30s.

@@ -57,6 +57,46 @@ impl Value for Secret {
     }
 }
 
+/// An address whose query may hold a secret: it is shown without it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretUrl(Box<str>);
+
+impl SecretUrl {
+    fn shown(&self) -> String {
+        self.0.split_once('?').map_or_else(|| self.0.to_string(), |(address, _)| format!("{address}?{MASK}"))
+    }
+}
+
+impl std::ops::Deref for SecretUrl {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for SecretUrl {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown())
+    }
+}
+
+impl Value for SecretUrl {
+    fn from_text(text: &str) -> Result<Self, String> {
+        String::from_text(text).map(|text| Self::from(text.as_str()))
+    }
+
+    fn to_toml(&self) -> String {
+        quoted(&self.shown())
+    }
+}
+
 /// A key as it is held: its SHA-256 digest only.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyDigest([u8; 32]);
@@ -362,6 +402,12 @@ mod tests {
             user_key.show(),
             Secret::from("hush").to_toml()
         );
+        let url = SecretUrl::from("https://example.org/hook?key=hush");
+        assert_eq!(
+            (format!("{url:?}").as_str(), url.to_toml().as_str()),
+            ("https://example.org/hook?***", "\"https://example.org/hook?***\"")
+        );
+        assert_eq!(SecretUrl::from("http://localhost/hook").to_toml(), "\"http://localhost/hook\"");
         assert!(!shown.contains("hush") && !shown.contains("104, 117"), "{shown}");
     }
 }
