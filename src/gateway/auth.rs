@@ -34,6 +34,8 @@ pub use origin::OriginCheck;
 pub use origin::Origins;
 pub use token::KeyError;
 
+pub(in crate::gateway) use identity::bearer;
+
 use identity::Place;
 use identity::Proof;
 use token::Tokens;
