@@ -39,8 +39,8 @@ pub use keys::TokenKey;
 pub use keys::UserKey;
 pub use sources::Sources;
 
-pub(crate) use memory::IDEMPOTENCY_BYTES;
 pub(crate) use memory::CONTROL_THREADS;
+pub(crate) use memory::IDEMPOTENCY_BYTES;
 
 use value::Value;
 use value::words;
@@ -257,7 +257,8 @@ settings! {
     /// Bytes of one file that a worker sends, decoded. Default 16MiB.
     file_bytes_max: usize = 16 << 20;
     /// Answers that are remembered for 10 minutes by Idempotency-Key. Default 10000. They cost 1 KiB each at most,
-    /// all together: past the count or the bytes the oldest are forgotten.
+    /// all together: past the count or the bytes the oldest are forgotten, before their 10 minutes are over. An
+    /// answer of more than a tenth of those bytes (a batch of some 9,000 lines by default) is not remembered.
     idempotency_keys_max: usize = 10_000;
     /// Client ids that are remembered for 5 minutes against doubles. Default 100000. Each costs up to 640 bytes; past
     /// it the oldest is forgotten.
