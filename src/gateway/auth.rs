@@ -43,7 +43,8 @@ use token::Tokens;
 /// Which keys open a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RouteClass {
-    /// `/`, `/tabcast.js`, `/healthz`, `/readyz`, and `OPTIONS`: nobody is asked for a key.
+    /// The page and its parts, `/healthz`, `/readyz`, and paths at which there is nothing: nobody is asked for a key.
+    /// A preflight of `/events` is of no class: it is answered before.
     Public,
     /// `/ws`, `/events`: a user's token.
     User,
