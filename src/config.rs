@@ -33,11 +33,13 @@ pub use check::Machine;
 pub use error::ConfigError;
 pub use keys::KeyDigest;
 pub use keys::Secret;
+pub use keys::SecretUrl;
 pub use keys::TokenAlgorithm;
 pub use keys::TokenKey;
 pub use keys::UserKey;
 pub use sources::Sources;
 
+pub(crate) use memory::CONTROL_THREADS;
 pub(crate) use memory::IDEMPOTENCY_BYTES;
 
 use value::Value;
@@ -256,7 +258,8 @@ settings! {
     body_timeout: Duration = Duration::from_secs(60);
     /// Bytes of the body of a request. Default 24MiB.
     body_bytes_max: usize = 24 << 20;
-    /// Bytes of all bodies that are held at one time. Default 128MiB. Past it a request is answered 503.
+    /// Bytes of all bodies that are held at one time. Default 128MiB. Past it a request is answered 503. Each byte
+    /// costs up to three: a body grows by doubling, and what its base64 and its texts decode to stands beside it.
     bodies_bytes_max: usize = 128 << 20;
     /// Lines of one batch. Default 10000.
     batch_lines_max: usize = 10_000;
@@ -272,7 +275,8 @@ settings! {
     /// How long a file is kept. Default 1h. Memory is bounded without it.
     files_time: Duration = FileLimits::default().time;
     /// Answers that are remembered for 10 minutes by Idempotency-Key. Default 10000. They cost 1 KiB each at most,
-    /// all together: past the count or the bytes the oldest are forgotten.
+    /// all together: past the count or the bytes the oldest are forgotten, before their 10 minutes are over. An
+    /// answer of more than a tenth of those bytes (a batch of some 9,000 lines by default) is not remembered.
     idempotency_keys_max: usize = 10_000;
     /// Client ids that are remembered for 5 minutes against doubles. Default 100000. Each costs up to 640 bytes; past
     /// it the oldest is forgotten.
@@ -280,8 +284,9 @@ settings! {
 
     /// Who answers what browsers send: demo (default), webhook or none.
     worker: Worker = Worker::Demo;
-    /// Where messages are POSTed with `worker = "webhook"`: an http or https URL. Default none.
-    webhook_url: Option<String> = None;
+    /// Where messages are POSTed with `worker = "webhook"`: an http or https URL. Default none. Its query is shown
+    /// nowhere.
+    webhook_url: Option<SecretUrl> = None;
     /// Signs what is POSTed (`X-Tabcast-Signature`, HMAC-SHA-256). Default none: not signed.
     webhook_secret: Option<Secret> = None;
     /// How long one attempt may take. Default 30s.

@@ -89,14 +89,22 @@ fn binary_size(bytes: u64) -> String {
 }
 
 fn announce(settings: &Settings) {
-    let page = settings.public_url.clone().unwrap_or_else(|| format!("http://{}/", settings.listen));
+    let page = settings.public_url.clone().unwrap_or_else(|| match settings.listen.port() {
+        0 => format!("on a free port of {}", settings.listen.ip()),
+        _ => format!("http://{}/", settings.listen),
+    });
     let mode = if settings.is_development() { "development" } else { "keys" };
     tracing::info!(
         %page, mode, tabs_max = settings.tabs_max, shards = settings.shards,
         file_tables = settings.file_tables.as_str(), worker = settings.worker.as_str(), "tabcast starts"
     );
     for warning in settings.warnings() {
-        tracing::warn!("{warning}");
+        if tracing::enabled!(tracing::Level::WARN) {
+            tracing::warn!("{warning}");
+        } else {
+            // Whoever silences the log still has to know that every route is open.
+            let _ = writeln!(std::io::stderr(), "tabcast: {warning}");
+        }
     }
     let terms = settings.memory_worst_case();
     let sum: u64 = terms.iter().map(|(_, bytes)| bytes).sum();

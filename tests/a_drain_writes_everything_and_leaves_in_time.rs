@@ -12,6 +12,7 @@ use support::{Client, Gateway, Seen, get, handshake, now, post};
 
 const TABS: usize = 24;
 const MESSAGES: usize = 40;
+const DEADLINE: Duration = Duration::from_secs(15);
 
 /// All texts up to the close, whether the tab was told how to come back, and when it was closed.
 fn read(mut tab: Client) -> (Vec<String>, u64, Instant) {
@@ -43,7 +44,7 @@ fn of_a_gateway() {
         ("shards", "2"),
         ("drain_spread", "2s"),
         ("close_timeout", "1s"),
-        ("drain_deadline", "12s"),
+        ("drain_deadline", "15s"),
         ("session_queue_bytes_max", "64MiB"),
     ];
     let mut gateway = Gateway::start(&settings);
@@ -97,7 +98,7 @@ fn of_a_gateway() {
     assert!(stream.contains("retry: ") && stream.ends_with("0\r\n\r\n"), "{stream}");
     assert_eq!(gateway.wait().code(), Some(0));
     let took = start.elapsed();
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(took < DEADLINE, "{took:?}");
     let log = gateway.log();
     assert!(log.contains("drained") && !log.contains("deadline has passed"), "{log}");
     drop(stalled);

@@ -4,7 +4,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tabcast::engine::{Engine, EngineSettings};
@@ -12,7 +12,7 @@ use tabcast::fanout::session::{Identity, SessionRef};
 use tabcast::fanout::shard::{Inbound, Opening, Outcome, Reaction, Shard, Wire};
 use tabcast::id::{ChannelId, MessageId, RoomName, UserId};
 use tabcast::proto::event::{Event, Timestamp};
-use tabcast::proto::frame::Frame;
+use tabcast::proto::frame::{Frame, encodes};
 use tabcast::proto::limits::SessionLimits;
 
 thread_local! {
@@ -75,10 +75,20 @@ struct World {
 }
 
 impl World {
+    /// With one event stream more on each of its shards: they are the user's, and in no room.
+    fn with_streams(mut self) -> Self {
+        for shard in &mut self.shards {
+            let identity = Identity::new(UserId::parse("u").unwrap(), AT);
+            let slot = shard.open(Opening::new(identity, Wire::EventStream), |_| None).unwrap().slot();
+            shard.handle_writable(slot);
+        }
+        self
+    }
+
     /// `tabs` tabs over `used` of `shards` shards, all of one user and in one room.
     fn new(shards: usize, used: usize, tabs: usize) -> Self {
         let mut settings = EngineSettings { shards, ..EngineSettings::default() };
-        settings.hub.tabs_per_user_max = tabs;
+        settings.hub.tabs_per_user_max = tabs + shards;
         let engine = Engine::new(settings);
         #[expect(clippy::disallowed_methods, reason = "an arbitrary start; the test moves no time")]
         let start = Instant::now();
@@ -115,6 +125,12 @@ impl World {
     }
 }
 
+/// Frames are counted for the whole process: one test at a time.
+fn alone() -> impl Drop {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn channels() -> [ChannelId; 2] {
     ["webchat:u", "room:r"].map(|text| ChannelId::parse(text).unwrap())
 }
@@ -131,6 +147,7 @@ fn events() -> [Event<'static>; 3] {
 #[test]
 fn a_delivery_allocates_nothing() {
     const TABS: usize = 1_000;
+    let _alone = alone();
     let mut world = World::new(2, 2, TABS);
     for round in 0..4 {
         for channel in channels() {
@@ -155,20 +172,26 @@ fn a_delivery_allocates_nothing() {
 
 #[test]
 fn a_publish_encodes_once_whatever_the_number_of_tabs() {
-    let mut world = World::new(4, 4, 1_000);
-    for channel in channels() {
-        for event in events() {
-            let before = world.engine.metrics().engine.encodes.total();
+    let _alone = alone();
+    let mut world = World::new(4, 4, 1_000).with_streams();
+    let id = MessageId::random();
+    // An event stream has a form of its own for this text, made when the first reader needs it.
+    let separator = Event::Message { id, text: "two\u{2028}lines", sender: "star", reply_to: None, timestamp: AT };
+    let [user, room] = channels();
+    for (channel, readers, separator_forms) in [(user, 1_004, 2), (room, 1_000, 1)] {
+        for (event, forms) in events().map(|event| (event, 1)).into_iter().chain([(separator, separator_forms)]) {
+            let before = encodes();
             let delivery = world.engine.try_publish(&channel, event).unwrap();
-            assert_eq!(delivery.tabs, 1_000);
-            assert_eq!(world.collect(), 1_000);
-            assert_eq!(world.engine.metrics().engine.encodes.total() - before, 1);
+            assert_eq!(delivery.tabs, readers);
+            assert_eq!(world.collect(), readers);
+            assert_eq!(encodes() - before, forms, "to {channel}: {event:?}");
         }
     }
 }
 
 #[test]
 fn a_publish_posts_once_to_each_shard_that_has_a_tab_of_the_channel() {
+    let _alone = alone();
     for (used, tabs) in [(1, 1), (1, 1_000), (3, 1_000), (4, 1_000)] {
         let mut world = World::new(4, used, tabs);
         for channel in channels() {

@@ -2,7 +2,8 @@
 # Runs the README's examples as they stand there, each region (`<!-- run: NAME -->` … `<!-- end -->`) in a fresh directory.
 # A ```sh block is run and must exit 0; one with `curl … -N` watches beside the others until the gateway ends it, also
 # with 0. A ```toml block becomes tabcast.toml, and the gateway is started with it; without one, as it is. A ```python
-# block becomes the file that its first line names. The last line is "N passed, N failed".
+# block becomes the file that its first line names. The ports 8080 and 9000 of the examples become free ones. The last
+# line is "N passed, N failed".
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,7 +11,7 @@ root=$PWD
 gateway=${TABCAST_BIN:-$root/target/release/tabcast}
 unset "${!TABCAST_@}" # the examples' settings, and no others
 python=$root/tests/.venv/bin/python
-address=http://127.0.0.1:8080
+worker_port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 work=$(mktemp -d)
 passed=0
 failed=0
@@ -60,11 +61,14 @@ extract() {
   ' "$root/README.md"
 }
 
+# Starts the gateway on a free port: what of the examples is not run yet goes there.
 start_gateway() {
-  if curl -s -o /dev/null "$address/healthz"; then die "port 8080 is taken: the README's examples need it"; fi
-  "$gateway" "$@" >gateway.log 2>&1 &
+  "$gateway" --listen 127.0.0.1:0 "$@" >gateway.log 2>&1 &
   gateway_process=$!
   processes+=("$gateway_process")
+  until_true grep -q 'ready: http://' gateway.log || die "the gateway does not start" gateway.log
+  address=$(grep -oE 'ready: http://[0-9.:]+' gateway.log | cut -d ' ' -f 2)
+  find . -name '*.sh' -o -name '*.python' -o -name '*.py' | xargs sed -i "s|127\.0\.0\.1:8080|${address#http://}|g"
   until_true curl -fsS "$address/readyz" || die "the gateway does not start" gateway.log
 }
 
@@ -102,6 +106,7 @@ region() {
   mkdir "$work/$1"
   cd "$work/$1" || exit 1
   extract "$1"
+  sed -i -e "s|127\.0\.0\.1:9000|127.0.0.1:$worker_port|g" -e "s|(\"127\.0\.0\.1\", 9000)|(\"127.0.0.1\", $worker_port)|" [0-9][0-9].*
   compgen -G '*.sh' >/dev/null || die "region $1 has no example"
   compgen -G '*.toml' >/dev/null || start_gateway
   watching=
@@ -141,17 +146,17 @@ stop_gateway
 region webhook
 python3 worker.py >worker.log 2>&1 &
 processes+=($!)
-until_true curl -s -o /dev/null http://127.0.0.1:9000/ || die "worker.py does not start" worker.log
-"$python" - >webhook.out 2>&1 <<'PYTHON' && pass || fail "worker.py did not answer a tab" webhook.out
-import json
+until_true curl -s -o /dev/null "http://127.0.0.1:$worker_port/" || die "worker.py does not start" worker.log
+"$python" - "${address#http://}" >webhook.out 2>&1 <<'PYTHON' && pass || fail "worker.py did not answer a tab" webhook.out
+import json, sys
 from websockets.sync.client import connect
 
-with connect("ws://127.0.0.1:8080/ws?user=ann&name=Ann") as tab:
+with connect(f"ws://{sys.argv[1]}/ws?user=ann&name=Ann") as tab:
     tab.send(json.dumps({"type": "message", "text": "hi"}))
     while (frame := json.loads(tab.recv(timeout=10))).get("text") != "Ann wrote: hi":
         print(frame)
 PYTHON
-code=$(curl -s -o forged.out -w '%{http_code}' http://127.0.0.1:9000/ -H 'X-Tabcast-Timestamp: 1' -H 'X-Tabcast-Signature: sha256=00' -d '{}')
+code=$(curl -s -o forged.out -w '%{http_code}' "http://127.0.0.1:$worker_port/" -H 'X-Tabcast-Timestamp: 1' -H 'X-Tabcast-Signature: sha256=00' -d '{}')
 [ "$code" = 401 ] && pass || fail "worker.py answers $code to a forged request"
 stop_gateway
 

@@ -81,7 +81,10 @@ impl Settings {
             }
         }
         if self.allowed_origins.iter().any(|origin| origin == "*") {
-            warnings.push("allowed_origins has `*`: any page may connect as whoever visits it".to_owned());
+            warnings.push(
+                "allowed_origins has `*`: any page may connect with a token that it has; cookies do not count"
+                    .to_owned(),
+            );
         }
         warnings
     }

@@ -57,6 +57,46 @@ impl Value for Secret {
     }
 }
 
+/// An address whose query may hold a secret: it is shown without it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretUrl(Box<str>);
+
+impl SecretUrl {
+    fn shown(&self) -> String {
+        self.0.split_once('?').map_or_else(|| self.0.to_string(), |(address, _)| format!("{address}?{MASK}"))
+    }
+}
+
+impl std::ops::Deref for SecretUrl {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for SecretUrl {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown())
+    }
+}
+
+impl Value for SecretUrl {
+    fn from_text(text: &str) -> Result<Self, String> {
+        String::from_text(text).map(|text| Self::from(text.as_str()))
+    }
+
+    fn to_toml(&self) -> String {
+        quoted(&self.shown())
+    }
+}
+
 /// A key as it is held: its SHA-256 digest only.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyDigest([u8; 32]);
@@ -210,7 +250,7 @@ impl TokenKey {
         let kid = kid.filter(|kid| !kid.is_empty()).ok_or("a token key needs a `kid`")?;
         let algorithm = TokenAlgorithm::from_text(&alg.ok_or_else(|| format!("token key `{kid}` needs an `alg`"))?)?;
         let material = match (algorithm, secret, secret_file, public_key_file) {
-            (TokenAlgorithm::Hs256, Some(secret), None, None) => secret,
+            (TokenAlgorithm::Hs256, Some(secret), None, None) => secret_text(&secret)?,
             (TokenAlgorithm::Hs256, None, Some(path), None) => read_secret(&path)?,
             (TokenAlgorithm::Hs256, ..) => {
                 return Err(format!("token key `{kid}`: HS256 takes either `secret` or `secret_file`, nothing else"));
@@ -229,7 +269,7 @@ impl TokenKey {
 }
 
 /// In a flag or a variable: `kid=main,alg=HS256,secret=…`, several separated by `;`. A secret with a comma or a
-/// semicolon goes into a file.
+/// semicolon goes into a file: `secret=file:PATH`, or `secret_file=PATH`.
 impl Entry for TokenKey {
     const SEPARATOR: char = ';';
 
@@ -317,8 +357,14 @@ mod tests {
         assert_eq!(keys.iter().map(|k| k.kid.as_str()).collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(keys[0].material.expose(), b"s=1");
         let secret = file("from a file\n");
-        let from_file = format!("kid=a,alg=HS256,secret_file={}", secret.path().display());
-        assert_eq!(TokenKey::read(&from_file).unwrap()[0].material.expose(), b"from a file");
+        for field in ["secret_file=", "secret=file:"] {
+            let from_file = format!("kid=a,alg=HS256,{field}{}", secret.path().display());
+            assert_eq!(TokenKey::read(&from_file).unwrap()[0].material.expose(), b"from a file", "{field}");
+            let (name, path) = field.split_once('=').unwrap();
+            let table = format!("kid = 'a'\nalg = 'HS256'\n{name} = '{path}{}'", secret.path().display());
+            let table = TokenKey::read_toml(toml::Value::Table(table.parse().unwrap()));
+            assert_eq!(table.unwrap()[0].material.expose(), b"from a file", "{field}");
+        }
     }
 
     #[test]
@@ -337,6 +383,7 @@ mod tests {
         check("kid=a,alg=HS256,secret=hush,secret_file=x", "either `secret` or `secret_file`");
         check("kid=a,alg=RS256,secret=hush", "takes `public_key_file`");
         check("kid=a,alg=RS256,public_key_file=/nowhere", "cannot read /nowhere");
+        check("kid=a,alg=HS256,secret=file:/nowhere", "cannot read /nowhere");
         check("kid=a,kid=b,alg=HS256,secret=hush", "`kid` twice");
         check("kid=a,alg=HS256,secert=hush", "expected kid=");
         check("kid=a,alg=HS256,secret=s,hush=1", "expected kid=");
@@ -355,6 +402,12 @@ mod tests {
             user_key.show(),
             Secret::from("hush").to_toml()
         );
+        let url = SecretUrl::from("https://example.org/hook?key=hush");
+        assert_eq!(
+            (format!("{url:?}").as_str(), url.to_toml().as_str()),
+            ("https://example.org/hook?***", "\"https://example.org/hook?***\"")
+        );
+        assert_eq!(SecretUrl::from("http://localhost/hook").to_toml(), "\"http://localhost/hook\"");
         assert!(!shown.contains("hush") && !shown.contains("104, 117"), "{shown}");
     }
 }

@@ -12,6 +12,16 @@ const POST_BYTES: u64 = 64;
 const HTTP_BUFFERS_BYTES: u64 = 16 << 10;
 /// What remembered answers may take, for each that may be remembered.
 pub(crate) const IDEMPOTENCY_BYTES: usize = 1 << 10;
+/// What a body costs while it is held, in its own bytes: it may have grown by doubling, and what its texts and its
+/// base64 decode to stands beside it.
+const BODY_FORMS: u64 = 3;
+/// What a body costs beside that while its JSON is parsed: texts with escapes, undone into a buffer that grows by
+/// doubling, and copied. One body a thread.
+const PARSE_FORMS: u64 = 3;
+/// What the values of one `/v1` request may take while they are parsed, beside its bytes.
+const REQUEST_BYTES: u64 = 64 << 20;
+/// Threads for what is not a shard's, large bodies among it.
+pub(crate) const CONTROL_THREADS: usize = 2;
 /// A remembered client id with its user and message id.
 const CLIENT_ID_BYTES: u64 = 640;
 /// A kept file beside its bytes and names: its places in the store, and what counts its readers.
@@ -43,7 +53,12 @@ impl Settings {
             ),
             ("incomplete messages, and those between tabs and queue: 2 × inbound_bytes_max", term(2, inbound)),
             ("worker's queue: worker_queue_bytes_max", self.worker_queue_bytes_max as u64),
-            ("request bodies: bodies_bytes_max", self.bodies_bytes_max as u64),
+            ("request bodies, and what they decode to: 3 × bodies_bytes_max", term(self.bodies_bytes_max, BODY_FORMS)),
+            (
+                "bodies that are being parsed: 2 threads × 3 × body_bytes_max",
+                term(self.body_bytes_max, PARSE_FORMS).saturating_mul(CONTROL_THREADS as u64),
+            ),
+            ("requests of /v1 that are being parsed: 2 threads × 64 MiB", term(CONTROL_THREADS, REQUEST_BYTES)),
             (
                 "files: files_bytes_max + files_max × 256 B",
                 term(self.files_max, KEPT_FILE_BYTES).saturating_add(self.files_bytes_max as u64),
@@ -79,7 +94,8 @@ mod tests {
             ("inbox_bytes_max = '65MiB'", 2 << 20),
             ("inbound_bytes_max = '65MiB'", 2 << 20),
             ("worker_queue_bytes_max = '65MiB'", 1 << 20),
-            ("bodies_bytes_max = '129MiB'", 1 << 20),
+            ("bodies_bytes_max = '129MiB'", 3 << 20),
+            ("body_bytes_max = '25MiB'", 6 << 20),
             ("files_bytes_max = '65MiB'", 1 << 20),
             ("files_max = 10_001", 256),
             ("http_connections_max = 1025", 32 << 10),

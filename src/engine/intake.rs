@@ -2,8 +2,10 @@
 //! in this order, and only then the worker sees it.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use tokio::sync::mpsc;
 
 use crate::engine::Engine;
@@ -14,7 +16,7 @@ use crate::platform::adapter::{BotIdentity, Outlet};
 use crate::platform::dispatch::Inlet;
 use crate::platform::inbound::{Author, Command, InboundLimits};
 use crate::platform::message::IncomingMessage;
-use crate::proto::event::{Event, Notice, Timestamp};
+use crate::proto::event::{ErrorCode, Event, Notice, Timestamp};
 use crate::proto::frame::Frame;
 
 /// How long a client's own id is remembered: a repeat within that time gets the same message id.
@@ -67,11 +69,17 @@ impl Intake {
         let Handed { session, command, _room } = handed;
         let (user, now) = (session.user().clone(), self.engine.now());
         let client_id: Option<Box<str>> = command.client_id().map(Box::from);
-        let repeated = client_id.as_deref().and_then(|client_id| self.seen.find(&user, client_id, now));
-        let id = repeated.unwrap_or_else(MessageId::random);
+        let content = self.seen.content(&command);
+        let earlier = client_id.as_deref().and_then(|client_id| self.seen.find(&user, client_id, now));
+        if earlier.is_some_and(|earlier| earlier.content != content) {
+            let reason = "this `client_id` came with something else before: use a new one for something new";
+            let error = error_frame(ErrorCode::BadField, reason, client_id.as_deref());
+            return self.answer(&session, Some(error)).await;
+        }
+        let id = earlier.map_or_else(MessageId::random, |earlier| earlier.id);
         let ack = client_id.as_deref().map(|client_id| Frame::notice(&Notice::Ack { client_id, id: Some(id) }));
         let is_press = matches!(command, Command::Button { .. });
-        if repeated.is_some() {
+        if earlier.is_some() {
             return self.answer(&session, ack).await;
         }
         let author = Author { user_id: &user, user_name: &session.identity().name };
@@ -86,7 +94,7 @@ impl Intake {
         };
         self.count(WorkerOutcome::Accepted);
         if let Some(client_id) = client_id {
-            self.seen.remember(user, client_id, id, now);
+            self.seen.remember(user, client_id, Earlier { id, content }, now);
         }
         self.answer(&session, ack).await;
         if !is_press {
@@ -126,29 +134,53 @@ impl Intake {
     }
 }
 
+/// What a client's own id stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Earlier {
+    id: MessageId,
+    /// See [`Seen::content`].
+    content: u64,
+}
+
 /// The ids that clients gave to what they sent, for a while.
 #[derive(Debug)]
 struct Seen {
     ids_max: usize,
-    ids: HashMap<(UserId, Box<str>), (MessageId, Timestamp)>,
+    /// Of content: nobody can choose two that have one digest.
+    digests: RandomState,
+    ids: HashMap<(UserId, Box<str>), Earlier>,
     by_age: VecDeque<(Timestamp, UserId, Box<str>)>,
 }
 
 impl Seen {
     fn new(ids_max: usize) -> Self {
-        Self { ids_max, ids: HashMap::new(), by_age: VecDeque::new() }
+        Self { ids_max, digests: RandomState::default(), ids: HashMap::new(), by_age: VecDeque::new() }
     }
 
-    fn find(&mut self, user: &UserId, client_id: &str, now: Timestamp) -> Option<MessageId> {
+    /// A digest of what a worker would get: whether it is a message or a press, and all of it but the client's id.
+    fn content(&self, command: &Command) -> u64 {
+        let mut digest = self.digests.build_hasher();
+        match command {
+            Command::Message { text, reply_to, room, attachments, .. } => {
+                let files = attachments.iter().map(|file| (&file.filename, &file.mimetype, &file.data));
+                (0, text, reply_to, room, files.collect::<Vec<_>>()).hash(&mut digest);
+            }
+            Command::Button { message_id, custom_id, room, .. } => (1, message_id, custom_id, room).hash(&mut digest),
+            Command::Typing { .. } | Command::Join { .. } | Command::Leave { .. } | Command::Ping { .. } => {}
+        }
+        digest.finish()
+    }
+
+    fn find(&mut self, user: &UserId, client_id: &str, now: Timestamp) -> Option<Earlier> {
         self.forget(now, self.ids_max);
-        self.ids.get(&(user.clone(), Box::from(client_id))).map(|(id, _)| *id)
+        self.ids.get(&(user.clone(), Box::from(client_id))).copied()
     }
 
-    fn remember(&mut self, user: UserId, client_id: Box<str>, id: MessageId, now: Timestamp) {
+    fn remember(&mut self, user: UserId, client_id: Box<str>, earlier: Earlier, now: Timestamp) {
         let Some(others_max) = self.ids_max.checked_sub(1) else { return };
         self.forget(now, others_max);
         self.by_age.push_back((now, user.clone(), client_id.clone()));
-        self.ids.insert((user, client_id), (id, now));
+        self.ids.insert((user, client_id), earlier);
     }
 
     fn forget(&mut self, now: Timestamp, keep: usize) {
@@ -165,12 +197,14 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::RoomName;
+    use crate::platform::message::Attachment;
 
     #[test]
     fn a_client_id_is_remembered_for_five_minutes_and_never_more_than_so_many() {
         let mut seen = Seen::new(100);
         let user = UserId::parse("u").unwrap();
-        let (id, second) = (MessageId::random(), 1_000_000);
+        let (id, second) = (Earlier { id: MessageId::random(), content: 7 }, 1_000_000);
         seen.remember(user.clone(), "a".into(), id, Timestamp::from_micros(second));
         assert_eq!(seen.find(&user, "a", Timestamp::from_micros(301 * second)), Some(id));
         assert_eq!(seen.find(&UserId::parse("v").unwrap(), "a", Timestamp::from_micros(second)), None);
@@ -180,5 +214,37 @@ mod tests {
         }
         assert_eq!((seen.ids.len(), seen.by_age.len()), (100, 100));
         assert_eq!(seen.find(&user, "9", Timestamp::from_micros(400 * second)), None);
+    }
+
+    #[test]
+    fn a_client_id_stands_for_all_of_what_was_sent() {
+        let seen = Seen::new(1);
+        let id = MessageId::random();
+        let room = RoomName::parse("r").unwrap();
+        let file = |data: &'static [u8]| Attachment { filename: "f".into(), mimetype: "m".into(), data: data.into() };
+        let message = |text: &str, reply_to, room, attachments| {
+            let (text, client_id) = (text.to_owned(), Some("c".into()));
+            Command::Message { text, reply_to, room, client_id, attachments }
+        };
+        let press = |custom_id: &str, room| {
+            let custom_id = custom_id.to_owned();
+            Command::Button { message_id: id, custom_id, room, client_id: None }
+        };
+        let all = [
+            message("a", None, None, vec![]),
+            message("b", None, None, vec![]),
+            message("a", Some(id), None, vec![]),
+            message("a", None, Some(room.clone()), vec![]),
+            message("a", None, None, vec![file(b"1")]),
+            message("a", None, None, vec![file(b"2")]),
+            press("a", None),
+            press("b", None),
+            press("a", Some(room)),
+        ];
+        for (at, one) in all.iter().enumerate() {
+            for (other_at, other) in all.iter().enumerate() {
+                assert_eq!(seen.content(one) == seen.content(other), at == other_at, "{one:?} {other:?}");
+            }
+        }
     }
 }

@@ -34,7 +34,7 @@ use tokio::time::Instant;
 pub use crate::gateway::api::error::ApiCode;
 use crate::gateway::api::error::ApiError;
 pub use crate::gateway::api::idempotency::IdempotencyLimits;
-use crate::gateway::api::idempotency::{Claim, Idempotency, KEY_BYTES_MAX, Stored};
+use crate::gateway::api::idempotency::{Claim, Finished, Idempotency, KEY_BYTES_MAX, Stored};
 use crate::gateway::api::op::{Op, OpKind};
 use crate::platform::adapter::Outlet;
 use crate::platform::webchat::WebChat;
@@ -132,23 +132,23 @@ impl<O: Outlet> Api<O> {
         let media = media(route, request.headers)?;
         let Some(key) = request.headers.get("idempotency-key") else {
             let stored = self.perform(route, media, request).await?;
-            return Ok(stored.into_response(false));
+            return Ok(stored.into_response());
         };
         let key = key.to_str().ok().filter(|key| !key.is_empty() && key.len() <= KEY_BYTES_MAX).ok_or_else(|| {
             let message = format!("Idempotency-Key must be 1 to {KEY_BYTES_MAX} visible ASCII characters");
             ApiError::new(ApiCode::BadRequest, message)
         })?;
         match self.idempotency.claim(request.caller, key, fingerprint(request), Instant::now()).await {
-            Claim::Repeat(stored) => Ok(stored.into_response(true)),
+            Claim::Repeat(stored) => Ok(stored.into_repeat()),
             Claim::Mismatch => Err(ApiError::new(
                 ApiCode::IdempotencyMismatch,
                 "this Idempotency-Key came with another request before; use a new key for a new request",
             )),
             Claim::First(ticket) => match self.perform(route, media, request).await {
-                Ok(stored) => {
-                    ticket.finish(stored.clone(), Instant::now());
-                    Ok(stored.into_response(false))
-                }
+                Ok(stored) => Ok(match ticket.finish(stored.clone(), Instant::now()) {
+                    Finished::Kept => stored.into_response(),
+                    Finished::TooLarge => stored.into_promise_less(),
+                }),
                 // Nothing was done, so a repeat is a new try.
                 Err(error) => Err(error),
             },
@@ -528,6 +528,7 @@ mod tests {
         let unkeyed = ask(&api, "POST /api/send", AS_JSON, body).await;
         assert_ne!(unkeyed.body(), first.body());
         assert_eq!(outlet.take().len(), 1);
+        assert!(!unkeyed.headers().contains_key("idempotency-kept"));
         let long = "k".repeat(256);
         for key in ["", long.as_str(), "k\u{e9}"] {
             let headers = [AS_JSON[0], ("idempotency-key", key)];

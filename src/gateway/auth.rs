@@ -34,6 +34,8 @@ pub use origin::OriginCheck;
 pub use origin::Origins;
 pub use token::KeyError;
 
+pub(in crate::gateway) use identity::bearer;
+
 use identity::Place;
 use identity::Proof;
 use token::Tokens;
@@ -41,7 +43,8 @@ use token::Tokens;
 /// Which keys open a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RouteClass {
-    /// `/`, `/tabcast.js`, `/healthz`, `/readyz`, `/files/…`, and `OPTIONS`: nobody is asked for a key.
+    /// The page and its parts, `/healthz`, `/readyz`, `/files/…`, and paths at which there is nothing: nobody is asked
+    /// for a key. A preflight of `/events` or `/v1` is of no class: it is answered before.
     Public,
     /// `/ws`, `/events`: a user's token.
     User,

@@ -24,7 +24,7 @@ use crate::engine::Engine;
 use crate::engine::client::ClientTexts;
 use crate::fanout::shard::Inbound;
 use crate::gateway::api::{Api, ApiRequest};
-use crate::gateway::auth::{Keys, RequestHead, RouteClass};
+use crate::gateway::auth::{Keys, RequestHead, RouteClass, bearer};
 use crate::gateway::body::BodyLimits;
 use crate::gateway::files;
 use crate::gateway::metrics_text::{self, MetricsText};
@@ -276,6 +276,22 @@ fn class_of(path: &str, method: &Method) -> RouteClass {
 
 /// A name for whoever holds the key of a request, without the key.
 fn caller(headers: &http::HeaderMap) -> String {
-    let key = headers.get(http::header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
-    KeyDigest::of(key).as_bytes().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    let key = bearer(headers).unwrap_or_default();
+    KeyDigest::of(key.as_bytes()).as_bytes().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+    use http::header::AUTHORIZATION;
+
+    use super::*;
+
+    #[test]
+    fn a_caller_is_who_has_the_key_however_its_header_is_written() {
+        let of = |text: &'static str| caller(&HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static(text))]));
+        assert_eq!(of("Bearer a"), of("bearer  a "));
+        assert_ne!(of("Bearer a"), of("Bearer A"));
+        assert_ne!(of("Bearer a"), caller(&HeaderMap::new()));
+    }
 }

@@ -170,7 +170,8 @@ impl ShardEdge {
         let bytes = body.bytes.len();
         let parse = move || ChatRequest::parse(&body.bytes);
         let parsed: Result<ChatRequest, BadRequest> = if bytes > APART_BYTES {
-            gateway.control.spawn_blocking(parse).await.map_err(|_| Failed::internal())?
+            // There are two of these threads, and so at most two requests that are being built.
+            gateway.control.spawn(async move { parse() }).await.map_err(|_| Failed::internal())?
         } else {
             parse()
         };

@@ -34,7 +34,7 @@ use crate::platform::webchat::{History, WebChat};
 use crate::proto::limits::{HubLimits, RecoveryLimits};
 
 /// Threads for what is not a shard's: workers, webhooks, large encodes' waiting.
-const CONTROL_THREADS: usize = 2;
+const CONTROL_THREADS: usize = crate::config::CONTROL_THREADS;
 
 /// Why the gateway did not run.
 #[derive(Debug, thiserror::Error)]

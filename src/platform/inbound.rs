@@ -434,7 +434,7 @@ impl Command {
     /// and what the echo carries, `now` when it was accepted.
     ///
     /// A button press has its `custom_id` for a text, and `extra.button = {message_id, custom_id}`. The bot is always
-    /// addressed in a private channel and by a press; in a room if its mention is in the text.
+    /// addressed in a private channel and by a press; in a room if its mention is in the text as a word of its own.
     #[must_use]
     pub fn into_incoming(
         self,
@@ -453,7 +453,7 @@ impl Command {
             }
             Self::Typing { .. } | Self::Join { .. } | Self::Leave { .. } | Self::Ping { .. } => return None,
         };
-        let mentioned = !bot.mention.is_empty() && text.contains(&bot.mention);
+        let mentioned = has_mention(&text, &bot.mention);
         let is_addressed = room.is_none() || mentioned || extra.contains_key("button");
         let channel_name = room.as_ref().map_or_else(String::new, |room| room.as_str().to_owned());
         let channel = match room {
@@ -478,6 +478,17 @@ impl Command {
             user_aliases: Vec::new(),
         })
     }
+}
+
+/// Whether `mention` stands in `text` and is not a part of a longer word. Only letters that have cases, digits and `_`
+/// make a word longer: scripts without cases are also written without spaces.
+fn has_mention(text: &str, mention: &str) -> bool {
+    let in_word = |letter: char| letter.is_lowercase() || letter.is_uppercase() || letter.is_numeric() || letter == '_';
+    !mention.is_empty()
+        && text.match_indices(mention).any(|(at, found)| {
+            let (before, after) = (text[..at].chars().next_back(), text[at + found.len()..].chars().next());
+            !before.is_some_and(in_word) && !after.is_some_and(in_word)
+        })
 }
 
 #[cfg(test)]
@@ -672,7 +683,18 @@ mod tests {
 
     #[test]
     fn in_a_room_the_bot_is_addressed_by_its_mention() {
-        for (text, expected) in [("hi", false), ("hi @Star!", true), ("@star", false), ("", false)] {
+        for (text, expected) in [
+            ("hi", false),
+            ("hi @Star!", true),
+            ("@Star", true),
+            ("@Star你好", true),
+            ("@star", false),
+            ("", false),
+            ("@Starling", false),
+            ("@Star_2 @Star2 @Starś", false),
+            ("mail@Star.example", false),
+            ("@Starling, @Star?", true),
+        ] {
             let id = MessageId::random();
             let (room, reply_to) = (Some(room("r")), Some(id));
             let command =

@@ -5,10 +5,24 @@
 //! (menus, separators) is skipped. A `style` is one of our names or a Discord-style number: 1 primary, 2 secondary,
 //! 3 success, 4 danger, 5 link, 6 premium. An `emoji` is a string, or an object with a `name`. `null` means absent.
 
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::platform::adapter::SendError;
 use crate::proto::event::{BUTTONS_MAX, Button, ButtonStyle, CUSTOM_ID_CHARS_MAX, LABEL_CHARS_MAX};
+
+/// The most values that a description in text may have among the fields that count: buttons, rows, labels and so on.
+/// 25 buttons with every field, each in a row of its own, have 225.
+const VALUES_MAX: usize = 1024;
+/// The most levels of arrays and objects within each other in a description in text. A button in a row in a list is
+/// at the fourth.
+const DEPTH_MAX: usize = 16;
+/// The fields that count. `name` is an emoji's.
+const FIELDS: [&str; 9] = ["label", "custom_id", "emoji", "style", "url", "disabled", "children", "components", "name"];
 
 /// Why a description of buttons was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +64,15 @@ pub enum ViewError {
     /// A limit was passed.
     #[error(transparent)]
     Limit(#[from] SendError),
+    /// A text that describes far more than a message may have.
+    #[error("the buttons have more than {VALUES_MAX} values, or more than {DEPTH_MAX} levels")]
+    TooMuch,
+    /// A text that is no JSON.
+    #[error("the buttons are not JSON: {reason}")]
+    NotJson {
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// Reads a list of buttons or a component view, and checks the limits.
@@ -81,6 +104,110 @@ pub fn parse_view(view: &Value) -> Result<Vec<Button>, ViewError> {
     }
     check_buttons(&buttons)?;
     Ok(buttons)
+}
+
+/// Reads the same from its JSON text. It takes memory for the fields that count only, and stops where a text has more
+/// of them than any message's buttons: a hostile text of any length costs at most a few hundred KiB and its own
+/// strings.
+///
+/// # Errors
+/// As [`parse_view`]; [`ViewError::TooMuch`] past 1,024 values or 16 levels, [`ViewError::NotJson`].
+pub fn read_view(json: &str) -> Result<Vec<Button>, ViewError> {
+    let left = Cell::new(Some(VALUES_MAX));
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    let part = Part { left: &left, depth: 0 };
+    let view = part.deserialize(&mut deserializer).and_then(|view| deserializer.end().map(|()| view));
+    match view {
+        Ok(view) => parse_view(&view),
+        Err(_) if left.get().is_none() => Err(ViewError::TooMuch),
+        Err(error) => Err(ViewError::NotJson { reason: error.to_string() }),
+    }
+}
+
+/// One value of a description, with what of it counts.
+#[derive(Clone, Copy)]
+struct Part<'l> {
+    /// How many more values there may be; none once there were too many, or too many levels.
+    left: &'l Cell<Option<usize>>,
+    depth: usize,
+}
+
+impl Part<'_> {
+    fn take<E: Error>(self) -> Result<(), E> {
+        self.left.set(self.left.get().and_then(|left| left.checked_sub(1)));
+        self.left.get().map(|_| ()).ok_or_else(|| E::custom("too many values"))
+    }
+
+    fn within<E: Error>(self) -> Result<Self, E> {
+        if self.depth == DEPTH_MAX {
+            self.left.set(None);
+            return Err(E::custom("too many levels"));
+        }
+        Ok(Self { depth: self.depth + 1, ..self })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Part<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.take()?;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Part<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Value, E> {
+        Ok(number.into())
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(text.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let part = self.within()?;
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(part)? {
+            list.push(item);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let part = self.within()?;
+        let mut object = Map::new();
+        while let Some(key) = entries.next_key::<Cow<'de, str>>()? {
+            if FIELDS.contains(&&*key) {
+                object.insert(key.into_owned(), entries.next_value_seed(part)?);
+            } else {
+                entries.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(Value::Object(object))
+    }
 }
 
 /// The limits of a message's buttons: 25 of them, 80 characters a label, 100 characters a `custom_id`.
@@ -191,6 +318,7 @@ mod tests {
     fn buttons_are_a_list_or_a_component_view() {
         let check = |view: Value, expected: &str| {
             assert_eq!(parse_view(&view).map(|b| short(&b)), Ok(expected.to_owned()), "{view}");
+            assert_eq!(read_view(&view.to_string()).map(|b| short(&b)), Ok(expected.to_owned()), "{view}");
         };
         check(json!([]), "");
         check(json!([{"label": "A", "custom_id": "a"}]), "A|a|-|-|-|-");
@@ -214,7 +342,10 @@ mod tests {
 
     #[test]
     fn a_bad_view_is_a_typed_error() {
-        let check = |view: Value, expected: ViewError| assert_eq!(parse_view(&view), Err(expected), "{view}");
+        let check = |view: Value, expected: ViewError| {
+            assert_eq!(read_view(&view.to_string()), Err(expected.clone()), "{view}");
+            assert_eq!(parse_view(&view), Err(expected), "{view}");
+        };
         check(json!("x"), ViewError::NotAView);
         check(json!(null), ViewError::NotAView);
         check(json!({}), ViewError::NotAView);
@@ -229,6 +360,29 @@ mod tests {
         );
         for style in [json!("blue"), json!(0), json!(7), json!(-1), json!(1.5), json!([])] {
             check(json!([{}, {"style": style}]), ViewError::UnknownStyle { index: 1 });
+        }
+    }
+
+    #[test]
+    fn a_text_is_read_no_further_than_buttons_can_go() {
+        let check = |text: &str, expected: ViewError| assert_eq!(read_view(text), Err(expected));
+        let list = |item: &str, count: usize| format!("[{}]", vec![item; count].join(","));
+        let full = r#"{"label":"A","custom_id":"a","emoji":{"name":"e"},"style":1,"url":"u","disabled":true,"type":2}"#;
+        assert_eq!(read_view(&list(&list(full, 5), 1)), Err(ViewError::NotAnObject { index: 0 }));
+        assert_eq!(read_view(&list(full, 25)).map(|buttons| buttons.len()), Ok(25));
+        check(&list(full, 26), ViewError::Limit(SendError::TooManyButtons { count: 26 }));
+        check(&list("{}", 1_000_000), ViewError::TooMuch);
+        check(&format!(r#"{{"children":{}}}"#, list("{}", 1_000_000)), ViewError::TooMuch);
+        check(&format!(r#"[{{"emoji":{}}}]"#, list("1", 1_000_000)), ViewError::TooMuch);
+        let nested = |levels: usize| format!("{}[]{}", r#"{"children":["#.repeat(levels), "]}".repeat(levels));
+        check(&nested(7), ViewError::NotAnObject { index: 0 });
+        check(&nested(8), ViewError::TooMuch);
+        check(&nested(1_000_000), ViewError::TooMuch);
+        // What does not count may be of any kind.
+        let ignored = format!(r#"[{{"label":"A","options":{}}}]"#, list("[{}]", 1_000_000));
+        assert_eq!(read_view(&ignored).map(|buttons| short(&buttons)), Ok("A||-|-|-|-".to_owned()));
+        for text in ["", "[", "[]]", r#"[{"label":"\ud800"}]"#, r#"[{"style":1e999}]"#] {
+            assert!(matches!(read_view(text), Err(ViewError::NotJson { .. })), "{text}");
         }
     }
 

@@ -14,7 +14,7 @@ mod pool;
 
 use std::fmt;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{LazyLock, OnceLock};
 
 use foldhash::quality::RandomState;
@@ -186,6 +186,16 @@ pub fn live_bytes() -> usize {
     LIVE_BYTES.load(Ordering::Relaxed)
 }
 
+// Ordering: Relaxed: a statistic, publishes nothing.
+static ENCODES: AtomicU64 = AtomicU64::new(0);
+
+/// How often bytes of a frame were made in this process: once for each frame, and once more for each that had to
+/// escape its form for event streams. Clones and readers do not raise it.
+#[must_use]
+pub fn encodes() -> u64 {
+    ENCODES.load(Ordering::Relaxed)
+}
+
 impl Drop for Header {
     fn drop(&mut self) {
         LIVE_BYTES.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -308,6 +318,7 @@ impl Frame {
 
     /// Builds the whole layout around what `write` appends; it returns the growth of [`json::escape_separators`].
     fn build(kind: Kind, name: Name, content_bytes: usize, write: impl FnOnce(&mut Buffer) -> usize) -> Self {
+        ENCODES.fetch_add(1, Ordering::Relaxed);
         if content_bytes < LARGE_BYTES_MIN {
             return with_scratch(|out| {
                 let layout = Layout::write(out, kind, name, write);
@@ -400,6 +411,7 @@ impl Frame {
 
     #[cold]
     fn escaped_record(&self) -> (Box<[u8]>, usize) {
+        ENCODES.fetch_add(1, Ordering::Relaxed);
         let json = self.json();
         let json_bytes = json.len() + json::separator_growth(json);
         let mut prefix = Buffer::new();

@@ -4,7 +4,6 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
-import net from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
@@ -13,15 +12,6 @@ import { chromium } from "playwright-core";
 const BINARY = process.env.TABCAST_BIN ?? fileURLToPath(new URL("../../target/release/tabcast", import.meta.url));
 const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
-
-export async function freePort() {
-  const probe = net.createServer().listen(0, "127.0.0.1");
-  await once(probe, "listening");
-  const { port } = probe.address();
-  probe.close();
-  await once(probe, "close");
-  return port;
-}
 
 export async function until(what, check, timeoutMs = 15_000) {
   const end = Date.now() + timeoutMs;
@@ -34,11 +24,10 @@ export async function until(what, check, timeoutMs = 15_000) {
 }
 
 export class Server {
-  constructor(port, env = {}) {
-    this.port = port;
+  /** On a free port, which it keeps when it is started again. */
+  constructor(env = {}) {
     const clean = Object.entries(process.env).filter(([name]) => !name.startsWith("TABCAST_"));
-    this.env = { ...Object.fromEntries(clean), TABCAST_LISTEN: `127.0.0.1:${port}`, TABCAST_DRAIN_SPREAD: "500ms", ...env };
-    this.origin = `http://127.0.0.1:${port}`;
+    this.env = { ...Object.fromEntries(clean), TABCAST_LISTEN: "127.0.0.1:0", TABCAST_DRAIN_SPREAD: "500ms", ...env };
   }
 
   async start() {
@@ -46,10 +35,12 @@ export class Server {
     this.process = spawn(BINARY, [], { env: this.env, stdio: ["ignore", "pipe", "pipe"] });
     for (const stream of [this.process.stdout, this.process.stderr]) stream.on("data", (chunk) => (this.log += chunk));
     this.exit = once(this.process, "exit");
-    await until("the server is ready", async () => {
+    const [, address] = await until("the server is ready", () => {
       assert.equal(this.process.exitCode, null, `the server left:\n${this.log}`);
-      return fetch(`${this.origin}/readyz`).then(({ ok }) => ok, () => false);
+      return this.log.match(/ready: http:\/\/(127\.0\.0\.1:\d+)\//);
     });
+    this.env.TABCAST_LISTEN = address;
+    this.origin = `http://${address}`;
     return this;
   }
 
@@ -67,7 +58,7 @@ export class Server {
 
 /** What a page went through, recorded from inside so that nothing short is missed. */
 function record() {
-  window.seen = { typing: 0, edits: 0, added: 0, blobs: {}, violations: [] };
+  window.seen = { typing: 0, edits: 0, added: 0, blobs: {}, violations: [], states: [] };
   const { createObjectURL } = URL;
   URL.createObjectURL = (blob) => {
     const url = createObjectURL.call(URL, blob);
@@ -76,6 +67,9 @@ function record() {
   };
   document.addEventListener("securitypolicyviolation", (event) => window.seen.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
   document.addEventListener("DOMContentLoaded", () => {
+    const status = document.getElementById("status");
+    new MutationObserver(() => window.seen.states.push([status.dataset.state, document.getElementById("status-text").textContent])).observe(
+      status, { subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ["data-state"] });
     new MutationObserver((changes) => {
       if (document.getElementById("typing").classList.contains("on")) window.seen.typing += 1;
       for (const { type, addedNodes, target } of changes) {
@@ -119,6 +113,9 @@ export async function openTab(context, address, { wait = "online", before = () =
 }
 
 export const state = (tab, name, timeout = 15_000) => tab.locator(`#status[data-state="${name}"]`).waitFor({ timeout });
+
+/** The words that the status has shown in a state, also those that stood for a moment only. */
+export const wordsIn = (tab, name) => tab.evaluate((wanted) => window.seen.states.filter(([state]) => state === wanted).map(([, words]) => words), name);
 
 export async function say(tab, text) {
   await tab.locator("#text").fill(text);

@@ -2,14 +2,14 @@
 
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
-import { Browser, Server, assertClean, freePort, openTab, say, state, texts, until } from "./harness.mjs";
+import { Browser, Server, assertClean, openTab, say, state, texts, until, wordsIn } from "./harness.mjs";
 
 let server;
 let browser;
 let users = 0;
 
 before(async () => {
-  server = await new Server(await freePort()).start();
+  server = await new Server().start();
   browser = await new Browser().start();
 });
 after(async () => {
@@ -252,8 +252,8 @@ describe("a server that goes away", { concurrency: 1 }, () => {
     const { person, tabs } = await twoTabs();
     await server.stop("SIGKILL");
     for (const tab of tabs) {
-      await state(tab, "waiting");
-      assert.match(await tab.locator("#status-text").textContent(), /Reconnecting in \d+ s|Offline/);
+      const words = await until("it waits", async () => (await wordsIn(tab, "waiting"))[0] && wordsIn(tab, "waiting"));
+      for (const text of words) assert.match(text, /Reconnecting in \d+ s|Offline/);
     }
     await say(tabs[0], "typed while it was away");
     await tabs[0].locator(".item.own.pending").waitFor();
@@ -276,7 +276,7 @@ describe("a server that goes away", { concurrency: 1 }, () => {
     const { person, tabs } = await twoTabs();
     const [code] = await server.stop("SIGTERM");
     assert.equal(code, 0, server.log);
-    for (const tab of tabs) await tab.locator('#status:is([data-state="waiting"], [data-state="connecting"])').waitFor();
+    for (const tab of tabs) await until("it waits", async () => (await wordsIn(tab, "waiting")).length > 0);
     await server.start();
     for (const tab of tabs) await state(tab, "online", 60_000);
     await person.close();

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { createHmac } from "node:crypto";
 import { after, before, describe, it } from "node:test";
-import { Browser, Server, freePort, openTab, say, state, texts, until } from "./harness.mjs";
+import { Browser, Server, openTab, say, state, texts, until } from "./harness.mjs";
 
 const SECRET = "a-secret-for-tests-only-of-32-bytes";
 let server;
@@ -11,7 +11,7 @@ let browser;
 
 before(async () => {
   const env = { TABCAST_TOKEN_KEYS: `kid=main,alg=HS256,secret=${SECRET}`, TABCAST_TOKEN_LEEWAY: "0s" };
-  server = await new Server(await freePort(), env).start();
+  server = await new Server(env).start();
   browser = await new Browser().start();
 });
 after(async () => {
@@ -73,9 +73,10 @@ describe("the page with tokens", { concurrency: 1 }, () => {
 
   it("asks for a new one when it has ended, and sends what was typed meanwhile", async () => {
     const person = await browser.person();
-    const soon = Math.floor(Date.now() / 1000) + 4;
+    // Long enough for a browser on a busy machine to be online before.
+    const soon = Math.floor(Date.now() / 1000) + 12;
     const tab = await openTab(person, `${server.origin}/#token=${token({ sub: "tess", exp: soon })}`);
-    await tab.locator("#ask[open]").waitFor();
+    await tab.locator("#ask[open]").waitFor({ timeout: 60_000 });
     assert.match(await tab.locator("#ask-why").textContent(), /has ended/);
     await tab.keyboard.press("Escape");
     await say(tab, "kept for later");

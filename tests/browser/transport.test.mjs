@@ -2,13 +2,13 @@
 
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
-import { Browser, Server, freePort, openTab, say, state, texts, until } from "./harness.mjs";
+import { Browser, Server, openTab, say, state, texts, until, wordsIn } from "./harness.mjs";
 
 let server;
 let browser;
 
 before(async () => {
-  server = await new Server(await freePort()).start();
+  server = await new Server().start();
   browser = await new Browser().start();
 });
 after(async () => {
@@ -88,8 +88,8 @@ describe("the connection", { concurrency: 1 }, () => {
       };
     });
     await say(tab, "x");
-    await state(tab, "waiting");
     await until("the second connection", () => sockets.length === 2);
+    assert.notDeepEqual(await wordsIn(tab, "waiting"), []);
     const waited = sockets[1].at - sockets[0].ended;
     assert.ok(waited >= 1400, `${waited} ms`);
     await person.close();

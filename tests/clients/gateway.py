@@ -8,10 +8,12 @@ import json
 import os
 import pathlib
 import queue
+import re
 import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import threading
 import time
 import unittest
@@ -49,30 +51,26 @@ class Gateway:
     """One process. Settings are given as their names: `Gateway(header_timeout="1s")`."""
 
     def __init__(self, **settings):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.host = f"127.0.0.1:{self.port}"
-        self.origin = f"http://{self.host}"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("TABCAST_")}
         own = {f"TABCAST_{name.upper()}": str(value) for name, value in settings.items()}
-        self.log = open(f"/tmp/tabcast-test-{os.getpid()}-{self.port}.log", "w+b")
+        self.log = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            [BINARY], env={**clean, **own, "TABCAST_LISTEN": self.host}, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
+            [BINARY], env={**clean, "TABCAST_LISTEN": "127.0.0.1:0", **own}, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
         )
-        until("the gateway is ready", self.is_ready)
+        self.port = int(until("the gateway is ready", self.ready_port))
+        self.host = f"127.0.0.1:{self.port}"
+        self.origin = f"http://{self.host}"
 
-    def is_ready(self):
+    def ready_port(self):
+        """The port that it says it listens on, once it does."""
         if self.process.poll() is not None:
             raise AssertionError(f"the gateway left with {self.process.returncode}:\n{self.log_text()}")
-        try:
-            return self.http("GET", "/readyz").status == 200
-        except OSError:
-            return False
+        ready = re.search(r"ready: http://127\.0\.0\.1:(\d+)/", self.log_text())
+        return ready and ready[1]
 
     def log_text(self):
-        self.log.seek(0)
-        return self.log.read().decode(errors="replace")
+        # At a place, so that the process goes on writing where it is: they share one position.
+        return os.pread(self.log.fileno(), 1 << 24, 0).decode(errors="replace")
 
     def terminate(self):
         self.process.send_signal(signal.SIGTERM)
@@ -82,7 +80,6 @@ class Gateway:
             self.process.kill()
         self.process.wait()
         self.log.close()
-        os.unlink(self.log.name)
 
     def http(self, method, path, body=None, headers=None, timeout=PATIENCE):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -244,13 +241,40 @@ def close_code(stream):
     return 1006, texts
 
 
-def token(secret="a secret for tests only, 32 bytes", algorithm="HS256", kid="main", **claims):
+KEYS = ROOT / "tests/keys"
+
+
+def openssl(*arguments, data):
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        return subprocess.run(["openssl", *arguments, file.name], check=True, capture_output=True).stdout
+
+
+def signature(text, secret, algorithm):
+    """What a private key of tests/keys signs, in the form of RFC 7518 §3 and RFC 8037 §3.1."""
+    if algorithm == "HS256":
+        return hmac.new(secret.encode(), text, hashlib.sha256).digest()
+    key = str(KEYS / f"{algorithm.lower()}.pem")
+    if algorithm == "RS256":
+        return openssl("dgst", "-sha256", "-sign", key, data=text)
+    if algorithm == "EdDSA":
+        return openssl("pkeyutl", "-sign", "-rawin", "-inkey", key, "-in", data=text)
+    if algorithm == "ES256":
+        # DER: a sequence of two integers, each shorter than 128 bytes, with a zero in front if its first bit is set.
+        der = openssl("dgst", "-sha256", "-sign", key, data=text)
+        r = der[4 : 4 + der[3]]
+        s = der[6 + der[3] :]
+        return b"".join(int.from_bytes(number).to_bytes(32) for number in (r, s))
+    return b""
+
+
+def token(secret="a secret for tests only, 32 bytes", algorithm="HS256", kid="main", signed_as=None, **claims):
     """A JWT made by hand, so that it can be made wrong."""
     part = lambda value: base64.urlsafe_b64encode(value).rstrip(b"=")
     head = {"typ": "JWT", "alg": algorithm, **({"kid": kid} if kid else {})}
     text = part(json.dumps(head).encode()) + b"." + part(json.dumps({"sub": "alice", "name": "Alice", "exp": int(time.time()) + 600, **claims}).encode())
-    sign = hmac.new(secret.encode(), text, hashlib.sha256).digest() if algorithm == "HS256" else b""
-    return (text + b"." + part(sign)).decode()
+    return (text + b"." + part(signature(text, secret, signed_as or algorithm))).decode()
 
 
 class GatewayTest(unittest.TestCase):

@@ -7,9 +7,9 @@ import threading
 import unittest
 import urllib.parse
 
-from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.exceptions import WebSocketException
 
-from gateway import PATIENCE, Gateway, GatewayTest, close_code, until
+from gateway import PATIENCE, Answer, Gateway, GatewayTest, close_code, until
 
 
 class EventStream:
@@ -134,17 +134,22 @@ class SlowConsumers(unittest.TestCase):
 
 class Draining(unittest.TestCase):
     def publish(self, gateway, stop, acknowledged, lock):
+        """Sends until it is refused, over a connection that the gateway has from before it drains."""
+        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=PATIENCE)
         number = 0
         while not stop.is_set():
             number += 1
+            body = json.dumps({"channel_id": "dora", "text": f"load {number}"})
             try:
-                answer = gateway.post("send", {"channel_id": "dora", "text": f"load {number}"})
-            except OSError:
-                return
+                connection.request("POST", "/api/send", body, {"Content-Type": "application/json"})
+                answer = Answer(connection.getresponse())
+            except (OSError, http.client.HTTPException):
+                break
             if answer.status != 200:
-                return
+                break
             with lock:
-                acknowledged.append(answer.json()["id"])
+                acknowledged.append(answer.json())
+        connection.close()
 
     def test_sigterm_under_load_loses_nothing_that_was_acknowledged(self):
         gateway = Gateway(drain_spread="2s", drain_deadline="15s")
@@ -166,11 +171,11 @@ class Draining(unittest.TestCase):
             publisher.start()
         until("there is load", lambda: len(acknowledged) > 200)
         with lock:
-            before = list(acknowledged)
+            before = [answer["id"] for answer in acknowledged]
         gateway.terminate()
 
-        statuses, entered = [], []
-        late = threading.Thread(target=self.knock, args=(gateway, entered))
+        statuses, entered, refused = [], [], []
+        late = threading.Thread(target=self.knock, args=(gateway, entered, refused))
 
         def not_ready():
             try:
@@ -185,12 +190,14 @@ class Draining(unittest.TestCase):
         until("readiness has flipped", not_ready)
         self.assertIn(503, statuses)
         late.start()
+        readers = []
         for tab in tabs:
             (code, reason), frames = tab.closed()
             self.assertEqual((code, reason), (1012, "service restart"))
             got = [frame["id"] for frame in frames if frame["type"] == "message"]
             self.assertEqual(len(set(got)), len(got), "nothing twice")
             self.assertEqual(set(before) - set(got), set(), "nothing lost")
+            readers.append(set(got))
             self.assertEqual(frames[-1]["type"], "draining")
             self.assertGreaterEqual(frames[-1]["retry_after_ms"], 0)
         stop.set()
@@ -198,19 +205,26 @@ class Draining(unittest.TestCase):
         while (lines := events.event()) is not None:
             streamed += [line[4:] for line in lines if line.startswith("id: ")]
         self.assertEqual(set(before) - set(streamed), set(), "the event stream has them too, and ends properly")
+        readers.append(set(streamed))
         self.assertEqual(gateway.process.wait(20), 0, gateway.log_text())
         for thread in (*publishers, late):
             thread.join(PATIENCE)
+        during = [answer for answer in acknowledged if answer["delivered"] and answer["id"] not in before]
+        self.assertTrue(during, "nothing was acknowledged while it drained")
+        # Tabs that were told to close still count until they are gone, a few at one time.
+        for answer in (answer for answer in during if answer["tabs"] > 5):
+            self.assertTrue(any(answer["id"] in reader for reader in readers), f"{answer}: nobody has it")
         self.assertEqual(entered, [], "nobody came in after readiness had flipped")
+        self.assertGreaterEqual(len(refused), 1, "nobody was refused")
 
     @staticmethod
-    def knock(gateway, entered):
+    def knock(gateway, entered, refused):
         while gateway.process.poll() is None:
             try:
                 gateway.tab("late").close()
                 entered.append("in")
-            except (OSError, InvalidHandshake, InvalidStatus, EOFError, TimeoutError):
-                pass
+            except (OSError, WebSocketException, EOFError) as refusal:
+                refused.append(refusal)
 
     def test_an_idle_gateway_leaves_at_once(self):
         gateway = Gateway()

@@ -50,6 +50,10 @@ impl Gateway {
                 shell
             }
         };
+        // The test's settings, and no others.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TABCAST_")) {
+            command.env_remove(name);
+        }
         command.env("TABCAST_LISTEN", "127.0.0.1:0");
         for (name, value) in settings {
             command.env(format!("TABCAST_{}", name.to_uppercase()), value);

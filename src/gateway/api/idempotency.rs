@@ -14,13 +14,17 @@ use tokio::time::Instant;
 pub(super) const KEY_BYTES_MAX: usize = 255;
 /// What one answer costs beside its key and body: map, queue and allocations, about.
 const ENTRY_BYTES: usize = 320;
+/// One answer takes at most one of so many parts of what all may take.
+const LARGEST_PART: usize = 10;
 
 /// How many answers are kept, and for how long.
 ///
 /// Only answers to requests that were carried out are kept: after an error nothing was done, and a repeat is a new
 /// try. A batch is carried out once it was begun: a repeat gets the same lines, also those that say `overloaded`, so
-/// the rest is sent again under a new key. When a bound is reached the oldest answer goes early, and its repeat would be carried out again: at 10,000
-/// keyed requests a second the default reaches 6 seconds back, not 10 minutes.
+/// the rest is sent again under a new key. When a bound is reached the oldest answer goes early, and its repeat would
+/// be carried out again: at 10,000 keyed requests a second the default reaches 6 seconds back, not 10 minutes. An
+/// answer that takes more than a tenth of `bytes_max` would push too many others out: it is not kept, and says so by
+/// `Idempotency-Kept: false`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdempotencyLimits {
     /// Default 10 minutes.
@@ -46,16 +50,36 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// The response; a repeat says so.
-    pub(super) fn into_response(self, is_repeat: bool) -> Response<Bytes> {
+    /// The response, by itself.
+    pub(super) fn into_response(self) -> Response<Bytes> {
         let mut response = Response::new(self.body);
         *response.status_mut() = self.status;
         response.headers_mut().insert(CONTENT_TYPE, self.content_type);
-        if is_repeat {
-            response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
-        }
         response
     }
+
+    /// The response, of what a key stands for: a repeat says so.
+    pub(super) fn into_repeat(self) -> Response<Bytes> {
+        let mut response = self.into_response();
+        response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+        response
+    }
+
+    /// The response, if it was not kept: a repeat would be carried out again.
+    pub(super) fn into_promise_less(self) -> Response<Bytes> {
+        let mut response = self.into_response();
+        response.headers_mut().insert("idempotency-kept", HeaderValue::from_static("false"));
+        response
+    }
+}
+
+/// What became of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Finished {
+    /// A repeat gets it.
+    Kept,
+    /// It is too large to be kept, and its key is free again.
+    TooLarge,
 }
 
 /// What a key stands for now.
@@ -175,8 +199,12 @@ pub(super) struct Ticket<'i> {
 }
 
 impl Ticket<'_> {
-    /// Keeps the answer, and gives it to those who wait for it.
-    pub(super) fn finish(mut self, answer: Stored, now: Instant) {
+    /// Keeps the answer, and gives it to those who wait for it. One that takes more than a tenth of what all may take
+    /// is not kept.
+    pub(super) fn finish(mut self, answer: Stored, now: Instant) -> Finished {
+        if cost(&self.key, &answer) > self.store.limits.bytes_max / LARGEST_PART {
+            return Finished::TooLarge;
+        }
         self.is_done = true;
         let (key, fingerprint) = (Arc::clone(&self.key), self.fingerprint);
         let mut state = self.store.state();
@@ -186,6 +214,7 @@ impl Ticket<'_> {
         state.expire(now, &self.store.limits);
         drop(state);
         wake(before);
+        Finished::Kept
     }
 }
 
@@ -223,7 +252,7 @@ mod tests {
             Some(Claim::Mismatch) => "mismatch".to_owned(),
             Some(Claim::Repeat(answer)) => format!("repeat {}", String::from_utf8_lossy(&answer.body)),
             Some(Claim::First(ticket)) => {
-                ticket.finish(stored("answer"), now);
+                assert_eq!(ticket.finish(stored("answer"), now), Finished::Kept);
                 "first".to_owned()
             }
         }
@@ -247,13 +276,32 @@ mod tests {
         let state = store.state();
         assert_eq!((state.entries.len(), state.oldest.len()), (2, 2));
         drop(state);
-        let small = Idempotency::new(IdempotencyLimits { bytes_max: 700, ..IdempotencyLimits::default() });
-        for key in ["a", "b", "c"] {
+        let small = Idempotency::new(IdempotencyLimits { bytes_max: 3500, ..IdempotencyLimits::default() });
+        for key in ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"] {
             assert_eq!(step(&small, begin, 0, key, 1), "first");
-            assert!(small.state().bytes <= 700);
+            assert!(small.state().bytes <= 3500);
         }
         assert_eq!(step(&small, begin, 0, "b", 1), "repeat answer");
         assert_eq!(step(&small, begin, 0, "a", 1), "first");
+    }
+
+    #[tokio::test]
+    async fn a_very_large_answer_is_not_kept_and_pushes_nothing_out() {
+        let store = Idempotency::new(IdempotencyLimits { bytes_max: 10_000, ..IdempotencyLimits::default() });
+        let now = Instant::now();
+        for key in ["a", "b"] {
+            assert_eq!(step(&store, now, 0, key, 1), "first");
+        }
+        let large = |bytes: usize| Stored { body: vec![b'x'; bytes].into(), ..stored("") };
+        let finish = async |bytes: usize| {
+            let Claim::First(ticket) = store.claim("w", "large", [1; 32], now).await else { panic!("not the first") };
+            ticket.finish(large(bytes), now)
+        };
+        assert_eq!(finish(2_000).await, Finished::TooLarge);
+        assert_eq!(finish(9_500).await, Finished::TooLarge);
+        assert_eq!(finish(600).await, Finished::Kept);
+        assert_eq!(step(&store, now, 0, "a", 1), "repeat answer");
+        assert_eq!(step(&store, now, 0, "b", 1), "repeat answer");
     }
 
     #[tokio::test]
@@ -269,7 +317,7 @@ mod tests {
         drop(first);
         let Some(Claim::First(ticket)) = (&mut second).now_or_never() else { panic!("not taken over") };
         assert!((&mut third).now_or_never().is_none());
-        ticket.finish(stored("x"), now);
+        assert_eq!(ticket.finish(stored("x"), now), Finished::Kept);
         assert!(matches!(third.now_or_never(), Some(Claim::Repeat(_))));
     }
 }

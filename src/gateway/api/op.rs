@@ -5,12 +5,12 @@ use std::fmt;
 
 use bytes::Bytes;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::gateway::api::error::{ApiCode, ApiError};
 use crate::id::{ChannelId, MessageId};
 use crate::platform::inbound::{FILENAME_BYTES_MAX, base64_bytes};
-use crate::platform::view::parse_view;
+use crate::platform::view::read_view;
 use crate::proto::event::{Button, EndReason};
 
 /// Which method of the adapter is asked for.
@@ -57,7 +57,7 @@ pub(super) enum Call<'a> {
 }
 
 /// Every field of every body. What is absent or `null` is nothing; unknown keys are ignored; a key that is there twice
-/// is an error.
+/// is an error. What is no text stays as it came, and is read only by the call that wants it.
 #[derive(serde::Deserialize)]
 struct Body<'a> {
     #[serde(borrow, default)]
@@ -78,12 +78,12 @@ struct Body<'a> {
     data: Option<Text<'a>>,
     #[serde(borrow, default)]
     reason: Option<Text<'a>>,
-    #[serde(default)]
-    active: Option<Value>,
-    #[serde(default)]
-    buttons: Option<Value>,
-    #[serde(default)]
-    view: Option<Value>,
+    #[serde(borrow, default)]
+    active: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    buttons: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    view: Option<&'a RawValue>,
 }
 
 impl<'a> Op<'a> {
@@ -122,8 +122,12 @@ impl<'a> Op<'a> {
                 Call::Edit { id, text: required(body.text, "text")? }
             }
             OpKind::Typing => {
-                let active = body.active.as_ref().and_then(Value::as_bool);
-                Call::Typing { active: active.ok_or_else(|| ApiError::field("`active` must be true or false"))? }
+                let active = match body.active.map(RawValue::get) {
+                    Some("true") => true,
+                    Some("false") => false,
+                    _ => return Err(ApiError::field("`active` must be true or false")),
+                };
+                Call::Typing { active }
             }
             OpKind::End => {
                 let reason = text(body.reason, "reason")?;
@@ -165,10 +169,10 @@ fn channel(text: &str) -> Result<ChannelId, ApiError> {
     ChannelId::parse(text).map_err(|error| ApiError::field(format!("`channel_id`: {error}")))
 }
 
-fn buttons(buttons: Option<Value>, view: Option<Value>) -> Result<Vec<Button>, ApiError> {
+fn buttons(buttons: Option<&RawValue>, view: Option<&RawValue>) -> Result<Vec<Button>, ApiError> {
     match (buttons, view) {
         (Some(described), None) | (None, Some(described)) => {
-            parse_view(&described).map_err(|error| ApiError::field(error.to_string()))
+            read_view(described.get()).map_err(|error| ApiError::field(error.to_string()))
         }
         (None, None) => Err(ApiError::field("`buttons` or `view` is missing")),
         (Some(_), Some(_)) => Err(ApiError::field("only one of `buttons` and `view` may be given")),

@@ -79,7 +79,7 @@ pub(super) enum Place {
 }
 
 /// The token after `Bearer` in the only `Authorization`; nothing if it is empty.
-pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub(in crate::gateway) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };
     let text = value.to_str().ok()?;

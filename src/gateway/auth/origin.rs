@@ -11,17 +11,34 @@ use super::NotLocal;
 use super::RequestHead;
 
 /// Headers that say that a proxy passed the request on, beside all `x-forwarded-*`.
-const FORWARDING: [&str; 10] = [
+const FORWARDING: [&str; 27] = [
     "forwarded",
+    "forwarded-for",
     "via",
+    "x-forward-for",
     "x-real-ip",
     "x-client-ip",
+    "client-ip",
     "x-cluster-client-ip",
+    "x-proxyuser-ip",
+    "x-remote-addr",
+    "x-host",
     "x-original-host",
+    "x-original-url",
     "x-original-forwarded-for",
+    "x-rewrite-url",
     "x-envoy-external-address",
+    "x-azure-clientip",
+    "x-appengine-user-ip",
     "true-client-ip",
+    "cdn-loop",
     "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "cf-pseudo-ipv4",
+    "cf-ray",
+    "fly-client-ip",
+    "fastly-client-ip",
+    "fastly-client",
 ];
 
 /// Where a request's page comes from.
@@ -99,9 +116,11 @@ impl Origins {
         }
     }
 
-    /// Whether the list names it, `*` not counted.
+    /// Whether the list names it, `*` not counted. Browsers leave the scheme's default port out; the list may have it.
     fn is_listed(&self, origin: &str) -> bool {
-        self.listed.iter().any(|listed| listed.eq_ignore_ascii_case(origin))
+        let Some((scheme, authority)) = split_origin(origin) else { return false };
+        let mut listed = self.listed.iter().filter_map(|listed| split_origin(listed));
+        listed.any(|(other, listed)| other == scheme && is_same_authority(scheme, authority, listed))
     }
 
     fn is_own(&self, origin: &str, host: Option<&str>) -> bool {
@@ -234,6 +253,13 @@ mod tests {
         check(&public, "10.0.0.1:8080", "https://other.example", OriginCheck::Listed);
         check(&public, "10.0.0.1:8080", "http://other.example", OriginCheck::Foreign);
         check(&origins(&["*"], None), "a", "https://b", OriginCheck::Listed);
+        let ports = origins(&["https://a.example:443", "HTTP://b.example:80", "https://c.example:8443"], None);
+        check(&ports, "h", "https://a.example", OriginCheck::Listed);
+        check(&ports, "h", "http://b.example", OriginCheck::Listed);
+        check(&ports, "h", "https://c.example:8443", OriginCheck::Listed);
+        for foreign in ["http://a.example", "http://a.example:443", "https://c.example", "null", ""] {
+            check(&ports, "h", foreign, OriginCheck::Foreign);
+        }
 
         assert_eq!(plain.check(&headers(&[("host", "a")])), OriginCheck::Missing);
         let twice = headers(&[("host", "a"), ("origin", "http://a"), ("origin", "http://a")]);
@@ -313,6 +339,20 @@ mod tests {
             "x-forwarded-whatever",
             "x-forwarded",
             "true-client-ip",
+            "forwarded-for",
+            "x-forward-for",
+            "client-ip",
+            "x-proxyuser-ip",
+            "x-remote-addr",
+            "cf-connecting-ipv6",
+            "cf-ray",
+            "cdn-loop",
+            "fly-client-ip",
+            "fastly-client-ip",
+            "x-azure-clientip",
+            "x-original-url",
+            "x-host",
+            "x-rewrite-url",
         ] {
             assert_eq!(local(&[("host", "localhost"), (name, "x")], &[]), Err(NotLocal::Forwarded), "{name}");
         }
