@@ -79,9 +79,13 @@ impl Backlog {
         if frame.kind() == Kind::Edit {
             self.remove_edit_of(frame, displaced);
         }
+        // Room is made first, so that a full ring does not grow.
+        while self.kept.len() >= bounds.frames_max.max(1) {
+            self.let_go(displaced);
+        }
         self.bytes += cost(frame);
         self.kept.push_back(Kept { frame: frame.clone(), at: now });
-        while self.kept.len() > bounds.frames_max || self.bytes > bounds.bytes_max {
+        while self.bytes > bounds.bytes_max {
             self.let_go(displaced);
         }
     }

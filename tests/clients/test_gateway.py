@@ -10,7 +10,7 @@ import re
 import threading
 import unittest
 
-from gateway import PATIENCE, Gateway, GatewayTest
+from gateway import PATIENCE, Gateway, GatewayTest, until
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
