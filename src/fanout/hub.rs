@@ -270,6 +270,13 @@ impl Hub {
         Ok(missed)
     }
 
+    /// Takes a session out of the registry between two posts that are kept: who counted it has pushed to its shard by now.
+    pub(crate) fn unlist(&self, session: &SessionRef) {
+        let stripe = self.stripes.hold(&ChannelId::User(session.user().clone()));
+        self.registry.disconnect(session);
+        drop(stripe);
+    }
+
     /// What recovery holds of a channel, oldest first.
     #[must_use]
     pub fn history(&self, channel: &ChannelId) -> Vec<Frame> {

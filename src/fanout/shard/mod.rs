@@ -433,7 +433,7 @@ impl Shard {
     /// Publishers find the session no more, but what is on its way to it still gets there.
     fn unlist(&mut self, slot: u32) {
         if let Some(handle) = self.slab.session_ref(self.index, slot) {
-            self.hub.registry().disconnect(&handle);
+            self.hub.unlist(&handle);
         }
         for (local, _) in &self.slab.get(slot).rooms {
             if let Some(room) = self.rooms.room(*local) {
