@@ -1,18 +1,23 @@
 //! The readers of answers: frames become records when they are written, and an answer may outlive its reader.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use serde_json::Value;
 
-use super::rig::{Got, Rig, edit, message, typing};
-use crate::fanout::hub::Drain;
-use crate::fanout::shard::OpenError;
+use super::rig::{Got, Rig, edit, head, message, typing};
+use crate::fanout::hub::{Drain, Hub};
+use crate::fanout::session::Identity;
+use crate::fanout::shard::{Answer, OpenError, Outcome, Shard};
 use crate::fanout::streams::{AttachError, OpenError as StreamError, StreamOptions};
-use crate::id::{MessageId, RequestId, UserId};
+use crate::id::{ChannelId, MessageId, RequestId, UserId};
+use crate::proto::completion::Completion;
 use crate::proto::delivery::Nobody;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::event::{EndReason, Event, Timestamp};
 use crate::proto::frame::Frame;
+use crate::proto::limits::{HubLimits, SessionLimits};
 
 fn options() -> StreamOptions {
     StreamOptions { owner: Some(user("ann")), ..StreamOptions::default() }
@@ -223,4 +228,66 @@ fn a_drain_lets_answers_end_and_then_ends_them() {
     rig.turn();
     assert!(rig.tabs[tab].gone && rig.last(tab) == Got::LastChunk);
     assert!(rig.shards[0].is_drained());
+}
+
+/// What one reader gets who attaches, stays for some turns, and goes away: the text of all deltas.
+fn read_for(shard: &mut Shard, turns: usize) -> String {
+    let (request, identity) = (request("r"), Identity::new(user("ann"), Timestamp::from_micros(1)));
+    let answer = Answer { completion: Completion::new(head(&request)), request };
+    let slot = shard.reopen_answer(identity, answer).unwrap().slot();
+    shard.handle_writable(slot);
+    let mut bytes = Vec::new();
+    for _ in 0..turns {
+        while shard.handle_inbox(start()) {}
+        loop {
+            let Some(transmit) = shard.poll_transmit() else { break };
+            let before = bytes.len();
+            transmit.slices.iter().for_each(|slice| bytes.extend_from_slice(slice));
+            drop(transmit);
+            shard.handle_written(slot, Outcome::Taken(bytes.len() - before));
+        }
+        std::thread::yield_now();
+    }
+    shard.handle_lost(slot, Disconnect::ConnectionLost);
+    while shard.poll_disconnect().is_some() {}
+    let delta = |line: &str| {
+        let json: Value = serde_json::from_str(line.strip_prefix("data: ")?).ok()?;
+        json["choices"][0]["delta"]["content"].as_str().map(str::to_owned)
+    };
+    String::from_utf8(bytes).unwrap().lines().filter_map(delta).collect()
+}
+
+#[expect(clippy::disallowed_methods, reason = "an arbitrary start")]
+fn start() -> Instant {
+    Instant::now()
+}
+
+#[test]
+fn threads_answer_while_readers_come_and_go_and_each_reads_from_the_beginning_without_a_gap() {
+    const MESSAGES: usize = 300;
+    let limits = SessionLimits::default();
+    let hub = Hub::new(3, &HubLimits::default(), &limits);
+    let shard = |index| Shard::new(Arc::clone(&hub), index, SessionLimits::default(), usize::MAX, start());
+    let mut home = shard(2);
+    let identity = Identity::new(user("ann"), Timestamp::from_micros(1));
+    let answer = Answer { completion: Completion::new(head(&request("r"))), request: request("r") };
+    home.open_answer(identity, answer, detachable()).unwrap();
+    let whole: String = (0..MESSAGES).map(|n| if n == 0 { "0".to_owned() } else { format!("\n\n{n}") }).collect();
+    std::thread::scope(|threads| {
+        for index in 0..2 {
+            let (shard, whole) = (&shard, &whole);
+            threads.spawn(move || {
+                let mut shard = shard(index);
+                for turns in 1..60 {
+                    let text = read_for(&mut shard, turns % 13);
+                    assert!(whole.starts_with(&text), "a gap or a double: {text:?}");
+                }
+            });
+        }
+        for n in 0..MESSAGES {
+            hub.post(&ChannelId::Stream(request("r")), &message(&n.to_string())).unwrap();
+            std::thread::yield_now();
+        }
+    });
+    assert_eq!(read_for(&mut home, 1), whole);
 }

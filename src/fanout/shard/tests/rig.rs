@@ -207,14 +207,7 @@ impl Rig {
             Identity::new(UserId::parse(user).unwrap(), Timestamp::from_micros(1)),
             RequestId::parse(request).unwrap(),
         );
-        let completion = Completion::new(CompletionHead {
-            id: request.clone(),
-            created: 1,
-            model: "m".into(),
-            files_url: "http://here".into(),
-            wants_usage: false,
-            prompt_tokens: 0,
-        });
+        let completion = Completion::new(head(&request));
         let (answer, shard) = (Answer { request, completion }, &mut self.shards[usize::from(shard)]);
         let address = match options {
             Some(options) => shard.open_answer(identity, answer, options),
@@ -486,6 +479,18 @@ impl Drop for Rig {
         if !std::thread::panicking() {
             self.finish();
         }
+    }
+}
+
+/// What is the same in all chunks of a test's answer.
+pub(super) fn head(request: &RequestId) -> CompletionHead {
+    CompletionHead {
+        id: request.clone(),
+        created: 1,
+        model: "m".into(),
+        files_url: "http://here".into(),
+        wants_usage: false,
+        prompt_tokens: 0,
     }
 }
 
