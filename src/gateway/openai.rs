@@ -49,6 +49,27 @@ const ID_PREFIX: &str = "chatcmpl-";
 /// The most bytes that an answer in one piece may hold while it is collected.
 const WHOLE_BYTES_MAX: usize = 8 << 20;
 
+#[derive(serde::Serialize)]
+struct Models<'m> {
+    object: &'static str,
+    data: Vec<Model<'m>>,
+}
+
+#[derive(serde::Serialize)]
+struct Model<'m> {
+    id: &'m str,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+}
+
+/// A JSON body with its keys in the order of the type.
+fn written(body: &impl serde::Serialize) -> Answered {
+    // Every key is a string, so this cannot fail.
+    let body = serde_json::to_vec(body).unwrap_or_default();
+    response::typed(StatusCode::OK, HeaderValue::from_static("application/json"), body)
+}
+
 /// A request for an answer, as it was understood.
 struct Wanted {
     user: UserId,
@@ -113,19 +134,19 @@ impl ShardEdge {
     }
 
     fn models(&self) -> Answered {
-        let data: Vec<_> = self.gateway.settings.models.iter().map(|model| self.described(model)).collect();
-        response::json(StatusCode::OK, &json!({ "object": "list", "data": data }))
+        let data = self.gateway.settings.models.iter().map(|model| self.described(model)).collect();
+        written(&Models { object: "list", data })
     }
 
     fn model(&self, encoded: &str) -> Result<Answered, Failed> {
         let name = percent_encoding::percent_decode_str(encoded).decode_utf8_lossy();
         let model = self.gateway.settings.models.iter().find(|model| **model == *name);
         let model = model.ok_or_else(|| Failed::not_found("there is no such model"))?;
-        Ok(response::json(StatusCode::OK, &self.described(model)))
+        Ok(written(&self.described(model)))
     }
 
-    fn described(&self, model: &str) -> Value {
-        json!({ "id": model, "object": "model", "created": self.gateway.answers.started(), "owned_by": "tabcast" })
+    fn described<'m>(&self, model: &'m str) -> Model<'m> {
+        Model { id: model, object: "model", created: self.gateway.answers.started(), owned_by: "tabcast" }
     }
 
     fn cancel(&self, user: &UserId, id: &str) -> Result<Answered, Failed> {
