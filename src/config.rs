@@ -316,24 +316,29 @@ settings! {
     completion_bytes_max: usize = 8 << 20;
     /// How long the worker may be silent before an answer of `/v1` ends with a timeout. Default 5m.
     answer_timeout: Duration = Duration::from_secs(300);
-    /// Answers of `/v1` that are under way on this node. Default 20000. Each costs about 1 KiB.
+    /// Answers of `/v1` that are under way on this node. Default 20000. Each costs about 1 KiB, and its text within
+    /// `bytes_budget`.
     answers_max: usize = 20_000;
     /// Answers of one user that are under way on this node. Default 128.
     answers_per_user_max: usize = 128;
-    /// Bytes of one answer that its client may leave and find again (`x-tabcast-detach`). Default 1MiB, within
-    /// `recovery_total_bytes_max`.
+    /// Bytes of JSON of one answer that its client may leave and find again (`x-tabcast-detach`). Default 1MiB, within
+    /// `answers_bytes_max`.
     answer_bytes_max: usize = 1 << 20;
+    /// Memory of all answers that may be left and found again, within `bytes_budget`. Default 64MiB. Past it the next
+    /// one that says something cannot be found again.
+    answers_bytes_max: usize = 64 << 20;
 
     /// Where frames are kept for tabs that come back: memory (default) or off.
     recovery: Recovery = Recovery::Memory;
     /// Frames that are kept for one user. Default 64.
     recovery_frames_max: usize = RecoveryLimits::default().frames_max;
-    /// Bytes of frames that are kept for one user. Default 64KiB.
+    /// Bytes of JSON of frames that are kept for one user. Default 64KiB.
     recovery_bytes_max: usize = RecoveryLimits::default().bytes_max;
     /// How long a frame, or an answer that has ended, is kept. Default 2m. A user's newest message is kept up to thirty
     /// times as long.
     recovery_time: Duration = RecoveryLimits::default().lifetime;
-    /// Bytes of all that is kept, within `bytes_budget`. Default 64MiB. Past it the oldest users are forgotten.
+    /// Memory of all frames that are kept for users, within `bytes_budget`. Default 64MiB, in 64 equal parts for as many
+    /// parts of the users. Past its part those are forgotten whose last frame is the oldest.
     recovery_total_bytes_max: usize = RecoveryLimits::default().total_bytes_max;
     /// Whether a worker's `fetch_history` gets what recovery keeps. Default false: it gets nothing.
     history_from_recovery: bool = false;

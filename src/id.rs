@@ -105,6 +105,13 @@ text_id! {
     RequestId
 }
 
+impl UserId {
+    /// An id that no user has: it is empty.
+    pub(crate) fn nobody() -> Self {
+        Self(Arc::from(""))
+    }
+}
+
 impl RequestId {
     /// A fresh id of 128 random bits in hexadecimal: nobody guesses another's.
     #[must_use]

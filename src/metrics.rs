@@ -489,6 +489,10 @@ pub struct EngineMetrics {
     pub waited_publishes: SharedCounter,
     /// Frames from other nodes for which there was no room here.
     pub refused_forwards: SharedCounter,
+    /// Streams that have not ended, as they were last swept.
+    pub streams: Gauge,
+    /// Memory of what is kept of users and streams, as it was last swept.
+    pub recovery_bytes: Gauge,
     /// Streams that have ended, by why: `end` frames, and readers that were cut.
     pub ended_streams: PerLabel<StreamEnd, SharedCounter, { StreamEnd::COUNT }>,
     /// Typing frames that a full mailbox had no room for.

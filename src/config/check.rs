@@ -152,8 +152,9 @@ impl Settings {
         let half = "must be at most half of what a session's queue holds, or a replay could fill it";
         ensure(self.recovery_frames_max <= self.session_queue_frames_max / 2, "recovery_frames_max", half)?;
         ensure(self.recovery_bytes_max <= self.session_queue_bytes_max / 2, "recovery_bytes_max", half)?;
-        let kept = "must be at most half of bytes_budget, of which it is a part";
-        ensure(self.recovery_total_bytes_max <= self.bytes_budget / 2, "recovery_total_bytes_max", kept)?;
+        let kept = "must leave half of bytes_budget, of which it and answers_bytes_max are a part";
+        let kept_bytes = self.recovery_total_bytes_max.saturating_add(self.answers_bytes_max);
+        ensure(kept_bytes <= self.bytes_budget / 2, "recovery_total_bytes_max", kept)?;
         let body = "must be at least body_bytes_max";
         ensure(self.bodies_bytes_max >= self.body_bytes_max, "bodies_bytes_max", body)?;
         let message = self.message_bytes_max.saturating_add(base64_bytes(self.attachment_bytes_max));

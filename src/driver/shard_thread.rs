@@ -21,9 +21,10 @@ use tokio::time::Sleep;
 
 use crate::driver::clock;
 use crate::driver::socket::Socket;
-use crate::fanout::session::{Address, Identity};
+use crate::fanout::session::Address;
 use crate::fanout::shard::{Answer, Inbound, OpenError, Opening, Outcome, Shard, Transmit};
 use crate::fanout::streams::StreamOptions;
+use crate::id::UserId;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::Frame;
 
@@ -127,21 +128,16 @@ impl LocalShard {
     ///
     /// # Errors
     /// As [`Shard::open_answer`].
-    pub fn open_answer(
-        &self,
-        identity: Identity,
-        answer: Answer,
-        options: StreamOptions,
-    ) -> Result<Address, OpenError> {
-        self.state().shard.open_answer(identity, answer, options)
+    pub fn open_answer(&self, answer: Answer, options: StreamOptions) -> Result<Address, OpenError> {
+        self.state().shard.open_answer(answer, options)
     }
 
     /// The same for the reader of an answer that was left.
     ///
     /// # Errors
     /// As [`Shard::reopen_answer`].
-    pub fn reopen_answer(&self, identity: Identity, answer: Answer) -> Result<Address, OpenError> {
-        self.state().shard.reopen_answer(identity, answer)
+    pub fn reopen_answer(&self, user: &UserId, answer: Answer) -> Result<Address, OpenError> {
+        self.state().shard.reopen_answer(user, answer)
     }
 
     /// Reads from the shard, for whoever answers questions about it.

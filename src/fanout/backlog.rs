@@ -15,11 +15,22 @@ use crate::proto::frame::{Class, Frame, Kind};
 /// Frames that are to be dropped once no lock is held.
 pub(crate) type Displaced = SmallVec<[Frame; 4]>;
 
-/// How much one backlog holds.
+/// How much one backlog holds, and in which order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bounds {
     pub(crate) frames_max: usize,
+    /// Of JSON.
     pub(crate) bytes_max: usize,
+    pub(crate) edits: Edits,
+}
+
+/// Where a message's newest edit stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Edits {
+    /// Where it was posted, so that whoever has a position before it gets it.
+    Posted,
+    /// Where the one before it stood: for what is only ever replayed whole.
+    InPlace,
 }
 
 /// What stood right before the first frame that is held.
@@ -44,12 +55,13 @@ struct Kept {
 #[derive(Default)]
 pub(crate) struct Backlog {
     kept: VecDeque<Kept>,
+    /// Memory of the frames: each is held once here, however many sessions have it.
     bytes: usize,
+    json_bytes: usize,
     base: Base,
 }
 
-/// What a frame costs here: it is held once, however many sessions have it.
-fn cost(frame: &Frame) -> usize {
+fn memory(frame: &Frame) -> usize {
     frame.bytes() + size_of::<Kept>()
 }
 
@@ -73,35 +85,59 @@ impl Backlog {
         self.kept.back().map(|kept| kept.at)
     }
 
-    /// Takes a frame in behind the others. An edit takes the place of the message's last one, but stands where it was
-    /// posted. Past a bound the oldest go.
+    /// Takes a frame in behind the others; of a message's edits only the newest is kept. Past a bound the oldest go.
     pub(crate) fn keep(&mut self, frame: &Frame, now: u64, bounds: Bounds, displaced: &mut Displaced) {
-        if frame.kind() == Kind::Edit {
-            self.remove_edit_of(frame, displaced);
+        if frame.kind() == Kind::Edit && self.replace_edit(frame, now, bounds.edits, displaced) {
+            return self.keep_to(bounds.bytes_max, displaced);
         }
         // Room is made first, so that a full ring does not grow.
         while self.kept.len() >= bounds.frames_max.max(1) {
             self.let_go(displaced);
         }
-        self.bytes += cost(frame);
+        self.count_in(frame);
         self.kept.push_back(Kept { frame: frame.clone(), at: now });
-        while self.bytes > bounds.bytes_max {
+        self.keep_to(bounds.bytes_max, displaced);
+    }
+
+    fn keep_to(&mut self, bytes_max: usize, displaced: &mut Displaced) {
+        while self.json_bytes > bytes_max {
             self.let_go(displaced);
         }
     }
 
-    fn remove_edit_of(&mut self, newer: &Frame, displaced: &mut Displaced) {
+    fn count_in(&mut self, frame: &Frame) {
+        self.bytes += memory(frame);
+        self.json_bytes += frame.json().len();
+    }
+
+    fn count_out(&mut self, frame: &Frame) {
+        self.bytes -= memory(frame);
+        self.json_bytes -= frame.json().len();
+    }
+
+    /// True if the newer edit stands in the place of the older one; false if it is yet to be put behind the others.
+    fn replace_edit(&mut self, newer: &Frame, now: u64, edits: Edits, displaced: &mut Displaced) -> bool {
         let is_older = |kept: &Kept| kept.frame.kind() == Kind::Edit && kept.frame.key() == newer.key();
-        let older = self.kept.iter().rposition(is_older).and_then(|place| self.kept.remove(place));
+        let Some(place) = self.kept.iter().rposition(is_older) else { return false };
+        let is_in_place = edits == Edits::InPlace;
+        let older = if is_in_place {
+            Some(std::mem::replace(&mut self.kept[place], Kept { frame: newer.clone(), at: now }))
+        } else {
+            self.kept.remove(place)
+        };
         if let Some(older) = older {
-            self.bytes -= cost(&older.frame);
+            self.count_out(&older.frame);
             displaced.push(older.frame);
         }
+        if is_in_place {
+            self.count_in(newer);
+        }
+        is_in_place
     }
 
     fn let_go(&mut self, displaced: &mut Displaced) {
         let Some(oldest) = self.kept.pop_front() else { return };
-        self.bytes -= cost(&oldest.frame);
+        self.count_out(&oldest.frame);
         let id = oldest.frame.message_id().filter(|_| is_ordered(&oldest.frame));
         self.base = id.map_or(Base::Lost, Base::After);
         displaced.push(oldest.frame);
@@ -138,9 +174,14 @@ impl Backlog {
         Some(self.kept.range(from..).map(|kept| kept.frame.clone()).collect())
     }
 
+    /// Whether nothing was ever let go.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.base == Base::Beginning
+    }
+
     /// Everything from the beginning; None if some of it was let go.
     pub(crate) fn whole(&self) -> Option<Vec<Frame>> {
-        (self.base == Base::Beginning).then(|| self.frames().cloned().collect())
+        self.is_whole().then(|| self.frames().cloned().collect())
     }
 
     /// What it holds, oldest first.
@@ -154,7 +195,7 @@ mod tests {
     use super::*;
     use crate::proto::event::{Event, Timestamp};
 
-    const BOUNDS: Bounds = Bounds { frames_max: 4, bytes_max: 1 << 20 };
+    const BOUNDS: Bounds = Bounds { frames_max: 4, bytes_max: 1 << 20, edits: Edits::Posted };
     const TIME: Timestamp = Timestamp::from_micros(1);
 
     fn id(number: u8) -> MessageId {
@@ -215,11 +256,13 @@ mod tests {
 
     #[test]
     fn bytes_are_bounded_and_a_frame_that_is_too_large_leaves_its_position() {
-        let bytes = cost(&message(1));
-        let backlog = backlog("m1 m2 m3", Bounds { frames_max: 64, bytes_max: 2 * bytes });
-        assert_eq!((backlog.bytes(), since(&backlog, 1).as_deref()), (2 * bytes, Some("m2 m3")));
+        let bytes = message(1).json().len();
+        let backlog = backlog("m1 m2 m3", Bounds { frames_max: 64, bytes_max: 2 * bytes, ..BOUNDS });
+        let expected = (2 * bytes, 2 * memory(&message(1)));
+        assert_eq!((backlog.json_bytes, backlog.bytes()), expected);
+        assert_eq!(since(&backlog, 1).as_deref(), Some("m2 m3"));
         let mut small = Backlog::default();
-        let bounds = Bounds { frames_max: 64, bytes_max: bytes - 1 };
+        let bounds = Bounds { frames_max: 64, bytes_max: bytes - 1, ..BOUNDS };
         small.keep(&message(1), 0, bounds, &mut Displaced::new());
         assert_eq!((small.bytes(), since(&small, 1).as_deref()), (0, Some("")));
         assert!(small.whole().is_none());
@@ -242,5 +285,11 @@ mod tests {
         assert_eq!(all(&backlog("", BOUNDS)).as_deref(), Some(""));
         assert_eq!(all(&backlog("m1 e1 e1 m2", BOUNDS)).as_deref(), Some("m1 e1 m2"));
         assert_eq!(all(&backlog("m1 m2 m3 m4 m5", BOUNDS)), None);
+        // What is only replayed whole keeps each message's edit where the first one was.
+        let in_place = Bounds { edits: Edits::InPlace, ..BOUNDS };
+        assert_eq!(all(&backlog("m1 e1 m2 e1", in_place)).as_deref(), Some("m1 e1 m2"));
+        assert_eq!(all(&backlog("m1 e1 m2 e1", BOUNDS)).as_deref(), Some("m1 m2 e1"));
+        let bytes = backlog("m1 e1 m2 e1", in_place).bytes();
+        assert_eq!(bytes, backlog("m1 e1 m2", in_place).bytes());
     }
 }

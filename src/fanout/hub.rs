@@ -219,11 +219,21 @@ impl Hub {
             ChannelId::Stream(request) => {
                 let (delivery, mirror) = self.streams.offer(self, request, frame)?;
                 if let Some(user) = mirror {
-                    // The reader has it: tabs beside it get what there is room for.
-                    let _ = self.post_to_user(&ChannelId::User(user.clone()), &user, frame);
+                    self.mirror(&user, frame);
                 }
                 Ok(delivery)
             }
+        }
+    }
+
+    /// Shows a stream's frame to its owner's tabs too. Its reader has it: where there is no room for it, tabs miss it, and
+    /// get it when they come back.
+    fn mirror(&self, user: &UserId, frame: &Frame) {
+        let channel = ChannelId::User(user.clone());
+        if self.post_to_user(&channel, user, frame) == Err(Full) && self.stripes.keeps(frame) {
+            let mut displaced = Displaced::new();
+            let mut stripe = self.stripes.hold(&channel);
+            self.stripes.keep(&mut stripe, user, frame, Presence::Present, &mut displaced);
         }
     }
 
@@ -283,16 +293,23 @@ impl Hub {
         self.stripes.history(channel)
     }
 
-    /// Bytes that recovery holds, users' and streams'.
+    /// Memory of what is kept of users and of streams.
     #[must_use]
     pub fn recovery_bytes(&self) -> usize {
-        self.stripes.bytes()
+        self.stripes.bytes() + self.streams.bytes()
     }
 
-    /// What is due about once a second: `now` counts seconds from any beginning.
-    pub fn handle_second(&self, now: u64) {
+    /// What a shard has to do about once a second: `now` counts seconds from any beginning.
+    pub(crate) fn handle_second(&self, now: u64) {
         self.stripes.sweep(now);
-        self.streams.sweep(self, now);
+    }
+
+    /// Ends streams that were silent for too long, and forgets those that ended long ago: to be called about once a
+    /// second, where it is allowed to take a while. Without it streams have no timeout.
+    pub fn sweep_streams(&self) {
+        self.streams.sweep(self);
+        self.metrics.engine.recovery_bytes.store(self.recovery_bytes() as u64);
+        self.metrics.engine.streams.store(self.stream_count() as u64);
     }
 
     /// Posts `frame` to one session, whoever holds it: answers to what it sent.
@@ -376,8 +393,19 @@ impl Hub {
         self.streams.attach(self, request, user, address)
     }
 
-    pub(crate) fn leave_stream(&self, request: &RequestId, address: Address) {
-        self.streams.left_by_session(request, address);
+    pub(crate) fn leave_stream(&self, request: &RequestId, address: Address, ending: Disconnect) {
+        self.streams.left_by_session(request, address, ending);
+    }
+
+    /// Streams that [`Self::next_cancelled`] is yet to give out.
+    #[must_use]
+    pub fn waiting_cancels(&self) -> usize {
+        self.streams.waiting_cancels()
+    }
+
+    /// Ends all streams that `user` owns; their producers are told by [`Self::next_cancelled`]. Returns how many.
+    pub fn cancel_streams(&self, user: &UserId) -> usize {
+        self.streams.cancel_all(self, user)
     }
 
     /// Takes a stream away: its reader is woken and sees the end. An absent one is a no-op.

@@ -105,6 +105,13 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Whoever reads an answer: no tab of anybody's.
+    pub(crate) fn nobody() -> Self {
+        let (name, avatar) = (Arc::from(""), Box::from(""));
+        let connected_at = Timestamp::from_micros(0);
+        Self { user: UserId::nobody(), name, avatar, connected_at, expires_at: None, rooms: RoomGrant::None }
+    }
+
     /// A user of that id, with the id as the name, no avatar, no expiry and no rooms.
     #[must_use]
     pub fn new(user: UserId, connected_at: Timestamp) -> Self {

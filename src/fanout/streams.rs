@@ -4,7 +4,9 @@
 //! reader leaves, and whoever owns it attaches again: what was said so far is replayed, then it is live. One that is
 //! not is over when its reader is gone. Whoever produces a stream with an owner is told when nobody wants it any more.
 
-use std::collections::{HashMap, VecDeque};
+mod owners;
+
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,13 +16,15 @@ use dashmap::mapref::entry::Entry;
 use event_listener::Event as Bell;
 use foldhash::fast::RandomState;
 
-use crate::fanout::backlog::{Backlog, Bounds, Displaced};
+use crate::fanout::backlog::{Backlog, Bounds, Displaced, Edits};
 use crate::fanout::hub::{Full, Hub};
 use crate::fanout::mailbox::{Mailbox, Offer, Shared};
 use crate::fanout::session::Address;
+use crate::fanout::streams::owners::Owners;
 use crate::fanout::stripes::Stripes;
 use crate::id::{RequestId, UserId};
 use crate::metrics::{Metrics, StreamEnd};
+use crate::proto::completion::without_data;
 use crate::proto::delivery::{Delivery, Nobody};
 use crate::proto::disconnect::Disconnect;
 use crate::proto::event::{EndReason, Event};
@@ -92,7 +96,8 @@ enum Reader {
 
 struct State {
     reader: Reader,
-    backlog: Backlog,
+    /// What was said, if it can be left and found again.
+    backlog: Option<Box<Backlog>>,
     /// When it ended, in seconds of the coarse clock.
     ended: Option<u64>,
     /// Something was said since `heard`.
@@ -120,7 +125,12 @@ pub(crate) struct Streams {
     /// Relaxed: bounds, they publish nothing.
     running: AtomicUsize,
     ended: AtomicUsize,
-    by_owner: Mutex<HashMap<UserId, usize>>,
+    owners: Owners,
+    /// Memory of all backlogs.
+    ///
+    /// # Ordering
+    /// Relaxed: a bound, publishes nothing.
+    bytes: AtomicUsize,
     cancelled: Mutex<VecDeque<Cancelled>>,
     bell: Bell,
     stripes: Arc<Stripes>,
@@ -135,6 +145,7 @@ struct Limits {
     queue_bytes_max: usize,
     bytes_budget: usize,
     backlog: Bounds,
+    backlogs_bytes_max: usize,
 }
 
 /// What became of a frame.
@@ -167,13 +178,19 @@ impl Streams {
             queue_bytes_max: sessions.queue_bytes_max,
             bytes_budget: hub.bytes_budget,
             // Its frames are few, as edits replace each other: what counts is their bytes.
-            backlog: Bounds { frames_max: sessions.queue_frames_max, bytes_max: hub.stream_bytes_max },
+            backlog: Bounds {
+                frames_max: sessions.queue_frames_max,
+                bytes_max: hub.stream_bytes_max,
+                edits: Edits::InPlace,
+            },
+            backlogs_bytes_max: hub.streams_bytes_max,
         };
         Self {
             all: DashMap::with_hasher(RandomState::default()),
             running: AtomicUsize::new(0),
             ended: AtomicUsize::new(0),
-            by_owner: Mutex::default(),
+            owners: Owners::new(hub.streams_per_owner_max),
+            bytes: AtomicUsize::new(0),
             cancelled: Mutex::default(),
             bell: Bell::new(),
             stripes,
@@ -204,37 +221,18 @@ impl Streams {
     fn open(&self, request: &RequestId, options: StreamOptions, reader: Reader) -> Result<(), OpenError> {
         let Limits { streams_max, streams_per_owner_max, .. } = self.limits;
         let heard = self.stripes.now();
-        let state = State { reader, backlog: Backlog::default(), ended: None, is_heard: false, heard };
+        let backlog = options.is_detachable.then(Box::default);
+        let state = State { reader, backlog, ended: None, is_heard: false, heard };
         match self.all.entry(request.clone()) {
             Entry::Occupied(_) => Err(OpenError::Exists),
             Entry::Vacant(_) if self.running() >= streams_max => Err(OpenError::TooMany { streams_max }),
             Entry::Vacant(entry) => {
-                if !self.take_place(options.owner.as_ref()) {
+                if options.owner.as_ref().is_some_and(|owner| !self.owners.begin(owner, request)) {
                     return Err(OpenError::TooManyOfOwner { streams_max: streams_per_owner_max });
                 }
                 drop(entry.insert(Arc::new(Stream { options, state: Mutex::new(state) })));
                 self.running.fetch_add(1, Ordering::Relaxed);
                 Ok(())
-            }
-        }
-    }
-
-    fn take_place(&self, owner: Option<&UserId>) -> bool {
-        let Some(owner) = owner else { return true };
-        let mut by_owner = self.by_owner.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = by_owner.entry(owner.clone()).or_default();
-        let is_free = *count < self.limits.streams_per_owner_max;
-        *count += usize::from(is_free);
-        is_free
-    }
-
-    fn give_place(&self, owner: Option<&UserId>) {
-        let Some(owner) = owner else { return };
-        let mut by_owner = self.by_owner.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = by_owner.get_mut(owner) {
-            *count -= 1;
-            if *count == 0 {
-                by_owner.remove(owner);
             }
         }
     }
@@ -274,9 +272,11 @@ impl Streams {
         frame: &Frame,
     ) -> Result<(Delivery, Option<UserId>), Full> {
         let Some(stream) = self.find(request) else { return Ok((MISSING, None)) };
+        // An answer has links to files, and need not hold their bytes.
+        let link = if stream.options.owner.is_some() { without_data(frame) } else { None };
         let mut displaced = Displaced::new();
         let mut state = stream.state();
-        let given = self.give(hub, &stream, &mut state, frame, &mut displaced)?;
+        let given = self.give(hub, &stream, &mut state, link.as_ref().unwrap_or(frame), &mut displaced)?;
         drop(state);
         hub.ring_one(given.parked);
         if let Some(end) = given.end {
@@ -306,8 +306,8 @@ impl Streams {
             Reader::Mailbox(shared) => (self.put(shared, frame), None),
         };
         state.is_heard = true;
-        if stream.options.is_detachable {
-            self.keep(&mut state.backlog, frame, displaced);
+        if let Some(backlog) = &mut state.backlog {
+            self.keep(backlog, frame, displaced);
         }
         if !is_taken {
             state.reader = Reader::Nobody;
@@ -318,7 +318,9 @@ impl Streams {
             Kind::End => Some(StreamEnd::Complete),
             _ => None,
         };
-        state.ended = end.map(|_| self.stripes.now());
+        if end.is_some() {
+            self.set_ended(state);
+        }
         Ok(Given { delivery: if goes_on { TAKEN } else { MISSING }, parked, end })
     }
 
@@ -337,31 +339,61 @@ impl Streams {
         }
     }
 
+    /// Keeps a frame for whoever finds the stream again. What is not whole is of no use: then nothing is kept any more.
     fn keep(&self, backlog: &mut Backlog, frame: &Frame, displaced: &mut Displaced) {
-        if !Backlog::wants(frame.kind()) {
+        if !Backlog::wants(frame.kind()) || !backlog.is_whole() {
             return;
         }
-        self.stripes.change(backlog, |backlog| backlog.keep(frame, self.stripes.now(), self.limits.backlog, displaced));
-        if self.stripes.bytes() > self.stripes.limits().total_bytes_max {
-            self.stripes.change(backlog, |backlog| backlog.lose(displaced));
+        let before = backlog.bytes();
+        backlog.keep(frame, self.stripes.now(), self.limits.backlog, displaced);
+        let others = self.bytes.load(Ordering::Relaxed).saturating_sub(before);
+        if !backlog.is_whole() || others + backlog.bytes() > self.limits.backlogs_bytes_max {
+            backlog.lose(displaced);
         }
+        self.count(before, backlog.bytes());
+    }
+
+    fn count(&self, before: usize, after: usize) {
+        self.bytes.fetch_add(after, Ordering::Relaxed);
+        self.bytes.fetch_sub(before, Ordering::Relaxed);
+    }
+
+    /// Memory of what is kept of streams.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// From here on the stream takes nothing more. Under its lock, so that nobody can forget it before it is counted.
+    fn set_ended(&self, state: &mut State) {
+        state.ended = Some(self.stripes.now());
+        self.running.fetch_sub(1, Ordering::Relaxed);
+        self.ended.fetch_add(1, Ordering::Relaxed);
     }
 
     /// An ended stream is no more than its backlog; without one it is gone.
     fn note_end(&self, request: &RequestId, stream: &Arc<Stream>, end: StreamEnd) {
         self.metrics.engine.ended_streams.of(end).increment();
-        self.running.fetch_sub(1, Ordering::Relaxed);
-        self.give_place(stream.options.owner.as_ref());
-        let kept = self.ended.fetch_add(1, Ordering::Relaxed);
-        if !stream.options.is_detachable || kept >= self.limits.streams_max {
+        let is_found = stream.options.is_detachable && self.ended.load(Ordering::Relaxed) <= self.limits.streams_max;
+        if let Some(owner) = &stream.options.owner
+            && let Some(oldest) = self.owners.end(owner, request, is_found)
+            && let Some(oldest_stream) = self.find(&oldest)
+        {
+            self.remove(&oldest, &oldest_stream);
+        }
+        if !is_found {
             self.remove(request, stream);
         }
     }
 
     fn remove(&self, request: &RequestId, stream: &Arc<Stream>) {
-        if self.all.remove_if(request, |_, held| Arc::ptr_eq(held, stream)).is_some() {
-            self.ended.fetch_sub(1, Ordering::Relaxed);
-            self.stripes.release(&stream.state().backlog);
+        if self.all.remove_if(request, |_, held| Arc::ptr_eq(held, stream)).is_none() {
+            return;
+        }
+        self.ended.fetch_sub(1, Ordering::Relaxed);
+        let backlog = stream.state().backlog.take();
+        self.count(backlog.map_or(0, |backlog| backlog.bytes()), 0);
+        if let Some(owner) = &stream.options.owner {
+            self.owners.forget(owner, request);
         }
     }
 
@@ -384,10 +416,10 @@ impl Streams {
             }
             Reader::Nobody => None,
         };
-        if stream.options.is_detachable {
-            self.keep(&mut state.backlog, last, &mut displaced);
+        if let Some(backlog) = &mut state.backlog {
+            self.keep(backlog, last, &mut displaced);
         }
-        state.ended = Some(self.stripes.now());
+        self.set_ended(&mut state);
         drop(state);
         hub.ring_one(parked);
         self.note_end(request, stream, end);
@@ -429,7 +461,7 @@ impl Streams {
         };
         let stream = self.find(request).filter(is_theirs).ok_or(AttachError::NoSuchStream)?;
         let mut state = stream.state();
-        let said = state.backlog.whole().ok_or(AttachError::Lost)?;
+        let said = state.backlog.as_ref().and_then(|backlog| backlog.whole()).ok_or(AttachError::Lost)?;
         let before = std::mem::replace(&mut state.reader, Reader::Session(address));
         drop(state);
         match before {
@@ -444,16 +476,17 @@ impl Streams {
     }
 
     /// The session that read it is gone.
-    pub(crate) fn left_by_session(&self, request: &RequestId, address: Address) {
-        self.left(request, |reader| matches!(reader, Reader::Session(held) if *held == address));
+    pub(crate) fn left_by_session(&self, request: &RequestId, address: Address, ending: Disconnect) {
+        self.left(request, ending, |reader| matches!(reader, Reader::Session(held) if *held == address));
     }
 
     /// The mailbox was dropped.
     pub(crate) fn left_by_mailbox(&self, request: &RequestId, shared: &Arc<Shared>) {
-        self.left(request, |reader| matches!(reader, Reader::Mailbox(held) if Arc::ptr_eq(held, shared)));
+        let is_it = |reader: &Reader| matches!(reader, Reader::Mailbox(held) if Arc::ptr_eq(held, shared));
+        self.left(request, Disconnect::ConnectionLost, is_it);
     }
 
-    fn left(&self, request: &RequestId, is_reader: impl Fn(&Reader) -> bool) {
+    fn left(&self, request: &RequestId, ending: Disconnect, is_reader: impl Fn(&Reader) -> bool) {
         let Some(stream) = self.find(request) else { return };
         let mut state = stream.state();
         if !is_reader(&state.reader) {
@@ -461,9 +494,10 @@ impl Streams {
         }
         let before = std::mem::replace(&mut state.reader, Reader::Nobody);
         if state.ended.is_none() && !stream.options.is_detachable {
-            state.ended = Some(self.stripes.now());
+            self.set_ended(&mut state);
             drop(state);
-            self.note_end(request, &stream, StreamEnd::Cancelled);
+            let is_slow = ending == Disconnect::SlowConsumer;
+            self.note_end(request, &stream, if is_slow { StreamEnd::SlowReader } else { StreamEnd::Cancelled });
             self.tell(request, &stream);
         } else {
             drop(state);
@@ -484,6 +518,10 @@ impl Streams {
         self.bell.notify(1);
     }
 
+    pub(crate) fn waiting_cancels(&self) -> usize {
+        self.cancelled.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     pub(crate) async fn next_cancelled(&self) -> Cancelled {
         loop {
             let listener = self.bell.listen();
@@ -496,7 +534,8 @@ impl Streams {
     }
 
     /// Ends those that were silent for too long, and forgets those that ended long ago.
-    pub(crate) fn sweep(&self, hub: &Hub, now: u64) {
+    pub(crate) fn sweep(&self, hub: &Hub) {
+        let now = self.stripes.now();
         let lifetime = self.stripes.limits().lifetime.as_secs();
         let mut due = Vec::new();
         for entry in &self.all {
@@ -511,16 +550,21 @@ impl Streams {
                 (None, None) => false,
             };
             if is_due {
-                due.push((entry.key().clone(), Arc::clone(stream)));
+                due.push((entry.key().clone(), Arc::clone(stream), state.ended.is_some()));
             }
         }
-        for (request, stream) in due {
-            if self.end(hub, &request, &stream, StreamEnd::Timeout) {
-                self.tell(&request, &stream);
-            } else {
+        for (request, stream, is_over) in due {
+            if is_over {
                 self.remove(&request, &stream);
+            } else if self.end(hub, &request, &stream, StreamEnd::Timeout) {
+                self.tell(&request, &stream);
             }
         }
+    }
+
+    /// Ends all of a user's streams, and tells whoever produces them. Returns how many.
+    pub(crate) fn cancel_all(&self, hub: &Hub, user: &UserId) -> usize {
+        self.owners.running(user).iter().filter(|request| self.cancel(hub, request, user) == Ok(true)).count()
     }
 
     /// Ends every stream with an `end` frame of reason `cancelled`: the node shuts down.

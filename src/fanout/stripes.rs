@@ -7,12 +7,12 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use foldhash::fast::FixedState;
+use foldhash::fast::{FixedState, RandomState};
 
-use crate::fanout::backlog::{Backlog, Bounds, Displaced};
+use crate::fanout::backlog::{Backlog, Bounds, Displaced, Edits};
 use crate::id::{ChannelId, MessageId, UserId};
 use crate::proto::frame::Frame;
 use crate::proto::limits::RecoveryLimits;
@@ -24,12 +24,15 @@ const USER_BYTES: usize = 256;
 /// The newest message of a user is kept so many times as long as the others.
 const TAIL_LIFETIMES: u64 = 30;
 
-/// The backlogs of the users of one stripe.
+/// The backlogs of the users of one stripe. On lines of its own, as its lock is.
 #[derive(Default)]
+#[repr(align(128))]
 pub(crate) struct Stripe {
-    users: HashMap<UserId, Backlog, FixedState>,
-    /// Who has a backlog, each once, by when it was last looked at.
+    users: HashMap<UserId, Backlog, RandomState>,
+    /// Who has a backlog, each once, by when it was last seen to be used.
     by_age: VecDeque<(u64, UserId)>,
+    /// Memory of all of them.
+    bytes: usize,
 }
 
 /// A stripe, held.
@@ -38,11 +41,6 @@ pub(crate) type Held<'a> = MutexGuard<'a, Stripe>;
 pub(crate) struct Stripes {
     stripes: Box<[Mutex<Stripe>]>,
     limits: RecoveryLimits,
-    /// Bytes of all backlogs.
-    ///
-    /// # Ordering
-    /// Relaxed: a bound, publishes nothing.
-    bytes: AtomicUsize,
     /// Seconds since the engine began, as the last sweep saw them.
     ///
     /// # Ordering
@@ -53,12 +51,12 @@ pub(crate) struct Stripes {
 impl Stripes {
     pub(crate) fn new(limits: RecoveryLimits) -> Self {
         let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
-        Self { stripes, limits, bytes: AtomicUsize::new(0), now: AtomicU64::new(0) }
+        Self { stripes, limits, now: AtomicU64::new(0) }
     }
 
     /// Holds the stripe of a channel.
     pub(crate) fn hold(&self, channel: &ChannelId) -> Held<'_> {
-        self.stripes[stripe_of(channel)].lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.stripes[stripe_of(channel)])
     }
 
     /// Whether a frame to a user is one to keep.
@@ -66,7 +64,8 @@ impl Stripes {
         self.limits.is_on() && Backlog::wants(frame.kind())
     }
 
-    /// Keeps a frame for a user who is here, or was: nobody has a position in what was sent to a stranger.
+    /// Keeps a frame for a user who is here, or was: nobody has a position in what was sent to a stranger. Each stripe
+    /// has an equal share of all bytes; past it the users go whose last frame is the oldest.
     pub(crate) fn keep(
         &self,
         stripe: &mut Stripe,
@@ -76,23 +75,26 @@ impl Stripes {
         displaced: &mut Displaced,
     ) {
         let now = self.now();
-        let bounds = Bounds { frames_max: self.limits.frames_max, bytes_max: self.limits.bytes_max };
-        let backlog = match stripe.users.entry(user.clone()) {
-            Entry::Vacant(_) if presence == Presence::Absent => return,
-            Entry::Vacant(entry) => {
-                stripe.by_age.push_back((now, user.clone()));
-                self.bytes.fetch_add(USER_BYTES, Ordering::Relaxed);
-                entry.insert(Backlog::default())
+        let RecoveryLimits { frames_max, bytes_max, lifetime, total_bytes_max } = self.limits;
+        if !stripe.users.contains_key(user) {
+            if presence == Presence::Absent {
+                return;
             }
-            Entry::Occupied(entry) => entry.into_mut(),
-        };
-        self.change(backlog, |backlog| {
+            stripe.by_age.push_back((now, user.clone()));
+            stripe.bytes += USER_BYTES;
+            stripe.users.insert(user.clone(), Backlog::default());
+        }
+        let bounds = Bounds { frames_max, bytes_max, edits: Edits::Posted };
+        stripe.change(user, |backlog| {
             backlog.keep(frame, now, bounds, displaced);
-            backlog.expire(now, self.limits.lifetime, displaced);
+            backlog.expire(now, lifetime, displaced);
         });
-        while self.bytes.load(Ordering::Relaxed) > self.limits.total_bytes_max {
-            let Some((_, oldest)) = stripe.by_age.pop_front() else { return };
-            self.forget(stripe, &oldest, displaced);
+        while stripe.bytes > total_bytes_max / STRIPES {
+            let Some((seen, oldest)) = stripe.by_age.pop_front() else { return };
+            match stripe.users.get(&oldest).and_then(Backlog::newest) {
+                Some(newest) if newest > seen => stripe.by_age.push_back((newest, oldest)),
+                _ => stripe.forget(&oldest, displaced),
+            }
         }
     }
 
@@ -109,9 +111,9 @@ impl Stripes {
         stripe.users.get(user).map(|backlog| backlog.frames().cloned().collect()).unwrap_or_default()
     }
 
-    /// Bytes of all backlogs, users' and streams'.
+    /// Memory of all users' backlogs. Holds each stripe in turn.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
+        self.stripes.iter().map(|stripe| lock(stripe).bytes).sum()
     }
 
     /// The coarse clock: seconds, as the last sweep saw them.
@@ -129,48 +131,42 @@ impl Stripes {
         let lifetime = self.limits.lifetime.as_secs();
         for stripe in &self.stripes {
             let mut displaced = Displaced::new();
-            let mut held = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut held = lock(stripe);
             for _ in 0..held.by_age.len() {
-                if held.by_age.front().is_none_or(|(looked_at, _)| looked_at.saturating_add(lifetime) > now) {
+                if held.by_age.front().is_none_or(|(seen, _)| seen.saturating_add(lifetime) > now) {
                     break;
                 }
                 let Some((_, user)) = held.by_age.pop_front() else { break };
-                let Some(backlog) = held.users.get_mut(&user) else { continue };
-                self.change(backlog, |backlog| backlog.expire(now, self.limits.lifetime, &mut displaced));
-                let end = backlog.newest().unwrap_or(0).saturating_add(lifetime.saturating_mul(TAIL_LIFETIMES));
+                let newest = held.change(&user, |backlog| {
+                    backlog.expire(now, self.limits.lifetime, &mut displaced);
+                    backlog.newest()
+                });
+                let end = newest.flatten().unwrap_or(0).saturating_add(lifetime.saturating_mul(TAIL_LIFETIMES));
                 if end > now {
                     held.by_age.push_back((now, user));
                 } else {
-                    self.forget(&mut held, &user, &mut displaced);
+                    held.forget(&user, &mut displaced);
                 }
             }
             drop(held);
         }
     }
+}
 
-    /// Changes a backlog and counts its bytes, those of streams too.
-    pub(crate) fn change(&self, backlog: &mut Backlog, change: impl FnOnce(&mut Backlog)) {
+impl Stripe {
+    /// Changes a user's backlog and counts its bytes.
+    fn change<R>(&mut self, user: &UserId, change: impl FnOnce(&mut Backlog) -> R) -> Option<R> {
+        let backlog = self.users.get_mut(user)?;
         let before = backlog.bytes();
-        change(backlog);
-        self.count(before, backlog.bytes());
+        let result = change(backlog);
+        self.bytes = self.bytes - before + backlog.bytes();
+        Some(result)
     }
 
-    /// A backlog is gone.
-    pub(crate) fn release(&self, backlog: &Backlog) {
-        self.count(backlog.bytes(), 0);
-    }
-
-    fn count(&self, before: usize, after: usize) {
-        if after >= before {
-            self.bytes.fetch_add(after - before, Ordering::Relaxed);
-        } else {
-            self.bytes.fetch_sub(before - after, Ordering::Relaxed);
-        }
-    }
-
-    fn forget(&self, stripe: &mut Stripe, user: &UserId, displaced: &mut Displaced) {
-        if let Some(backlog) = stripe.users.remove(user) {
-            self.count(backlog.bytes() + USER_BYTES, 0);
+    fn forget(&mut self, user: &UserId, displaced: &mut Displaced) {
+        if let Entry::Occupied(entry) = self.users.entry(user.clone()) {
+            let backlog = entry.remove();
+            self.bytes -= backlog.bytes() + USER_BYTES;
             displaced.extend(backlog.frames().cloned());
         }
     }
@@ -183,7 +179,55 @@ pub(crate) enum Presence {
     Absent,
 }
 
+fn lock(stripe: &Mutex<Stripe>) -> Held<'_> {
+    stripe.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "a remainder of a few dozen")]
 fn stripe_of(channel: &ChannelId) -> usize {
     (FixedState::default().hash_one(channel) % STRIPES as u64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::proto::event::{Event, Timestamp};
+
+    #[test]
+    fn the_users_whose_last_frame_is_the_oldest_go_first_and_nobody_elses_stripe_pays() {
+        let frame = |text: &str| {
+            let timestamp = Timestamp::from_micros(1);
+            Frame::encode(&Event::Message { id: MessageId::random(), text, sender: "s", reply_to: None, timestamp })
+        };
+        // Room for about four users in each stripe.
+        let total_bytes_max = STRIPES * 4 * (USER_BYTES + frame("x").bytes() + 64);
+        let limits =
+            RecoveryLimits { total_bytes_max, lifetime: Duration::from_secs(1_000), ..RecoveryLimits::default() };
+        let stripes = Stripes::new(limits);
+        let mut of_one_stripe = (0..)
+            .map(|n| UserId::parse(&format!("u{n}")).unwrap())
+            .filter(|user| stripe_of(&ChannelId::User(user.clone())) == 7);
+        let users: Vec<_> = of_one_stripe.by_ref().take(6).collect();
+        let say = |user: &UserId, now: u64| {
+            stripes.sweep(now);
+            let mut stripe = stripes.hold(&ChannelId::User(user.clone()));
+            stripes.keep(&mut stripe, user, &frame("x"), Presence::Present, &mut Displaced::new());
+        };
+        let has = |user: &UserId| !stripes.history(&ChannelId::User(user.clone())).is_empty();
+        let in_stripe_8 = |user: &UserId| stripe_of(&ChannelId::User(user.clone())) == 8;
+        let neighbour = (0..).map(|n| UserId::parse(&format!("n{n}")).unwrap()).find(in_stripe_8).unwrap();
+        say(&neighbour, 1);
+        for (now, user) in (2..).zip(&users[..4]) {
+            say(user, now);
+        }
+        assert!(users[..4].iter().all(has));
+        // The first comes back: the second is the one whose last frame is the oldest.
+        say(&users[0], 6);
+        say(&users[4], 7);
+        assert!(has(&users[0]) && !has(&users[1]) && has(&users[4]));
+        assert!(has(&neighbour));
+        assert!(stripes.bytes() <= total_bytes_max);
+    }
 }

@@ -212,7 +212,11 @@ impl ShardEdge {
                 json(StatusCode::OK, &body)
             }
             Method::DELETE => match self.gateway.engine.end_sessions(&user, Disconnect::Kicked).await {
-                Ok(closed) => json(StatusCode::OK, &json!({ "user_id": user.as_str(), "closed": closed })),
+                Ok(closed) => {
+                    let answers = self.gateway.engine.hub().cancel_streams(&user);
+                    let body = json!({ "user_id": user.as_str(), "closed": closed, "answers": answers });
+                    json(StatusCode::OK, &body)
+                }
                 Err(PublishError::Closed) => draining(),
                 Err(refusal) => error(StatusCode::SERVICE_UNAVAILABLE, "overloaded", &refusal.to_string()),
             },

@@ -134,6 +134,9 @@ impl Page<'_, '_> {
         self.counter("waited_publishes", waited, engine.waited_publishes.value())?;
         let refused = "Frames from other nodes for which there was no room here";
         self.counter("refused_forwards", refused, engine.refused_forwards.value())?;
+        self.gauge("streams", "Streams that have not ended", engine.streams.value())?;
+        let kept = "Memory of what is kept of users and streams";
+        self.gauge("recovery_bytes", kept, engine.recovery_bytes.value())?;
         self.family("ended_streams", "Streams that have ended, by why", "reason", &engine.ended_streams)?;
         let typing = "Typing frames that a full mailbox had no room for";
         self.counter("dropped_mailbox_typing_frames", typing, engine.dropped_mailbox_typing_frames.value())?;

@@ -11,7 +11,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_core::Stream;
 use http::header::{HOST, HeaderName, HeaderValue};
@@ -19,10 +19,11 @@ use http::{HeaderMap, Method, StatusCode, Version};
 use hyper::Request;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
+use tokio::time::MissedTickBehavior;
 
 use crate::driver::listener;
+use crate::engine::Engine;
 use crate::fanout::mailbox::Mailbox;
-use crate::fanout::session::Identity;
 use crate::fanout::shard::Answer;
 use crate::fanout::streams::StreamOptions;
 use crate::gateway::auth::{Principal, RouteClass};
@@ -35,6 +36,7 @@ use crate::gateway::response::{self, Answered};
 use crate::id::{ChannelId, MessageId, RequestId, UserId};
 use crate::metrics::HandshakeOutcome;
 use crate::platform::adapter::Outlet;
+use crate::platform::dispatch::Inlet;
 use crate::platform::message::IncomingMessage;
 use crate::platform::openai::{BadRequest, ChatRequest};
 use crate::proto::completion::{Completion, CompletionHead, Failure, WholeCompletion, estimated_tokens};
@@ -69,6 +71,9 @@ fn written(body: &impl serde::Serialize) -> Answered {
     let body = serde_json::to_vec(body).unwrap_or_default();
     response::typed(StatusCode::OK, HeaderValue::from_static("application/json"), body)
 }
+
+/// How often answers are looked through for those that are due.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A request for an answer, as it was understood.
 struct Wanted {
@@ -233,12 +238,11 @@ impl ShardEdge {
 
     /// An answer as a stream: from here on its shard writes it.
     fn stream(&self, wanted: Wanted, cors: &Cors) -> Result<listener::Answer, Failed> {
-        let Wanted { user, question, kept, options, .. } = wanted;
+        let Wanted { question, kept, options, .. } = wanted;
         let place = self.gateway.answers.inlet().reserve(&question).map_err(Failed::from)?;
         let (request, head) = self.stream_head(&kept.head, cors);
         let (completion, first) = begin(kept.head);
-        let identity = Identity::new(user, question.timestamp);
-        let opened = self.local.open_answer(identity, Answer { request, completion }, options);
+        let opened = self.local.open_answer(Answer { request, completion }, options);
         let address = opened.map_err(Failed::from)?;
         self.count(HandshakeOutcome::Answer);
         self.mirror(&question);
@@ -266,8 +270,7 @@ impl ShardEdge {
         head.files_url = self.files_url(request.headers());
         let (request, response_head) = self.stream_head(&head, cors);
         let (completion, first) = begin(head);
-        let identity = Identity::new(user.clone(), self.gateway.engine.now());
-        let opened = self.local.reopen_answer(identity, Answer { request, completion });
+        let opened = self.local.reopen_answer(user, Answer { request, completion });
         let address = opened.map_err(Failed::from)?;
         self.count(HandshakeOutcome::Answer);
         Ok(listener::Answer::Session { address, head: [response_head, first].concat(), status: 200 })
@@ -369,10 +372,18 @@ fn is_authority(host: &str) -> bool {
     !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte))
 }
 
-/// Tells the worker of each answer that nobody waits for any more. Runs for as long as the gateway.
-pub(crate) async fn tell_of_cancels(engine: crate::engine::Engine, inlet: crate::platform::dispatch::Inlet) {
+/// Looks after answers for as long as the gateway runs: ends those whose worker is silent, and tells the worker of each
+/// that nobody waits for any more.
+pub(crate) async fn look_after(engine: Engine, inlet: Inlet) {
+    let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
+    sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let cancelled = engine.hub().next_cancelled().await;
-        inlet.cancel(IncomingMessage::cancel("webchat", &cancelled.request, &cancelled.owner, engine.now()));
+        tokio::select! {
+            cancelled = engine.hub().next_cancelled() => {
+                let cancel = IncomingMessage::cancel("webchat", &cancelled.request, &cancelled.owner, engine.now());
+                inlet.cancel(cancel);
+            }
+            _ = sweeps.tick() => engine.hub().sweep_streams(),
+        }
     }
 }

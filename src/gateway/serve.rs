@@ -33,6 +33,9 @@ use crate::platform::message::IncomingMessage;
 use crate::platform::webchat::{History, WebChat};
 use crate::proto::limits::{HubLimits, RecoveryLimits};
 
+/// How long a drain waits for the worker to hear of the answers that it ended.
+const TELL_TIME: Duration = Duration::from_secs(2);
+
 /// Threads for what is not a shard's: workers, webhooks, large encodes' waiting.
 const CONTROL_THREADS: usize = crate::config::CONTROL_THREADS;
 
@@ -142,7 +145,7 @@ impl Running {
         let (intake, texts) = Intake::new(engine.clone(), inlet.clone(), intake);
         control.spawn(worker::run(runner));
         control.spawn(intake.run());
-        control.spawn(openai::tell_of_cancels(engine.clone(), inlet.clone()));
+        control.spawn(openai::look_after(engine.clone(), inlet.clone()));
         let answers = Answers::new(inlet.clone(), engine.now().as_micros() / 1_000_000);
         let gateway = Arc::new(Gateway {
             keys: ArcSwap::from_pointee(Keys::new(&settings)?),
@@ -206,6 +209,15 @@ impl Running {
         let rest = end.saturating_duration_since(tokio::time::Instant::now());
         let plan = DrainPlan { spread, answers: rest.saturating_sub(closing), deadline: rest };
         let busy = self.threads.drain(plan, self.inlet.drained()).await;
+        // Whoever answers elsewhere is told that nobody waits for it any more.
+        let hub = self.gateway.engine.hub();
+        let told = async {
+            while hub.waiting_cancels() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            self.inlet.drained().await;
+        };
+        let _ = tokio::time::timeout_at(end.min(tokio::time::Instant::now() + TELL_TIME), told).await;
         if busy > 0 {
             tracing::warn!(shards = busy, "the deadline has passed with connections left");
         }
@@ -237,6 +249,7 @@ fn engine_settings(settings: &Settings) -> EngineSettings {
         streams_max: settings.answers_max,
         streams_per_owner_max: settings.answers_per_user_max,
         stream_bytes_max: settings.answer_bytes_max,
+        streams_bytes_max: settings.answers_bytes_max,
         recovery: recovery_limits(settings),
     };
     let (sessions, files) = (settings.session_limits(), settings.file_limits());

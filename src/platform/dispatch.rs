@@ -104,6 +104,7 @@ pub fn dispatch(
         counts: DispatchCounts::default(),
         lanes: 0,
         is_closed: false,
+        is_ended: false,
         runner: None,
     };
     let shared = Arc::new(Shared { handler, adapter, limits, state: Mutex::new(state), drained: Event::new() });
@@ -127,6 +128,8 @@ struct State {
     counts: DispatchCounts,
     lanes: usize,
     is_closed: bool,
+    /// No cancel follows either.
+    is_ended: bool,
     runner: Option<Waker>,
 }
 
@@ -212,8 +215,7 @@ impl Inlet {
         let mut state = self.shared.state();
         let waiting = state.channels.get_mut(&cancel.channel_id).map(std::mem::take).unwrap_or_default();
         if waiting.is_empty() {
-            if state.is_closed && state.counts.pending == 0 {
-                // The runner has left with the last message.
+            if state.is_ended {
                 return;
             }
             let place = self.take_place(&mut state, cancel.bytes());
@@ -230,6 +232,16 @@ impl Inlet {
     pub fn close(&self) {
         let mut state = self.shared.state();
         state.is_closed = true;
+        let waker = state.runner.take();
+        drop(state);
+        waker.inspect(Waker::wake_by_ref);
+    }
+
+    /// Accepts no cancels either: the runner leaves once all is handled. Idempotent.
+    pub fn end(&self) {
+        self.close();
+        let mut state = self.shared.state();
+        state.is_ended = true;
         let waker = state.runner.take();
         drop(state);
         waker.inspect(Waker::wake_by_ref);
@@ -308,14 +320,14 @@ impl std::fmt::Debug for Runner {
 }
 
 impl Runner {
-    /// Waits for a channel that has messages and no lane. `None` once the inlet is closed and all is handled.
+    /// Waits for a channel that has messages and no lane. `None` once the inlet has ended and all is handled.
     ///
     /// # Cancel safety
     /// Dropping the future loses no lane.
     pub async fn next(&mut self) -> Option<Lane> {
         poll_fn(|context| {
             let mut state = self.shared.state();
-            if state.is_closed && state.counts.pending == 0 {
+            if state.is_ended && state.counts.pending == 0 {
                 return Poll::Ready(None);
             }
             if state.lanes < self.shared.limits.lanes_max
@@ -512,6 +524,10 @@ mod tests {
         bench.turn();
         bench.inlet.close();
         bench.inlet.cancel(cancel("1"));
+        assert_eq!(bench.turn(), "cancel 1", "also after the close: answers are ended last");
+        bench.turn();
+        bench.inlet.end();
+        bench.inlet.cancel(cancel("1"));
         assert_eq!((bench.inlet.counts().pending, bench.lanes.len()), (0, 0));
         assert!(bench.inlet.shared.state().channels.is_empty());
     }
@@ -571,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn after_close_the_rest_is_handled_and_then_the_runner_ends() {
+    fn after_close_the_rest_is_handled_and_after_the_end_the_runner_leaves() {
         let mut bench = bench(DispatchLimits::default());
         assert_eq!(bench.accept("a", "1"), Ok(()));
         assert_eq!(bench.accept("a", "2"), Ok(()));
@@ -584,11 +600,13 @@ mod tests {
         bench.permits.add_permits(2);
         assert_eq!(bench.turn(), "2");
         assert!(drained.now_or_never().is_some());
+        assert!(bench.runner.next().now_or_never().is_none(), "a cancel may follow");
+        inlet.end();
         assert!(matches!(bench.runner.next().now_or_never(), Some(None)));
     }
 
     #[tokio::test]
-    async fn a_waiting_runner_is_woken_by_a_message_a_free_lane_and_the_close() {
+    async fn a_waiting_runner_is_woken_by_a_message_a_free_lane_and_the_end() {
         let Bench { inlet, mut runner, permits, .. } =
             bench(DispatchLimits { lanes_max: 1, ..DispatchLimits::default() });
         permits.add_permits(2);
@@ -603,7 +621,7 @@ mod tests {
         inlet.try_accept(message("a", "1")).unwrap();
         inlet.try_accept(message("b", "2")).unwrap();
         inlet.drained().await;
-        inlet.close();
+        inlet.end();
         running.join_next().await.unwrap().unwrap();
     }
 }

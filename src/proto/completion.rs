@@ -25,7 +25,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use self::render::{BLANK_LINE, LINE_BREAK, button_lines, file_link, put_escaped};
-pub use self::render::{ErrorKind, error_body};
+pub use self::render::{ErrorKind, error_body, without_data};
 use self::text::{count, open_text, rest_after, text};
 pub use self::whole::WholeCompletion;
 use crate::id::RequestId;
@@ -307,6 +307,13 @@ pub struct Completion {
 }
 
 impl Completion {
+    /// Memory of the frames that it keeps, in bytes.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        let held = |message: &Remembered| message.sent.bytes() + message.held.as_ref().map_or(0, Frame::bytes);
+        self.messages.iter().map(held).sum()
+    }
+
     /// An answer of which nothing was sent yet.
     #[must_use]
     pub fn new(head: CompletionHead) -> Self {

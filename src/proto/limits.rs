@@ -60,9 +60,12 @@ pub struct HubLimits {
     pub streams_max: usize,
     /// Streams that one owner may have open at once. Default 128.
     pub streams_per_owner_max: usize,
-    /// Bytes of one stream that can be left and found again. Default 1 MiB, within the recovery's `total_bytes_max`;
-    /// past it there is nothing to come back to, while whoever reads it goes on.
+    /// Bytes of JSON of one stream that can be left and found again. Default 1 MiB. Past it there is nothing to come
+    /// back to, while whoever reads it goes on.
     pub stream_bytes_max: usize,
+    /// Memory of all streams that can be left and found again. Default 64 MiB. Past it the next one that says something
+    /// is not kept any more.
+    pub streams_bytes_max: usize,
     /// What users' tabs can get again.
     pub recovery: RecoveryLimits,
     /// Bytes of one file on its way out, before base64. Default 16 MiB. Other frames may be as large as a file's.
@@ -84,6 +87,7 @@ impl Default for HubLimits {
             streams_max: 20_000,
             streams_per_owner_max: 128,
             stream_bytes_max: 1 << 20,
+            streams_bytes_max: 64 << 20,
             recovery: RecoveryLimits::default(),
             file_bytes_max: 16 << 20,
             bytes_budget: 256 << 20,
@@ -97,12 +101,13 @@ impl Default for HubLimits {
 pub struct RecoveryLimits {
     /// Frames of one user. Default 64; 0 keeps none, and every position is unknown.
     pub frames_max: usize,
-    /// Bytes of one user's frames. Default 64 KiB.
+    /// Bytes of JSON of one user's frames. Default 64 KiB.
     pub bytes_max: usize,
     /// How long a frame is kept. Default 120 s. The newest message and its edits are kept up to thirty times as long,
     /// so that a tab which missed nothing is not told of a gap. A stream that has ended is kept as long.
     pub lifetime: Duration,
-    /// Bytes of all users and of all streams that can be left. Default 64 MiB; the oldest users go first.
+    /// Memory of all users' frames. Default 64 MiB. A sixty-fourth of it is for a sixty-fourth of the users; past that
+    /// those go whose last frame is the oldest.
     pub total_bytes_max: usize,
 }
 

@@ -50,8 +50,12 @@ pub fn chunk(content: &[u8]) -> Vec<u8> {
     if content.is_empty() {
         return Vec::new();
     }
-    let mut chunk = format!("{:x}\r\n", content.len()).into_bytes();
-    chunk.reserve_exact(content.len() + 2);
+    let digits = (usize::BITS - content.len().leading_zeros()).div_ceil(4) as usize;
+    let mut chunk = Vec::with_capacity(digits + 2 + content.len() + 2);
+    for digit in (0..digits).rev() {
+        chunk.push(b"0123456789abcdef"[content.len() >> (4 * digit) & 15]);
+    }
+    chunk.extend_from_slice(b"\r\n");
     chunk.extend_from_slice(content);
     chunk.extend_from_slice(b"\r\n");
     chunk

@@ -12,6 +12,9 @@ use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::{Frame, Kind};
 use crate::proto::sse;
 
+/// Room that the scratch keeps from one translation to the next.
+const SCRATCH_BYTES_MAX: usize = 64 << 10;
+
 /// What the reader of an answer is sent, and of which stream it is.
 #[derive(Debug)]
 pub struct Answer {
@@ -21,45 +24,55 @@ pub struct Answer {
     pub completion: Completion,
 }
 
+/// What a translation works with; kept from one to the next.
+#[derive(Default)]
+pub(super) struct Translation {
+    entries: Vec<Entry>,
+    handles: Vec<Handle>,
+    text: Vec<u8>,
+}
+
 impl Shard {
     /// Turns the frames that wait for an answer's reader into bytes. False if nothing waits then.
     pub(super) fn translate(&mut self, slot: u32) -> bool {
         let session = self.slab.get_mut(slot);
-        let Some(mut answer) = session.answer.take() else { return !session.queue.is_empty() };
         let is_translated = session.queue.iter().all(|entry| self.frames.get(entry.handle).is_bytes());
-        if !is_translated {
-            let mut entries = Vec::with_capacity(session.queue.len());
-            session.queue.drain(&mut self.pool, |entry| entries.push(entry));
-            self.queued.frames -= entries.len();
+        let answer = if is_translated { None } else { session.answer.take() };
+        if let Some(mut answer) = answer {
+            let mut work = std::mem::take(&mut self.translation);
+            session.queue.drain(&mut self.pool, |entry| work.entries.push(entry));
+            self.queued.frames -= work.entries.len();
             self.queued.bytes -= session.queue_bytes;
-            let mut text = Vec::new();
-            let mut handles: Vec<Handle> = Vec::with_capacity(4);
-            for entry in entries {
-                match self.frames.get(entry.handle) {
-                    Local::Frame(frame) => {
-                        answer.completion.handle(frame, &mut text);
-                        self.frames.release(entry.handle);
-                    }
-                    Local::Bytes(_) => {
-                        handles.extend(self.chunk(&mut text));
-                        handles.push(entry.handle);
-                    }
+            for entry in work.entries.drain(..) {
+                if let Local::Frame(frame) = self.frames.get(entry.handle) {
+                    answer.completion.handle(frame, &mut work.text);
+                    self.frames.release(entry.handle);
+                } else {
+                    work.handles.extend(self.chunk(&mut work.text));
+                    work.handles.push(entry.handle);
                 }
             }
-            handles.extend(self.chunk(&mut text));
-            let mut bytes = 0;
-            let session = self.slab.get_mut(slot);
-            for handle in &handles {
-                bytes += self.frames.get(*handle).wire_bytes(Wire::Completion);
-                session.queue.push(Entry { handle: *handle, tag: 0 }, &mut self.pool);
-            }
-            session.queue_bytes = bytes - session.written;
-            self.queued.frames += handles.len();
-            self.queued.bytes += session.queue_bytes;
+            work.handles.extend(self.chunk(&mut work.text));
+            self.requeue(slot, &work.handles);
+            work.handles.clear();
+            work.text.shrink_to(SCRATCH_BYTES_MAX);
+            self.translation = work;
+            self.slab.get_mut(slot).answer = Some(answer);
         }
+        !self.slab.get(slot).queue.is_empty()
+    }
+
+    /// Fills an empty queue with bytes of the wire, each held once already.
+    fn requeue(&mut self, slot: u32, handles: &[Handle]) {
         let session = self.slab.get_mut(slot);
-        session.answer = Some(answer);
-        !session.queue.is_empty()
+        let mut bytes = 0;
+        for handle in handles {
+            bytes += self.frames.get(*handle).wire_bytes(Wire::Completion);
+            session.queue.push(Entry { handle: *handle, tag: 0 }, &mut self.pool);
+        }
+        session.queue_bytes = bytes - session.written;
+        self.queued.frames += handles.len();
+        self.queued.bytes += session.queue_bytes;
     }
 
     /// Takes what was written into a frame table's entry of its own, as one HTTP chunk.
@@ -67,6 +80,12 @@ impl Shard {
         let chunk = sse::chunk(text);
         text.clear();
         (!chunk.is_empty()).then(|| self.frames.insert(Local::Bytes(chunk.into_boxed_slice())))
+    }
+
+    /// Memory that a session is the reason for, beside its place in the slab.
+    pub(super) fn weight(&self, slot: u32) -> usize {
+        let session = self.slab.get(slot);
+        session.queue_bytes + session.answer.as_ref().map_or(0, |answer| answer.completion.held_bytes())
     }
 
     /// What an answer's reader gets last: the end of the response, and before it why, if it is not the answer's own end.

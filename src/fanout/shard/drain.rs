@@ -27,8 +27,19 @@ pub(super) struct Draining {
     cursor: u32,
     /// Unlisted at the last step; told once what was on its way to them has come.
     leaving: Vec<u32>,
-    /// The inbox was emptied since they were unlisted.
-    has_taken: bool,
+    /// What of the inbox they may yet be meant by.
+    inbox: Inbox,
+}
+
+/// How far the inbox has come since the last sessions were unlisted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Inbox {
+    /// It holds what was posted before.
+    Full,
+    /// That was taken out of it.
+    Taken,
+    /// And handled.
+    Handled,
 }
 
 impl Shard {
@@ -48,7 +59,7 @@ impl Shard {
                 told: 0,
                 cursor: 0,
                 leaving: Vec::new(),
-                has_taken: false,
+                inbox: Inbox::Full,
             });
             self.go_on_draining(now);
         }
@@ -56,15 +67,26 @@ impl Shard {
 
     /// Everything that was in the inbox was taken out of it.
     pub(super) fn note_taken(&mut self) {
-        if let Some(draining) = &mut self.draining {
-            draining.has_taken = true;
+        if let Some(draining) = &mut self.draining
+            && draining.inbox == Inbox::Full
+        {
+            draining.inbox = Inbox::Taken;
+        }
+    }
+
+    /// Everything that was taken was handled.
+    pub(super) fn note_handled(&mut self) {
+        if let Some(draining) = &mut self.draining
+            && draining.inbox == Inbox::Taken
+        {
+            draining.inbox = Inbox::Handled;
         }
     }
 
     /// Ends as many sessions as should have been told by now.
     pub(super) fn go_on_draining(&mut self, now: Instant) {
         let Some(mut draining) = self.draining.take() else { return };
-        if self.waiting.is_empty() && draining.has_taken {
+        if draining.inbox == Inbox::Handled {
             for slot in std::mem::take(&mut draining.leaving) {
                 self.tell_to_come_back(slot, draining.spread);
             }
@@ -82,7 +104,7 @@ impl Shard {
             if session.state == State::Open && session.answer.is_none() {
                 self.unlist(draining.cursor);
                 draining.leaving.push(draining.cursor);
-                draining.has_taken = false;
+                draining.inbox = Inbox::Full;
                 draining.told += 1;
             }
             draining.cursor += 1;

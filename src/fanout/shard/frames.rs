@@ -13,9 +13,6 @@ pub enum Wire {
     Completion,
 }
 
-/// About what a file becomes in an answer: a link.
-const LINK_BYTES: usize = 512;
-
 /// A frame of this shard's table. It is counted: who keeps one holds it, who drops one releases it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Handle(u32);
@@ -55,6 +52,14 @@ impl Local {
         matches!(self, Self::Bytes(_))
     }
 
+    /// Memory that is held here and is no frame's.
+    fn own_bytes(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Frame(_) => 0,
+        }
+    }
+
     pub(crate) fn is_typing(&self) -> bool {
         matches!(self, Self::Frame(frame) if frame.kind() == Kind::Typing)
     }
@@ -69,9 +74,6 @@ impl Local {
                 None => [&[], &[]],
             },
             // What it weighs until it is translated; it is never written so.
-            (Self::Frame(frame), Wire::Completion) if frame.kind() == Kind::File => {
-                [&frame.json()[..LINK_BYTES.min(frame.json().len())], &[]]
-            }
             (Self::Frame(frame), Wire::Completion) => [frame.json(), &[]],
             (Self::Bytes(bytes), Wire::EventStream | Wire::Completion) => [bytes, &[]],
             (Self::Bytes(_), Wire::WebSocket) => [&[], &[]],
@@ -97,12 +99,15 @@ pub(crate) struct Frames {
     entries: Vec<Entry>,
     free: Vec<u32>,
     inserted: u64,
+    /// Bytes of the shard's own that are held: no other count sees them.
+    own_bytes: usize,
 }
 
 impl Frames {
     /// Puts one in, held once by the caller.
     pub(crate) fn insert(&mut self, local: Local) -> Handle {
         self.inserted += 1;
+        self.own_bytes += local.own_bytes();
         let entry = Entry { local: Some(local), holders: 1 };
         if let Some(number) = self.free.pop() {
             self.entries[number as usize] = entry;
@@ -115,6 +120,11 @@ impl Frames {
     /// How many were ever inserted: as long as it stays, a handle means the same frame.
     pub(crate) fn inserted(&self) -> u64 {
         self.inserted
+    }
+
+    /// Bytes of the shard's own that are held.
+    pub(crate) fn own_bytes(&self) -> usize {
+        self.own_bytes
     }
 
     #[inline]
@@ -133,7 +143,7 @@ impl Frames {
         let entry = &mut self.entries[handle.0 as usize];
         entry.holders -= 1;
         if entry.holders == 0 {
-            entry.local = None;
+            self.own_bytes -= entry.local.take().map_or(0, |local| local.own_bytes());
             self.free.push(handle.0);
         }
     }

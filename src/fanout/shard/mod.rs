@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use crate::fanout::hub::{Hub, Post};
 use crate::fanout::inbox::Batch;
-use crate::fanout::session::SessionRef;
+use crate::fanout::session::{Identity, SessionRef};
 pub use crate::fanout::shard::answer::Answer;
 use crate::fanout::shard::drain::Draining;
 pub use crate::fanout::shard::frames::Wire;
@@ -64,6 +64,9 @@ pub struct Shard {
     due: Vec<u32>,
     gathered: transmit::Gathered,
     run: offer::Run,
+    translation: answer::Translation,
+    /// Whose identity the readers of answers have: nobody's.
+    reader: Arc<Identity>,
     queued: Queued,
     /// Posts that were taken and are yet to be handled.
     waiting: Batch<Post>,
@@ -128,6 +131,8 @@ impl Shard {
             due: Vec::new(),
             gathered: transmit::Gathered::default(),
             run: offer::Run::default(),
+            translation: answer::Translation::default(),
+            reader: Arc::new(Identity::nobody()),
             queued: Queued::default(),
             waiting: Batch::empty(),
             is_pressed: false,
@@ -224,6 +229,9 @@ impl Shard {
         if self.waiting.is_empty() {
             self.waiting = self.hub.take(self.index);
             self.note_taken();
+            if self.waiting.is_empty() {
+                self.note_handled();
+            }
         }
         if self.waiting.is_empty() {
             return false;
@@ -239,6 +247,9 @@ impl Shard {
             self.handle_post(post, now);
         }
         self.offer_run();
+        if self.waiting.is_empty() {
+            self.note_handled();
+        }
         self.hub.release(self.index, posts, bytes);
         self.keep_to_budget();
         true
@@ -381,7 +392,7 @@ impl Shard {
         self.metrics.ended_sessions.of(ending).increment();
         if let Some(handle) = self.slab.session_ref(self.index, slot) {
             match &self.slab.get(slot).answer {
-                Some(answer) => self.hub.leave_stream(&answer.request, handle.address()),
+                Some(answer) => self.hub.leave_stream(&answer.request, handle.address(), ending),
                 None => drop(self.hub.registry().disconnect(&handle)),
             }
         }
@@ -391,6 +402,10 @@ impl Shard {
         let session = self.slab.get_mut(slot);
         session.rooms = Vec::new();
         session.state = State::Closing;
+        self.allow_time_to_close(slot);
+    }
+
+    fn allow_time_to_close(&mut self, slot: u32) {
         let wait = Timers::ticks(self.limits.close_timeout);
         // One tick more: the current one may be almost over.
         self.timers.set(slot, wait + 1);

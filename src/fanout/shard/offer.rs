@@ -365,7 +365,7 @@ impl Shard {
     /// Cuts the fattest queues, a few a turn, while the process is over its byte budget. What is cut frees its memory a
     /// little later: until the next tick it counts as free.
     pub(super) fn keep_to_budget(&mut self) {
-        let entries = self.pool.lent_bytes();
+        let entries = self.pool.lent_bytes() + self.frames.own_bytes();
         self.metrics.queue_entry_bytes.store(entries as u64);
         let known = frame::live_bytes() + entries + self.entries_elsewhere;
         // The other shards' part is looked up once a tick, and when it may matter.
@@ -386,8 +386,11 @@ impl Shard {
         let fattest = self.find_fattest();
         self.relief.is_exhausted = fattest.is_empty();
         for slot in fattest.into_iter().rev().take(CUTS_PER_TURN) {
-            self.relief.bytes += self.slab.get(slot).queue_bytes;
-            self.cut(slot, Disconnect::OverBudget);
+            self.relief.bytes += self.weight(slot);
+            match self.slab.get(slot).state {
+                State::Closing => self.finish(slot),
+                _ => self.cut(slot, Disconnect::OverBudget),
+            }
             if held - self.bytes_budget <= self.relief.bytes {
                 return;
             }
@@ -401,16 +404,22 @@ impl Shard {
         self.entries_elsewhere = usize::try_from(all.saturating_sub(own)).unwrap_or(usize::MAX);
     }
 
-    /// The stalled sessions of the top size class, the fattest last. A class is a power of two of queued bytes.
+    /// The stalled sessions of the top size class, the fattest last. A class is a power of two of bytes. Answers count
+    /// with what they remember, stalled or not; so do those that are only read to their end.
     fn find_fattest(&self) -> Vec<u32> {
         let fat = |slot: &u32| {
             let session = self.slab.get(*slot);
-            session.state == State::Open && session.blocked && !session.queue.is_empty()
+            let is_stalled = session.blocked && !session.queue.is_empty();
+            match session.state {
+                State::Open => is_stalled || session.answer.is_some(),
+                State::Closing => is_stalled && session.answer.is_some(),
+                State::Vacant | State::Ended => false,
+            }
         };
-        let class = |slot: u32| self.slab.get(slot).queue_bytes.checked_ilog2().unwrap_or(0);
+        let class = |slot: u32| self.weight(slot).checked_ilog2().unwrap_or(0);
         let Some(top) = (0..self.slab.slots()).filter(fat).map(class).max() else { return Vec::new() };
         let mut fattest: Vec<u32> = (0..self.slab.slots()).filter(fat).filter(|slot| class(*slot) == top).collect();
-        fattest.sort_unstable_by_key(|slot| self.slab.get(*slot).queue_bytes);
+        fattest.sort_unstable_by_key(|slot| self.weight(*slot));
         fattest
     }
 

@@ -12,7 +12,7 @@ use crate::fanout::shard::offer::Urgency;
 use crate::fanout::shard::slab::State;
 use crate::fanout::shard::timers::Timers;
 use crate::fanout::streams::{self, AttachError, StreamOptions};
-use crate::id::MessageId;
+use crate::id::{MessageId, UserId};
 use crate::proto::disconnect::Disconnect;
 use crate::proto::event::{GapReason, Notice};
 use crate::proto::frame::Frame;
@@ -106,7 +106,7 @@ impl Shard {
         opening: Opening,
         greet: impl FnOnce(Address) -> Option<Frame>,
     ) -> Result<Address, OpenError> {
-        let (slot, address) = self.take_slot(opening.wire, opening.identity, opening.expires_in)?;
+        let (slot, address) = self.take_slot(opening.wire, Arc::new(opening.identity), opening.expires_in)?;
         let Some(handle) = self.slab.session_ref(self.index, slot) else { return Err(OpenError::NoSlot) };
         let missed = match self.hub.connect(handle, &opening.resume) {
             Ok(missed) => missed,
@@ -134,13 +134,8 @@ impl Shard {
     ///
     /// # Errors
     /// [`OpenError`]: nothing was opened.
-    pub fn open_answer(
-        &mut self,
-        identity: Identity,
-        answer: Answer,
-        options: StreamOptions,
-    ) -> Result<Address, OpenError> {
-        let (slot, address) = self.take_slot(Wire::Completion, identity, None)?;
+    pub fn open_answer(&mut self, answer: Answer, options: StreamOptions) -> Result<Address, OpenError> {
+        let (slot, address) = self.take_slot(Wire::Completion, Arc::clone(&self.reader), None)?;
         if let Err(error) = self.hub.open_stream_for(&answer.request, options, address) {
             self.give_slot(slot);
             return Err(error.into());
@@ -149,14 +144,13 @@ impl Shard {
         Ok(address)
     }
 
-    /// Opens a session that reads an answer which its user left: what was said so far comes before anything live.
+    /// Opens a session that reads an answer which `user` left: what was said so far comes before anything live.
     ///
     /// # Errors
     /// [`OpenError`]: nothing was opened.
-    pub fn reopen_answer(&mut self, identity: Identity, answer: Answer) -> Result<Address, OpenError> {
-        let user = identity.user.clone();
-        let (slot, address) = self.take_slot(Wire::Completion, identity, None)?;
-        let said = match self.hub.attach_to_stream(&answer.request, &user, address) {
+    pub fn reopen_answer(&mut self, user: &UserId, answer: Answer) -> Result<Address, OpenError> {
+        let (slot, address) = self.take_slot(Wire::Completion, Arc::clone(&self.reader), None)?;
+        let said = match self.hub.attach_to_stream(&answer.request, user, address) {
             Ok(said) => said,
             Err(error) => {
                 self.give_slot(slot);
@@ -176,7 +170,7 @@ impl Shard {
     fn take_slot(
         &mut self,
         wire: Wire,
-        identity: Identity,
+        identity: Arc<Identity>,
         expires_in: Option<Duration>,
     ) -> Result<(u32, Address), OpenError> {
         if self.draining.is_some() {
@@ -193,7 +187,7 @@ impl Shard {
         session.blocked = true;
         session.expires = expires_in.map_or(u64::MAX, |good_for| tick + Timers::ticks(good_for));
         session.ping_due = tick + first_ping;
-        session.identity = Some(Arc::new(identity));
+        session.identity = Some(identity);
         let (wait, generation) = (first_ping.min(session.expires - tick), session.generation);
         self.timers.set(slot, wait);
         Ok((slot, Address::new(self.index, slot, generation)))

@@ -16,6 +16,8 @@ const COPY_MAX: usize = 2048;
 const WRITE_BYTES_MAX: usize = 256 << 10;
 /// Of so many writes one is not direct work, if there is other.
 const DIRECT_PICKS: u32 = 8;
+/// Of a closing answer, the least that counts as progress: a byte now and then does not.
+const PROGRESS_BYTES_MIN: usize = 1024;
 /// Slices of one write.
 const SLICES_MAX: usize = 64;
 
@@ -218,6 +220,11 @@ impl Shard {
             self.metrics.written_bytes.add(taken as u64);
         }
         let (state, wire, peer_closed) = (session.state, session.wire, session.peer_closed);
+        // An answer ends with all that was said: its reader may take as long as it goes on reading.
+        if state == State::Closing && wire == Wire::Completion && taken >= PROGRESS_BYTES_MIN {
+            self.allow_time_to_close(slot);
+        }
+        let session = self.slab.get_mut(slot);
         if session.queue.is_empty() {
             if state == State::Closing && (peer_closed || wire != Wire::WebSocket) {
                 self.finish(slot);

@@ -456,7 +456,7 @@ mod tests {
     }
 
     async fn finish(inlet: &Inlet, mut tasks: JoinSet<()>) {
-        inlet.close();
+        inlet.end();
         timeout(Duration::from_secs(20), async {
             inlet.drained().await;
             while tasks.join_next().await.is_some() {}

@@ -6,7 +6,7 @@ use percent_encoding::utf8_percent_encode;
 
 use super::text::text;
 use crate::proto::event::{BUTTONS_MAX, FILENAME_SEGMENT};
-use crate::proto::frame::Frame;
+use crate::proto::frame::{Frame, Kind};
 use crate::proto::json::{escape_plain, escape_separators};
 
 /// Stands between a text and its buttons, escaped.
@@ -104,6 +104,19 @@ pub(super) fn file_link(frame: &Frame, files_url: &str) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(link.len() + 16);
     put_escaped(&link, &mut out);
     Some(out)
+}
+
+/// A file's frame without the file: its id and name are all that a link needs. `None` for any other frame.
+#[must_use]
+pub fn without_data(frame: &Frame) -> Option<Frame> {
+    if frame.kind() != Kind::File {
+        return None;
+    }
+    let (id, filename) = (frame.message_id()?, std::str::from_utf8(text(frame)?).ok()?);
+    let json = format!(
+        "{{\"type\":\"file\",\"id\":\"{id}\",\"filename\":\"{filename}\",\"mimetype\":\"\",\"data\":\"\",\"size\":0,\"timestamp\":0}}"
+    );
+    Some(Frame::relay(Kind::File, Some(id), None, &json))
 }
 
 const fn on_one_line(character: char) -> char {

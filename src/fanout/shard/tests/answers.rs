@@ -8,7 +8,6 @@ use serde_json::Value;
 
 use super::rig::{Got, Rig, edit, head, message, typing};
 use crate::fanout::hub::{Drain, Hub};
-use crate::fanout::session::Identity;
 use crate::fanout::shard::{Answer, OpenError, Outcome, Shard};
 use crate::fanout::streams::{AttachError, OpenError as StreamError, StreamOptions};
 use crate::id::{ChannelId, MessageId, RequestId, UserId};
@@ -230,11 +229,95 @@ fn a_drain_lets_answers_end_and_then_ends_them() {
     assert!(rig.shards[0].is_drained());
 }
 
+#[test]
+fn a_replay_says_the_same_as_the_stream_did() {
+    let mut rig = Rig::new(1);
+    let tab = rig.answer(0, ("ann", "r"), Some(detachable())).unwrap();
+    let (id, frame) = said("");
+    rig.publish("sse:r", &frame);
+    rig.publish("sse:r", &edit(id, "AAA"));
+    rig.publish("sse:r", &message("BBB"));
+    rig.publish("sse:r", &edit(id, "AAA!"));
+    rig.publish("sse:r", &end(EndReason::Stop));
+    assert_eq!(rig.content(tab), "AAA\n\nBBB\n\n!");
+    let again = rig.answer(0, ("ann", "r"), None).unwrap();
+    // The difference was all that was left to say of the first message.
+    assert_eq!(rig.content(again), "AAA!\n\nBBB");
+}
+
+#[test]
+fn a_reader_of_an_ended_answer_may_take_as_long_as_it_goes_on_reading() {
+    let mut rig = Rig::new(1);
+    let tab = rig.answer(0, ("ann", "r"), Some(options())).unwrap();
+    rig.stall(tab, 0);
+    rig.publish("sse:r", &message(&"x".repeat(100_000)));
+    rig.publish("sse:r", &end(EndReason::Stop));
+    for _ in 0..9 {
+        rig.writable(tab, 10_000);
+        rig.wait(4);
+        assert!(!rig.tabs[tab].gone);
+    }
+    rig.writable(tab, usize::MAX);
+    assert_eq!((rig.content(tab).len(), rig.last(tab)), (100_000, Got::LastChunk));
+    // One that takes nothing has the time of any other that was told to close.
+    let tab = rig.answer(0, ("ann", "s"), Some(options())).unwrap();
+    rig.stall(tab, 0);
+    rig.publish("sse:s", &message("x"));
+    rig.publish("sse:s", &end(EndReason::Stop));
+    rig.wait(7);
+    assert!(rig.tabs[tab].gone);
+}
+
+#[test]
+fn what_answers_hold_counts_against_the_budget_and_the_fattest_goes_first() {
+    let held = crate::proto::frame::live_bytes();
+    let mut rig = Rig::with(1, SessionLimits::default(), held + (4 << 20));
+    let (small, bystander) = (rig.answer(0, ("ann", "small"), Some(options())).unwrap(), rig.tab(0, "bob"));
+    rig.publish("sse:small", &message(&"x".repeat(10_000)));
+    rig.stall(bystander, 0);
+    rig.publish("bob", &message("waits"));
+    let fat = rig.answer(0, ("ann", "fat"), Some(options())).unwrap();
+    rig.publish("sse:fat", &message(&"x".repeat(6 << 20)));
+    rig.turn();
+    assert!(rig.is_open(bystander) && rig.is_open(small), "it is not they who hold it");
+    assert!(rig.tabs[fat].gone || !rig.is_open(fat));
+    assert_eq!(rig.ended(Disconnect::OverBudget), 1);
+}
+
+#[test]
+fn an_owner_has_a_few_ended_answers_that_can_be_found() {
+    let mut rig = Rig::new(1);
+    for n in 0..20 {
+        let name = n.to_string();
+        rig.answer(0, ("ann", &name), Some(detachable())).unwrap();
+        rig.publish(&format!("sse:{name}"), &message("x"));
+        rig.publish(&format!("sse:{name}"), &end(EndReason::Stop));
+    }
+    assert_eq!(rig.answer(0, ("ann", "3"), None).unwrap_err(), OpenError::Attach(AttachError::NoSuchStream));
+    let tab = rig.answer(0, ("ann", "4"), None).unwrap();
+    assert_eq!(rig.content(tab), "x");
+    rig.wait(125);
+    assert_eq!(rig.hub.recovery_bytes(), 0);
+}
+
+#[test]
+fn a_user_who_is_cut_has_no_answers_any_more() {
+    let mut rig = Rig::new(1);
+    let tabs = ["1", "2"].map(|name| rig.answer(0, ("ann", name), Some(detachable())).unwrap());
+    let of_bob = StreamOptions { owner: Some(user("bob")), ..options() };
+    let other = rig.answer(0, ("bob", "3"), Some(of_bob)).unwrap();
+    assert_eq!(rig.hub.cancel_streams(&user("ann")), 2);
+    rig.turn();
+    assert!(tabs.iter().all(|tab| rig.tabs[*tab].gone) && !rig.tabs[other].gone);
+    assert_eq!((cancelled(&rig).as_deref(), cancelled(&rig).as_deref()), (Some("1"), Some("2")));
+    assert_eq!(rig.hub.cancel_streams(&user("ann")), 0);
+}
+
 /// What one reader gets who attaches, stays for some turns, and goes away: the text of all deltas.
 fn read_for(shard: &mut Shard, turns: usize) -> String {
-    let (request, identity) = (request("r"), Identity::new(user("ann"), Timestamp::from_micros(1)));
+    let request = request("r");
     let answer = Answer { completion: Completion::new(head(&request)), request };
-    let slot = shard.reopen_answer(identity, answer).unwrap().slot();
+    let slot = shard.reopen_answer(&user("ann"), answer).unwrap().slot();
     shard.handle_writable(slot);
     let mut bytes = Vec::new();
     for _ in 0..turns {
@@ -269,9 +352,8 @@ fn threads_answer_while_readers_come_and_go_and_each_reads_from_the_beginning_wi
     let hub = Hub::new(3, &HubLimits::default(), &limits);
     let shard = |index| Shard::new(Arc::clone(&hub), index, SessionLimits::default(), usize::MAX, start());
     let mut home = shard(2);
-    let identity = Identity::new(user("ann"), Timestamp::from_micros(1));
     let answer = Answer { completion: Completion::new(head(&request("r"))), request: request("r") };
-    home.open_answer(identity, answer, detachable()).unwrap();
+    home.open_answer(answer, detachable()).unwrap();
     let whole: String = (0..MESSAGES).map(|n| if n == 0 { "0".to_owned() } else { format!("\n\n{n}") }).collect();
     std::thread::scope(|threads| {
         for index in 0..2 {

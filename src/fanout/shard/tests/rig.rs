@@ -203,15 +203,12 @@ impl Rig {
         (user, request): (&str, &str),
         options: Option<StreamOptions>,
     ) -> Result<usize, OpenError> {
-        let (identity, request) = (
-            Identity::new(UserId::parse(user).unwrap(), Timestamp::from_micros(1)),
-            RequestId::parse(request).unwrap(),
-        );
+        let request = RequestId::parse(request).unwrap();
         let completion = Completion::new(head(&request));
         let (answer, shard) = (Answer { request, completion }, &mut self.shards[usize::from(shard)]);
         let address = match options {
-            Some(options) => shard.open_answer(identity, answer, options),
-            None => shard.reopen_answer(identity, answer),
+            Some(options) => shard.open_answer(answer, options),
+            None => shard.reopen_answer(&UserId::parse(user).unwrap(), answer),
         }?;
         let tab = self.add(address, Wire::Completion);
         self.writable(tab, usize::MAX);
@@ -394,6 +391,7 @@ impl Rig {
         for shard in &mut self.shards {
             shard.handle_tick(now);
         }
+        self.hub.sweep_streams();
         self.flush();
     }
 
