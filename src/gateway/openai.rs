@@ -30,7 +30,7 @@ use crate::gateway::cors::Cors;
 use crate::gateway::edge::{APART_BYTES, Asked, ShardEdge};
 use crate::gateway::openai::failed::Failed;
 pub(crate) use crate::gateway::openai::kept::Answers;
-use crate::gateway::openai::kept::Kept;
+use crate::gateway::openai::kept::{Claim, Kept};
 use crate::gateway::response::{self, Answered};
 use crate::id::{ChannelId, MessageId, RequestId, UserId};
 use crate::metrics::HandshakeOutcome;
@@ -174,13 +174,8 @@ impl ShardEdge {
         }
         let wanted = self.want(user, chat, &headers);
         let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
-        self.gateway.answers.claim(self.gateway.engine.hub(), &wanted.user, key, &wanted.kept)?;
-        let (user, id) = (wanted.user.clone(), wanted.kept.head.id.clone());
-        let begun = if wanted.is_stream { self.stream(wanted, cors) } else { self.whole(wanted).await };
-        if begun.as_ref().is_err_and(|failed| !failed.is_handed_on()) {
-            self.gateway.answers.release(&user, key, &id);
-        }
-        begun
+        let claim = self.gateway.answers.claim(self.gateway.engine.hub(), &wanted.user, key, &wanted.kept)?;
+        if wanted.is_stream { self.stream(wanted, claim, cors) } else { self.whole(wanted, claim).await }
     }
 
     async fn read_chat(&self, request: Request<Incoming>) -> Result<ChatRequest, Failed> {
@@ -232,7 +227,7 @@ impl ShardEdge {
     }
 
     /// An answer as a stream: from here on its shard writes it.
-    fn stream(&self, wanted: Wanted, cors: &Cors) -> Result<listener::Answer, Failed> {
+    fn stream(&self, wanted: Wanted, claim: Claim<'_>, cors: &Cors) -> Result<listener::Answer, Failed> {
         let Wanted { user, question, kept, options, .. } = wanted;
         let place = self.gateway.answers.inlet().reserve(&question).map_err(Failed::from)?;
         let (request, head) = self.stream_head(&kept.head, cors);
@@ -240,6 +235,7 @@ impl ShardEdge {
         let identity = Identity::new(user, question.timestamp);
         let opened = self.local.open_answer(identity, Answer { request, completion }, options);
         let address = opened.map_err(Failed::from)?;
+        claim.opened();
         self.count(HandshakeOutcome::Answer);
         self.mirror(&question);
         place.hand_on(question);
@@ -282,11 +278,12 @@ impl ShardEdge {
 
     /// An answer in one piece. Dropped, as when the client goes away, it cancels the answer, or leaves it if the client
     /// said so.
-    async fn whole(&self, wanted: Wanted) -> Result<listener::Answer, Failed> {
+    async fn whole(&self, wanted: Wanted, claim: Claim<'_>) -> Result<listener::Answer, Failed> {
         let Wanted { question, kept: Kept { head, .. }, options, .. } = wanted;
         let place = self.gateway.answers.inlet().reserve(&question).map_err(Failed::from)?;
         let opened = self.gateway.engine.hub().open_stream(&head.id, options);
         let mut mailbox = opened.map_err(Failed::from)?;
+        claim.opened();
         self.mirror(&question);
         place.hand_on(question);
         let mut whole = WholeCompletion::new(Arc::clone(&head.files_url));
