@@ -106,6 +106,8 @@ impl ShardEdge {
             return Err(Failed::not_found("there is nothing at this path"));
         };
         let path = asked.path.strip_prefix("/v1").unwrap_or_default();
+        // Base URLs are joined to paths by hand.
+        let path = path.strip_suffix('/').unwrap_or(path);
         let method = request.method().clone();
         let respond = |response: Answered| Ok(listener::Answer::Respond(response));
         if let Some(answer) = path.strip_prefix("/chat/completions/") {
