@@ -37,7 +37,7 @@ use crate::proto::delivery::PublishError;
 use crate::proto::disconnect::Disconnect;
 
 /// Bodies over this are read on the control threads: below it they take a few dozen microseconds.
-pub(crate) const APART_BYTES: usize = 64 << 10;
+const APART_BYTES: usize = 64 << 10;
 /// The most users that one listing names.
 const USERS_LISTED_MAX: usize = 10_000;
 

@@ -28,10 +28,10 @@ use crate::fanout::shard::Answer;
 use crate::fanout::streams::StreamOptions;
 use crate::gateway::auth::{Principal, RouteClass};
 use crate::gateway::cors::Cors;
-use crate::gateway::edge::{APART_BYTES, Asked, ShardEdge};
+use crate::gateway::edge::{Asked, ShardEdge};
 use crate::gateway::openai::failed::Failed;
 pub(crate) use crate::gateway::openai::kept::Answers;
-use crate::gateway::openai::kept::Kept;
+use crate::gateway::openai::kept::{Claim, Kept};
 use crate::gateway::response::{self, Answered};
 use crate::id::{ChannelId, MessageId, RequestId, UserId};
 use crate::metrics::HandshakeOutcome;
@@ -50,6 +50,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID_NAME);
 const ID_PREFIX: &str = "chatcmpl-";
 /// The most bytes that an answer in one piece may hold while it is collected.
 const WHOLE_BYTES_MAX: usize = 8 << 20;
+/// Bodies over this are parsed on the control threads. The worst, empty arrays, take some 17 µs a KiB.
+const PARSE_APART_BYTES: usize = 8 << 10;
 
 #[derive(serde::Serialize)]
 struct Models<'m> {
@@ -111,6 +113,8 @@ impl ShardEdge {
             return Err(Failed::not_found("there is nothing at this path"));
         };
         let path = asked.path.strip_prefix("/v1").unwrap_or_default();
+        // Base URLs are joined to paths by hand.
+        let path = path.strip_suffix('/').unwrap_or(path);
         let method = request.method().clone();
         let respond = |response: Answered| Ok(listener::Answer::Respond(response));
         if let Some(answer) = path.strip_prefix("/chat/completions/") {
@@ -179,13 +183,8 @@ impl ShardEdge {
         }
         let wanted = self.want(user, chat, &headers);
         let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
-        self.gateway.answers.claim(self.gateway.engine.hub(), &wanted.user, key, &wanted.kept)?;
-        let (user, id) = (wanted.user.clone(), wanted.kept.head.id.clone());
-        let begun = if wanted.is_stream { self.stream(wanted, cors) } else { self.whole(wanted).await };
-        if begun.as_ref().is_err_and(|failed| !failed.is_handed_on()) {
-            self.gateway.answers.release(&user, key, &id);
-        }
-        begun
+        let claim = self.gateway.answers.claim(self.gateway.engine.hub(), &wanted.user, key, &wanted.kept)?;
+        if wanted.is_stream { self.stream(wanted, claim, cors) } else { self.whole(wanted, claim).await }
     }
 
     async fn read_chat(&self, request: Request<Incoming>) -> Result<ChatRequest, Failed> {
@@ -195,7 +194,7 @@ impl ShardEdge {
         let body = limits.read(request).await.map_err(Failed::from)?;
         let bytes = body.bytes.len();
         let parse = move || ChatRequest::parse(&body.bytes);
-        let parsed: Result<ChatRequest, BadRequest> = if bytes > APART_BYTES {
+        let parsed: Result<ChatRequest, BadRequest> = if bytes > PARSE_APART_BYTES {
             // There are two of these threads, and so at most two requests that are being built.
             gateway.control.spawn(async move { parse() }).await.map_err(|_| Failed::internal())?
         } else {
@@ -237,13 +236,14 @@ impl ShardEdge {
     }
 
     /// An answer as a stream: from here on its shard writes it.
-    fn stream(&self, wanted: Wanted, cors: &Cors) -> Result<listener::Answer, Failed> {
+    fn stream(&self, wanted: Wanted, claim: Claim<'_>, cors: &Cors) -> Result<listener::Answer, Failed> {
         let Wanted { question, kept, options, .. } = wanted;
         let place = self.gateway.answers.inlet().reserve(&question).map_err(Failed::from)?;
         let (request, head) = self.stream_head(&kept.head, cors);
         let (completion, first) = begin(kept.head);
         let opened = self.local.open_answer(Answer { request, completion }, options);
         let address = opened.map_err(Failed::from)?;
+        claim.opened();
         self.count(HandshakeOutcome::Answer);
         self.mirror(&question);
         place.hand_on(question);
@@ -285,11 +285,12 @@ impl ShardEdge {
 
     /// An answer in one piece. Dropped, as when the client goes away, it cancels the answer, or leaves it if the client
     /// said so.
-    async fn whole(&self, wanted: Wanted) -> Result<listener::Answer, Failed> {
+    async fn whole(&self, wanted: Wanted, claim: Claim<'_>) -> Result<listener::Answer, Failed> {
         let Wanted { question, kept: Kept { head, .. }, options, .. } = wanted;
         let place = self.gateway.answers.inlet().reserve(&question).map_err(Failed::from)?;
         let opened = self.gateway.engine.hub().open_stream(&head.id, options);
         let mut mailbox = opened.map_err(Failed::from)?;
+        claim.opened();
         self.mirror(&question);
         place.hand_on(question);
         let mut whole = WholeCompletion::new(Arc::clone(&head.files_url));

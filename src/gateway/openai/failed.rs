@@ -26,13 +26,12 @@ pub(super) struct Failed {
     param: Option<String>,
     message: String,
     headers: HeaderMap,
-    is_handed_on: bool,
 }
 
 impl Failed {
     fn new(status: StatusCode, kind: ErrorKind, code: &'static str, message: impl Into<String>) -> Self {
         let (message, headers) = (message.into(), HeaderMap::new());
-        Self { status, kind, code: Some(code), param: None, message, headers, is_handed_on: false }
+        Self { status, kind, code: Some(code), param: None, message, headers }
     }
 
     fn with(mut self, name: HeaderName, value: &'static str) -> Self {
@@ -92,12 +91,7 @@ impl Failed {
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let failed = Self::new(status, ErrorKind::Server, failure.code(), failure.message());
-        Self { is_handed_on: true, ..failed }.with(SHOULD_RETRY, "false").of_request(&id)
-    }
-
-    /// Whether the worker has the question.
-    pub(super) const fn is_handed_on(&self) -> bool {
-        self.is_handed_on
+        failed.with(SHOULD_RETRY, "false").of_request(&id)
     }
 
     pub(super) fn answer(self) -> Answered {
@@ -138,7 +132,7 @@ impl From<BadRequest> for Failed {
     fn from(error: BadRequest) -> Self {
         let (status, kind) = (StatusCode::BAD_REQUEST, ErrorKind::InvalidRequest);
         let BadRequest { message, param, code } = error;
-        Self { status, kind, code, param, message, headers: HeaderMap::new(), is_handed_on: false }
+        Self { status, kind, code, param, message, headers: HeaderMap::new() }
     }
 }
 

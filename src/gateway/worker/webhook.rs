@@ -2,8 +2,10 @@
 //!
 //! Order within a channel is the lane's: the next message goes out when this one is settled. A message may arrive
 //! more than once (its answer was lost); `Idempotency-Key` is the message id, so that the receiver can tell.
+//! A cancel comes after the question that it cancels, or neither comes.
 
 mod retry;
+mod under_way;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,10 +23,11 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use sha2::Sha256;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::gateway::worker::webhook::retry::{backoff, retry_after};
+use crate::gateway::worker::webhook::under_way::{Delivery, Heard, UnderWay};
 use crate::metrics::{Metrics, WorkerOutcome};
 use crate::platform::adapter::{BoxFuture, MessageHandler, PlatformAdapter};
 use crate::platform::message::IncomingMessage;
@@ -93,7 +96,8 @@ pub enum WebhookError {
     Tls(#[from] rustls::Error),
 }
 
-/// What became of the messages so far.
+/// What became of the messages so far. A question that was cancelled before it was settled was neither delivered nor
+/// given up, and so was its cancel if that was not POSTed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WebhookCounts {
     /// Taken with a 2xx.
@@ -122,6 +126,10 @@ struct Counters {
 /// seconds>` and, with a secret, `X-Tabcast-Signature: sha256=<hex HMAC-SHA-256 of "timestamp.body">`, both new for
 /// each attempt. The body is [`IncomingMessage::to_json`]. What is tried again: no connection, no answer in time, 408,
 /// 429 (not before its `Retry-After`) and 5xx; any other answer but a 2xx is final.
+///
+/// A message with `extra.cancel` ends the attempts for its channel's question, the message with `extra.openai`. It waits
+/// for an attempt that is on its way, `request_timeout` at most, and is POSTed after it; if there was no attempt, neither
+/// is POSTed.
 #[derive(Clone)]
 pub struct Webhook {
     inner: Arc<Inner>,
@@ -131,6 +139,7 @@ struct Inner {
     settings: WebhookSettings,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     requests: Semaphore,
+    under_way: Arc<UnderWay>,
     counters: Counters,
     metrics: Arc<Metrics>,
 }
@@ -144,7 +153,15 @@ impl std::fmt::Debug for Webhook {
 impl MessageHandler for Webhook {
     fn handle(&self, message: IncomingMessage, _adapter: Arc<dyn PlatformAdapter>) -> BoxFuture<'static, ()> {
         let inner = Arc::clone(&self.inner);
-        Box::pin(async move { inner.deliver(message).await })
+        // Before the future is polled: a cancel that comes from here on finds its question.
+        let delivery = inner.under_way.begin(&message);
+        Box::pin(async move {
+            let is_cancel = message.extra.contains_key("cancel");
+            if is_cancel && inner.under_way.cancel(&message.channel_id).await == Heard::Nothing {
+                return;
+            }
+            inner.deliver(message, &delivery).await;
+        })
     }
 }
 
@@ -184,7 +201,8 @@ impl Webhook {
             .pool_max_idle_per_host(settings.requests_max)
             .build(connector);
         let requests = Semaphore::new(settings.requests_max.clamp(1, Semaphore::MAX_PERMITS));
-        Ok(Self { inner: Arc::new(Inner { settings, client, requests, counters: Counters::default(), metrics }) })
+        let (under_way, counters) = (Arc::default(), Counters::default());
+        Ok(Self { inner: Arc::new(Inner { settings, client, requests, under_way, counters, metrics }) })
     }
 
     /// What became of the messages so far.
@@ -201,14 +219,17 @@ impl Webhook {
 }
 
 impl Inner {
-    async fn deliver(&self, message: IncomingMessage) {
+    async fn deliver(&self, message: IncomingMessage, delivery: &Delivery) {
         let id = message.message_id.to_string();
         let body = Bytes::from(message.to_json(&id.replace('-', ""), message.timestamp));
         drop(message);
         let deadline = Instant::now() + self.settings.message_timeout;
         let mut attempts = 0;
-        loop {
-            let attempt = self.attempt(&id, body.clone()).await;
+        while let Some(permit) = self.permit(delivery).await {
+            if attempts > 0 {
+                self.count(&self.counters.retries, WorkerOutcome::Retried);
+            }
+            let attempt = self.attempt(&id, body.clone(), permit).await;
             attempts += 1;
             let (reason, floor) = match attempt {
                 Attempt::Delivered => {
@@ -220,6 +241,7 @@ impl Inner {
                     tracing::warn!(message_id = %id, %status, "the webhook refused a message; it is dropped");
                     return;
                 }
+                Attempt::Again(..) if delivery.is_cancelled() => break,
                 Attempt::Again(reason, floor) => (reason, floor),
             };
             let pause = floor.max(backoff(&self.settings, attempts));
@@ -229,9 +251,22 @@ impl Inner {
                 return;
             }
             tracing::debug!(message_id = %id, attempts, reason, ?pause, "the webhook is tried again");
-            sleep(pause).await;
-            self.count(&self.counters.retries, WorkerOutcome::Retried);
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = delivery.cancelled() => break,
+            }
         }
+        tracing::debug!(message_id = %id, attempts, "a question was cancelled; it is not tried again");
+    }
+
+    /// Waits until a request may be made. None if the message was cancelled.
+    async fn permit(&self, delivery: &Delivery) -> Option<SemaphorePermit<'_>> {
+        let permit = tokio::select! {
+            // The semaphore is never closed.
+            permit = self.requests.acquire() => permit.ok()?,
+            () = delivery.cancelled() => return None,
+        };
+        delivery.goes_out().then_some(permit)
     }
 
     fn count(&self, counter: &AtomicU64, outcome: WorkerOutcome) {
@@ -240,11 +275,7 @@ impl Inner {
     }
 
     /// One request. A pause between two holds no permit, so that a channel in trouble does not stop others.
-    async fn attempt(&self, id: &str, body: Bytes) -> Attempt {
-        // The semaphore is never closed.
-        let Ok(_permit) = self.requests.acquire().await else {
-            return Attempt::Again("shut down".to_owned(), Duration::ZERO);
-        };
+    async fn attempt(&self, id: &str, body: Bytes, _permit: SemaphorePermit<'_>) -> Attempt {
         let request = match self.request(id, body) {
             Ok(request) => request,
             Err(error) => return Attempt::Again(error.to_string(), Duration::ZERO),
@@ -330,14 +361,14 @@ mod tests {
     use std::collections::{HashMap, VecDeque};
     use std::sync::Mutex;
 
-    use serde_json::{Map, Value};
+    use serde_json::{Map, Value, json};
     use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::task::JoinSet;
 
     use super::*;
     use crate::gateway::worker;
-    use crate::id::MessageId;
+    use crate::id::{MessageId, RequestId, UserId};
     use crate::platform::adapter::BotIdentity;
     use crate::platform::dispatch::{DispatchLimits, Inlet, Refused, dispatch};
     use crate::platform::recording::Recorder;
@@ -364,8 +395,21 @@ mod tests {
         }
     }
 
+    const CHANNEL: &str = "sse:r";
+
+    fn question() -> IncomingMessage {
+        let extra = Map::from_iter([("openai".to_owned(), json!({}))]);
+        IncomingMessage { extra, ..message(CHANNEL, "question") }
+    }
+
+    fn cancel() -> IncomingMessage {
+        let (request, user) = (RequestId::parse("r").unwrap(), UserId::parse("u").unwrap());
+        IncomingMessage::cancel("webchat", &request, &user, Timestamp::from_micros(1_000_000))
+    }
+
     /// One request as the receiver saw it.
     struct Seen {
+        at: Instant,
         line: String,
         headers: HashMap<String, String>,
         body: Vec<u8>,
@@ -373,7 +417,8 @@ mod tests {
 
     impl Seen {
         fn text(&self) -> String {
-            serde_json::from_slice::<Value>(&self.body).unwrap()["content"].as_str().unwrap().to_owned()
+            let body = serde_json::from_slice::<Value>(&self.body).unwrap();
+            if body["extra"]["cancel"].is_object() { "cancel" } else { body["content"].as_str().unwrap() }.to_owned()
         }
     }
 
@@ -423,7 +468,7 @@ mod tests {
             }
             let mut body = vec![0; headers["content-length"].parse().unwrap()];
             socket.read_exact(&mut body).await.unwrap();
-            log.lock().unwrap().push(Seen { line: line.trim_end().to_owned(), headers, body });
+            log.lock().unwrap().push(Seen { at: Instant::now(), line: line.trim_end().to_owned(), headers, body });
             let answer = script.lock().unwrap().pop_front().unwrap_or("204 No Content");
             match answer {
                 "hang up" => return,
@@ -463,6 +508,15 @@ mod tests {
         })
         .await
         .unwrap();
+    }
+
+    async fn until(is_so: impl Fn() -> bool) {
+        let looking = async {
+            while !is_so() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(20), looking).await.unwrap();
     }
 
     #[tokio::test]
@@ -516,9 +570,7 @@ mod tests {
         let settings = WebhookSettings { requests_max: 1, ..quick(&receiver.url) };
         let (webhook, inlet, tasks) = start(settings, DispatchLimits::default());
         inlet.try_accept(message("webchat:a", "a1")).unwrap();
-        while receiver.texts().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        until(|| receiver.texts() == "a1").await;
         for text in ["b1", "b2"] {
             inlet.try_accept(message("webchat:b", text)).unwrap();
         }
@@ -580,6 +632,80 @@ mod tests {
         assert_eq!(inlet.try_accept(message("webchat:c", "3")), Err(Refused::Full));
         finish(&inlet, tasks).await;
         assert_eq!(webhook.counts().delivered, 2);
+    }
+
+    /// Attempts that go on for longer than it takes to send a cancel.
+    fn patient(url: &Uri) -> WebhookSettings {
+        WebhookSettings { request_timeout: Duration::from_secs(1), ..quick(url) }
+    }
+
+    /// Sends a question, its cancel once `is_ready`, and gives what the receiver saw.
+    async fn cancelled_when(
+        settings: WebhookSettings,
+        receiver: &Receiver,
+        is_ready: impl Fn(&Inner) -> bool,
+    ) -> WebhookCounts {
+        let (webhook, inlet, tasks) = start(settings, DispatchLimits::default());
+        inlet.try_accept(question()).unwrap();
+        until(|| !receiver.texts().is_empty() && is_ready(&webhook.inner)).await;
+        inlet.cancel(cancel());
+        finish(&inlet, tasks).await;
+        assert_eq!(webhook.inner.under_way.questions(), 0);
+        webhook.counts()
+    }
+
+    #[tokio::test]
+    async fn a_cancel_between_two_attempts_is_the_last_that_goes_out() {
+        // A pause that is longer than this test waits.
+        let receiver = Receiver::start(&["503 Busy\r\nRetry-After: 60"]).await;
+        let is_paused = |inner: &Inner| inner.requests.available_permits() == inner.settings.requests_max;
+        let counts = cancelled_when(quick(&receiver.url), &receiver, is_paused).await;
+        assert_eq!(receiver.texts(), "question cancel");
+        assert_eq!(counts, WebhookCounts { delivered: 1, ..WebhookCounts::default() }, "the cancel, and no failure");
+    }
+
+    #[tokio::test]
+    async fn a_cancel_waits_for_the_attempt_that_is_on_its_way() {
+        let receiver = Receiver::start(&["hang"]).await;
+        let (begun, settings) = (Instant::now(), patient(&receiver.url));
+        let counts = cancelled_when(settings.clone(), &receiver, |_| true).await;
+        assert_eq!(receiver.texts(), "question cancel");
+        assert!(receiver.seen.lock().unwrap()[1].at - begun >= settings.request_timeout);
+        assert_eq!(counts, WebhookCounts { delivered: 1, ..WebhookCounts::default() });
+    }
+
+    #[tokio::test]
+    async fn a_cancel_during_the_last_attempt_is_no_failure_of_it() {
+        let receiver = Receiver::start(&["hang"]).await;
+        let settings = WebhookSettings { attempts_max: 1, ..patient(&receiver.url) };
+        let counts = cancelled_when(settings, &receiver, |_| true).await;
+        assert_eq!(receiver.texts(), "question cancel");
+        assert_eq!(counts, WebhookCounts { delivered: 1, ..WebhookCounts::default() });
+    }
+
+    #[tokio::test]
+    async fn a_cancel_of_what_was_delivered_goes_out() {
+        let receiver = Receiver::start(&[]).await;
+        let counts = cancelled_when(quick(&receiver.url), &receiver, |inner| inner.under_way.questions() == 0).await;
+        assert_eq!(receiver.texts(), "question cancel");
+        assert_eq!(counts, WebhookCounts { delivered: 2, ..WebhookCounts::default() });
+    }
+
+    #[tokio::test]
+    async fn of_a_question_that_waits_for_its_turn_the_receiver_never_hears() {
+        let receiver = Receiver::start(&["hang"]).await;
+        let settings = WebhookSettings { requests_max: 1, ..patient(&receiver.url) };
+        let (webhook, inlet, tasks) = start(settings, DispatchLimits::default());
+        inlet.try_accept(message("webchat:a", "a")).unwrap();
+        until(|| receiver.texts() == "a").await;
+        inlet.try_accept(question()).unwrap();
+        until(|| webhook.inner.under_way.questions() == 1).await;
+        inlet.cancel(cancel());
+        until(|| inlet.counts().pending == 1).await;
+        assert_eq!(webhook.counts(), WebhookCounts::default(), "a is still on its way");
+        finish(&inlet, tasks).await;
+        assert_eq!(receiver.texts(), "a a");
+        assert_eq!(webhook.counts(), WebhookCounts { delivered: 1, retries: 1, ..WebhookCounts::default() });
     }
 
     #[test]
