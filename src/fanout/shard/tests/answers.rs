@@ -346,7 +346,7 @@ fn start() -> Instant {
 }
 
 #[test]
-fn threads_answer_while_readers_come_and_go_and_each_reads_from_the_beginning_without_a_gap() {
+fn readers_come_and_go_while_the_answer_is_given_and_each_reads_from_the_beginning_without_a_gap() {
     const MESSAGES: usize = 300;
     let limits = SessionLimits::default();
     let hub = Hub::new(3, &HubLimits::default(), &limits);

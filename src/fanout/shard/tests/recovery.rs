@@ -166,7 +166,7 @@ fn opening() -> Opening {
 }
 
 #[test]
-fn threads_publish_while_tabs_come_and_go_and_nothing_is_missed_or_doubled() {
+fn tabs_come_and_go_while_others_publish_and_nothing_is_missed_or_doubled() {
     const EACH: usize = 200;
     let recovery = RecoveryLimits { frames_max: 3 * EACH, bytes_max: 1 << 30, ..RecoveryLimits::default() };
     let hub = Hub::new(3, &HubLimits { recovery, ..HubLimits::default() }, &SessionLimits::default());
