@@ -185,7 +185,8 @@ impl Shard {
         session.state = State::Open;
         session.wire = wire;
         session.blocked = true;
-        session.expires = expires_in.map_or(u64::MAX, |good_for| tick + Timers::ticks(good_for));
+        // One tick more: the current one may be almost over, and no token is cut before its time.
+        session.expires = expires_in.map_or(u64::MAX, |good_for| tick + Timers::ticks(good_for) + 1);
         session.ping_due = tick + first_ping;
         session.identity = Some(identity);
         let (wait, generation) = (first_ping.min(session.expires - tick), session.generation);

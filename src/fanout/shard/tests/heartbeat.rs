@@ -183,7 +183,7 @@ fn an_expired_token_ends_the_session_with_4001_after_what_is_queued() {
     let hour = Duration::from_secs(3600);
     let tab = rig.open_for(0, "u", Wire::WebSocket, Some(hour)).unwrap();
     rig.writable(tab, usize::MAX);
-    for _ in 0..3599 {
+    for _ in 0..3600 {
         rig.wait(1);
         rig.receive(tab, &client_frame(PONG, &[]));
     }
@@ -203,8 +203,24 @@ fn a_token_that_expires_while_a_pong_is_awaited_is_what_counts() {
     let mut rig = Rig::new(1);
     let tab = rig.open_for(0, "u", Wire::WebSocket, Some(Duration::from_secs(30))).unwrap();
     rig.writable(tab, usize::MAX);
-    rig.wait(30);
+    rig.wait(31);
     assert_eq!(rig.got(tab), [Got::Ping, close(Disconnect::TokenExpired)]);
+}
+
+#[test]
+fn no_token_is_cut_before_its_time_wherever_in_a_tick_its_tab_came() {
+    for millis in [0, 1, 500, 970, 999] {
+        let mut rig = Rig::new(1);
+        rig.jump(Duration::from_millis(millis));
+        let tab = rig.open_for(0, "u", Wire::WebSocket, Some(Duration::from_secs(2))).unwrap();
+        rig.writable(tab, usize::MAX);
+        for _ in 0..19 {
+            rig.jump(Duration::from_millis(100));
+            assert!(rig.is_open(tab), "{millis}");
+        }
+        rig.jump(Duration::from_millis(1_100));
+        assert!(!rig.is_open(tab), "nor more than a second after it");
+    }
 }
 
 #[test]
