@@ -58,7 +58,7 @@ fn deliver(stream: &[u8], piece: impl Fn(usize) -> usize) -> (Vec<Got>, Result<(
 /// Sets the mask bit of every frame, as far as the lengths lead to one.
 fn masked(stream: &[u8]) -> Vec<u8> {
     let (mut stream, mut at) = (stream.to_vec(), 0_usize);
-    while let Some(second) = stream.get_mut(at + 1) {
+    while let Some(second) = at.checked_add(1).and_then(|at| stream.get_mut(at)) {
         *second |= 0x80;
         let short = usize::from(*second & 0x7f);
         let rest = &stream[at + 2..];
