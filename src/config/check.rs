@@ -152,6 +152,9 @@ impl Settings {
         let half = "must be at most half of what a session's queue holds, or a replay could fill it";
         ensure(self.recovery_frames_max <= self.session_queue_frames_max / 2, "recovery_frames_max", half)?;
         ensure(self.recovery_bytes_max <= self.session_queue_bytes_max / 2, "recovery_bytes_max", half)?;
+        let part = "must be at least 128 times recovery_bytes_max: each of its 64 parts holds at least a user or two";
+        let parts_bytes = self.recovery_bytes_max.saturating_mul(128);
+        ensure(self.recovery_total_bytes_max >= parts_bytes, "recovery_total_bytes_max", part)?;
         let kept = "must leave half of bytes_budget, of which it and answers_bytes_max are a part";
         let kept_bytes = self.recovery_total_bytes_max.saturating_add(self.answers_bytes_max);
         ensure(kept_bytes <= self.bytes_budget / 2, "recovery_total_bytes_max", kept)?;
@@ -332,6 +335,7 @@ mod tests {
         check("recovery_frames_max = 600", "recovery_frames_max");
         check("recovery_bytes_max = '600KiB'", "recovery_bytes_max");
         check("recovery_total_bytes_max = '200MiB'", "recovery_total_bytes_max");
+        check("recovery_total_bytes_max = '7MiB'", "recovery_total_bytes_max");
         check("answer_timeout = '2h'", "answer_timeout");
         check("header_bytes_max = 100", "header_bytes_max");
         check("heartbeat_interval = '1ms'", "heartbeat_interval");
