@@ -1,11 +1,9 @@
-//! Event streams beside their frames: the response's head, keep-alive, retry, the end, and where a reader resumes.
+//! Event streams beside their frames: the response's head, keep-alive, retry, and the end.
 //!
 //! The bodies of an event stream are [`EventStream`](crate::proto::frame::EventStream)s; everything here goes between
 //! them. Each piece is one HTTP/1.1 chunk, so that pieces can be written in any order.
 
 use std::time::Duration;
-
-use crate::id::MessageId;
 
 /// A comment that readers ignore: it keeps proxies from closing an idle stream.
 pub const KEEP_ALIVE: &[u8] = b"e\r\n: keep-alive\n\n\r\n";
@@ -68,13 +66,6 @@ pub fn retry(after: Duration) -> Vec<u8> {
     chunk(format!("retry: {}\n\n", after.as_millis()).as_bytes())
 }
 
-/// The position in a `Last-Event-ID` header (or a query's `after`): the id of the last ordered frame that the reader
-/// has. `None` for anything else; a reader with such a position has none that could be resumed from.
-#[must_use]
-pub fn last_event_id(value: &[u8]) -> Option<MessageId> {
-    std::str::from_utf8(value).ok().and_then(|text| MessageId::parse(text.trim_ascii()).ok())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,20 +100,5 @@ mod tests {
         assert_eq!(unchunk(&retry(Duration::from_millis(1500))), "retry: 1500\n\n");
         assert_eq!(unchunk(&retry(Duration::ZERO)), "retry: 0\n\n");
         assert_eq!(unchunk(&retry(Duration::from_secs(1_000_000))), "retry: 1000000000\n\n");
-    }
-
-    #[test]
-    fn a_position_is_a_message_id_and_nothing_else() {
-        let id = MessageId::random();
-        let check = |value: &str, expected: Option<MessageId>| {
-            assert_eq!(last_event_id(value.as_bytes()), expected, "{value:?}");
-        };
-        check(&id.to_string(), Some(id));
-        check(&id.to_string().to_uppercase(), Some(id));
-        check(&format!(" {id}\t"), Some(id));
-        check("", None);
-        check("42", None);
-        check(&format!("{id}0"), None);
-        assert_eq!(last_event_id(b"\xff"), None);
     }
 }
