@@ -76,19 +76,20 @@ impl Stripes {
     ) {
         let now = self.now();
         let RecoveryLimits { frames_max, bytes_max, lifetime, total_bytes_max } = self.limits;
-        if !stripe.users.contains_key(user) {
+        let bounds = Bounds { frames_max, bytes_max, edits: Edits::Posted };
+        let mut keep = |backlog: &mut Backlog| {
+            backlog.keep(frame, now, bounds, displaced);
+            backlog.expire(now, lifetime, displaced);
+        };
+        if stripe.change(user, &mut keep).is_none() {
             if presence == Presence::Absent {
                 return;
             }
             stripe.by_age.push_back((now, user.clone()));
             stripe.bytes += USER_BYTES;
             stripe.users.insert(user.clone(), Backlog::default());
+            stripe.change(user, &mut keep);
         }
-        let bounds = Bounds { frames_max, bytes_max, edits: Edits::Posted };
-        stripe.change(user, |backlog| {
-            backlog.keep(frame, now, bounds, displaced);
-            backlog.expire(now, lifetime, displaced);
-        });
         while stripe.bytes > total_bytes_max / STRIPES {
             let Some((seen, oldest)) = stripe.by_age.pop_front() else { return };
             match stripe.users.get(&oldest).and_then(Backlog::newest) {
