@@ -33,7 +33,7 @@ use crate::gateway::openai::failed::Failed;
 pub(crate) use crate::gateway::openai::kept::Answers;
 use crate::gateway::openai::kept::{Claim, Kept};
 use crate::gateway::response::{self, Answered};
-use crate::id::{ChannelId, MessageId, RequestId, UserId};
+use crate::id::{ChannelId, RequestId, UserId};
 use crate::metrics::HandshakeOutcome;
 use crate::platform::adapter::Outlet;
 use crate::platform::dispatch::Inlet;
@@ -323,23 +323,9 @@ impl ShardEdge {
             ("request_id".to_owned(), Value::from(request.as_str())),
             ("openai".to_owned(), Value::Object(chat.extra)),
         ];
-        IncomingMessage {
-            platform: "webchat".to_owned(),
-            channel_id: ChannelId::Stream(request.clone()).to_string(),
-            user_id: user.as_str().to_owned(),
-            user_name: user.as_str().to_owned(),
-            text: chat.text,
-            is_addressed: true,
-            attachments: Vec::new(),
-            channel_name: String::new(),
-            timestamp: self.gateway.engine.now(),
-            message_id: MessageId::random(),
-            reply_to_id: None,
-            extra: serde_json::Map::from_iter(extra),
-            reactions: Vec::new(),
-            unified_user_id: None,
-            user_aliases: Vec::new(),
-        }
+        let channel_id = ChannelId::Stream(request.clone()).to_string();
+        let asked = IncomingMessage::new(channel_id, user.as_str(), chat.text, self.gateway.engine.now());
+        IncomingMessage { extra: serde_json::Map::from_iter(extra), ..asked }
     }
 
     /// Shows the question to its user's tabs, where that is wanted: before the worker can answer.
@@ -381,7 +367,7 @@ pub(crate) async fn look_after(engine: Engine, inlet: Inlet) {
     loop {
         tokio::select! {
             cancelled = engine.hub().next_cancelled() => {
-                let cancel = IncomingMessage::cancel("webchat", &cancelled.request, &cancelled.owner, engine.now());
+                let cancel = IncomingMessage::cancel(&cancelled.request, &cancelled.owner, engine.now());
                 inlet.cancel(cancel);
             }
             _ = sweeps.tick() => engine.hub().sweep_streams(),

@@ -413,11 +413,9 @@ mod tests {
     use bytes::Bytes;
     use futures_util::FutureExt;
     use futures_util::future::BoxFuture;
-    use serde_json::Map;
     use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::id::MessageId;
     use crate::platform::adapter::BotIdentity;
     use crate::platform::message::Attachment;
     use crate::platform::recording::Recorder;
@@ -425,23 +423,7 @@ mod tests {
     use crate::proto::event::Timestamp;
 
     fn message(channel: &str, text: &str) -> IncomingMessage {
-        IncomingMessage {
-            platform: "webchat".to_owned(),
-            channel_id: channel.to_owned(),
-            user_id: "u".to_owned(),
-            user_name: "u".to_owned(),
-            text: text.to_owned(),
-            is_addressed: true,
-            attachments: Vec::new(),
-            channel_name: String::new(),
-            timestamp: Timestamp::from_micros(0),
-            message_id: MessageId::random(),
-            reply_to_id: None,
-            extra: Map::new(),
-            reactions: Vec::new(),
-            unified_user_id: None,
-            user_aliases: Vec::new(),
-        }
+        IncomingMessage::new(channel.to_owned(), "u", text.to_owned(), Timestamp::from_micros(0))
     }
 
     /// A handler that finishes a message for each permit, and what it has begun.
@@ -507,7 +489,7 @@ mod tests {
         let user = crate::id::UserId::parse("u").unwrap();
         let cancel = |name: &str| {
             let request = crate::id::RequestId::parse(name).unwrap();
-            let cancel = IncomingMessage::cancel("webchat", &request, &user, Timestamp::from_micros(0));
+            let cancel = IncomingMessage::cancel(&request, &user, Timestamp::from_micros(0));
             IncomingMessage { text: format!("cancel {name}"), ..cancel }
         };
         assert_eq!(bench.accept("sse:1", "one"), Ok(()));

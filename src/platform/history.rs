@@ -52,22 +52,14 @@ fn message(said: Said, id: MessageId, channel: &ChannelId, bot: &str) -> Incomin
     let data = base64_simd::STANDARD.decode_to_vec(said.data.as_bytes()).unwrap_or_default();
     let attachment = Attachment { filename: said.filename, mimetype: said.mimetype, data: Bytes::from(data) };
     let buttons = said.buttons.map(|buttons| ("buttons".to_owned(), buttons));
+    let timestamp = Timestamp::from_micros((said.timestamp * 1e6) as u64);
     IncomingMessage {
-        platform: "webchat".to_owned(),
-        channel_id: channel.to_string(),
-        user_name: sender.clone(),
-        user_id: sender,
-        text: said.text,
         is_addressed: matches!(channel, ChannelId::User(_)),
         attachments: if attachment.mimetype.is_empty() { Vec::new() } else { vec![attachment] },
-        channel_name: String::new(),
-        timestamp: Timestamp::from_micros((said.timestamp * 1e6) as u64),
         message_id: id,
         reply_to_id: said.reply_to.and_then(|id| MessageId::parse(&id).ok()),
         extra: Map::from_iter(buttons),
-        reactions: Vec::new(),
-        unified_user_id: None,
-        user_aliases: Vec::new(),
+        ..IncomingMessage::new(channel.to_string(), &sender, said.text, timestamp)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 use simd_json::prelude::{ValueAsScalar, ValueIntoString};
 use simd_json::{Buffers, Tape, tape};
 
@@ -462,20 +462,14 @@ impl Command {
         };
         Some(IncomingMessage {
             platform: bot.platform.clone(),
-            channel_id: channel.to_string(),
-            user_id: author.user_id.as_str().to_owned(),
             user_name: author.user_name.to_owned(),
-            text,
             is_addressed,
             attachments,
             channel_name,
-            timestamp: now,
             message_id: id,
             reply_to_id,
             extra,
-            reactions: Vec::<Value>::new(),
-            unified_user_id: None,
-            user_aliases: Vec::new(),
+            ..IncomingMessage::new(channel.to_string(), author.user_id.as_str(), text, now)
         })
     }
 }
@@ -494,6 +488,7 @@ fn has_mention(text: &str, mention: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use proptest::strategy::Strategy;
+    use serde_json::Value;
 
     use super::*;
 

@@ -56,6 +56,28 @@ pub struct IncomingMessage {
 }
 
 impl IncomingMessage {
+    /// A text of a user of WebChat, with a fresh id and nothing else: addressed, without files, named as the user's id.
+    #[must_use]
+    pub fn new(channel_id: String, user_id: &str, text: String, timestamp: Timestamp) -> Self {
+        Self {
+            platform: "webchat".to_owned(),
+            channel_id,
+            user_id: user_id.to_owned(),
+            user_name: user_id.to_owned(),
+            text,
+            is_addressed: true,
+            attachments: Vec::new(),
+            channel_name: String::new(),
+            timestamp,
+            message_id: MessageId::random(),
+            reply_to_id: None,
+            extra: Map::new(),
+            reactions: Vec::new(),
+            unified_user_id: None,
+            user_aliases: Vec::new(),
+        }
+    }
+
     /// What its order is kept by: its channel. A cancel does not wait for what it is to cancel.
     #[must_use]
     pub fn lane(&self) -> Cow<'_, str> {
@@ -78,25 +100,11 @@ impl IncomingMessage {
 
     /// Tells a worker that nobody waits for the answer to `request` any more.
     #[must_use]
-    pub fn cancel(platform: &str, request: &RequestId, user: &UserId, now: Timestamp) -> Self {
+    pub fn cancel(request: &RequestId, user: &UserId, now: Timestamp) -> Self {
         let cancel = serde_json::json!({ "request_id": request.as_str() });
-        Self {
-            platform: platform.to_owned(),
-            channel_id: ChannelId::Stream(request.clone()).to_string(),
-            user_id: user.as_str().to_owned(),
-            user_name: user.as_str().to_owned(),
-            text: String::new(),
-            is_addressed: true,
-            attachments: Vec::new(),
-            channel_name: String::new(),
-            timestamp: now,
-            message_id: MessageId::random(),
-            reply_to_id: None,
-            extra: Map::from_iter([("cancel".to_owned(), cancel)]),
-            reactions: Vec::new(),
-            unified_user_id: None,
-            user_aliases: Vec::new(),
-        }
+        let extra = Map::from_iter([("cancel".to_owned(), cancel)]);
+        let channel_id = ChannelId::Stream(request.clone()).to_string();
+        Self { extra, ..Self::new(channel_id, user.as_str(), String::new(), now) }
     }
 
     /// The envelope that workers outside this process read: one JSON object with the names of the inbound stream.

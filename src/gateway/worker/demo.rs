@@ -190,7 +190,7 @@ fn picture(random: [u8; 16]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Map, json};
+    use serde_json::json;
 
     use super::*;
     use crate::platform::adapter::BotIdentity;
@@ -199,23 +199,8 @@ mod tests {
     use crate::proto::event::Timestamp;
 
     fn message(channel: &str, text: &str, is_addressed: bool) -> IncomingMessage {
-        IncomingMessage {
-            platform: "webchat".to_owned(),
-            channel_id: channel.to_owned(),
-            user_id: "u".to_owned(),
-            user_name: "u".to_owned(),
-            text: text.to_owned(),
-            is_addressed,
-            attachments: Vec::new(),
-            channel_name: String::new(),
-            timestamp: Timestamp::from_micros(0),
-            message_id: MessageId::random(),
-            reply_to_id: None,
-            extra: Map::new(),
-            reactions: Vec::new(),
-            unified_user_id: None,
-            user_aliases: Vec::new(),
-        }
+        let message = IncomingMessage::new(channel.to_owned(), "u", text.to_owned(), Timestamp::from_micros(0));
+        IncomingMessage { is_addressed, ..message }
     }
 
     async fn run(message: IncomingMessage) -> Vec<String> {

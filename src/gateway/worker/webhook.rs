@@ -368,7 +368,7 @@ mod tests {
 
     use super::*;
     use crate::gateway::worker;
-    use crate::id::{MessageId, RequestId, UserId};
+    use crate::id::{RequestId, UserId};
     use crate::platform::adapter::BotIdentity;
     use crate::platform::dispatch::{DispatchLimits, Inlet, Refused, dispatch};
     use crate::platform::recording::Recorder;
@@ -376,23 +376,7 @@ mod tests {
     use crate::proto::event::Timestamp;
 
     fn message(channel: &str, text: &str) -> IncomingMessage {
-        IncomingMessage {
-            platform: "webchat".to_owned(),
-            channel_id: channel.to_owned(),
-            user_id: "u".to_owned(),
-            user_name: "u".to_owned(),
-            text: text.to_owned(),
-            is_addressed: true,
-            attachments: Vec::new(),
-            channel_name: String::new(),
-            timestamp: Timestamp::from_micros(1_000_000),
-            message_id: MessageId::random(),
-            reply_to_id: None,
-            extra: Map::new(),
-            reactions: Vec::new(),
-            unified_user_id: None,
-            user_aliases: Vec::new(),
-        }
+        IncomingMessage::new(channel.to_owned(), "u", text.to_owned(), Timestamp::from_micros(1_000_000))
     }
 
     const CHANNEL: &str = "sse:r";
@@ -404,7 +388,7 @@ mod tests {
 
     fn cancel() -> IncomingMessage {
         let (request, user) = (RequestId::parse("r").unwrap(), UserId::parse("u").unwrap());
-        IncomingMessage::cancel("webchat", &request, &user, Timestamp::from_micros(1_000_000))
+        IncomingMessage::cancel(&request, &user, Timestamp::from_micros(1_000_000))
     }
 
     /// One request as the receiver saw it.

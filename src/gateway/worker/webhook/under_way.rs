@@ -129,7 +129,7 @@ mod tests {
 
     fn question() -> IncomingMessage {
         let (request, user) = (RequestId::parse("r").unwrap(), UserId::parse("u").unwrap());
-        let cancel = IncomingMessage::cancel("webchat", &request, &user, Timestamp::from_micros(0));
+        let cancel = IncomingMessage::cancel(&request, &user, Timestamp::from_micros(0));
         IncomingMessage { extra: serde_json::Map::from_iter([("openai".to_owned(), json!({}))]), ..cancel }
     }
 
