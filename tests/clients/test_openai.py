@@ -447,6 +447,7 @@ class ADrain(OpenAITest):
         self.assertEqual((caught.exception.status_code, caught.exception.response.headers["x-should-retry"]), (503, "false"))
         self.assertEqual(self.worker.asked, 3, "not asked again")
         self.assertEqual(self.gateway.process.wait(PATIENCE), 0, self.gateway.log_text())
+        self.assertIn(turns[1].id, self.worker.cancelled, "the worker is told, before the process leaves")
 
 
 class Keys(OpenAITest):
@@ -598,6 +599,24 @@ class Detached(OpenAITest):
                 self.assertEqual(self.gateway.http("GET", f"/v1/chat/completions/{id}/events").status, 404, id)
             turn.say("x")
             self.assertEqual(content(stream), "x", "whoever reads it is not disturbed")
+
+
+class LongDetached(OpenAITest):
+    settings = {"answer_bytes_max": "1KiB"}
+
+    def test_410_where_the_beginning_was_not_kept(self):
+        stream = self.ask(self.client(), stream=True, **Detached.DETACH)
+        turn = self.worker.question()
+        text = ""
+        message = turn.send("x")
+        for _ in range(8):
+            text += "x" * 256
+            turn.edit(message, text)
+        turn.end()
+        self.assertEqual(content(stream), text, "whoever reads on loses nothing")
+        with self.assertRaises(openai.APIStatusError) as caught:
+            self.client().get(f"/chat/completions/{turn.id}/events", cast_to=object)
+        self.assertEqual((caught.exception.status_code, caught.exception.code), (410, "replay_lost"))
 
 
 class Mirrored(OpenAITest):
