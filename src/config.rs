@@ -64,6 +64,8 @@ words! {
         Demo = "demo",
         /// An HTTP endpoint, `webhook_url`.
         Webhook = "webhook",
+        /// Workers that consume and produce on Redis Streams; needs `redis`.
+        Redis = "redis",
         /// Nobody here; messages from browsers are accepted and go to the tabs only.
         None = "none",
     }
@@ -76,6 +78,18 @@ words! {
         Off = "off",
         /// In this process.
         Memory = "memory",
+        /// In Redis: whichever node a tab comes back to.
+        Redis = "redis",
+    }
+}
+
+words! {
+    /// How the envelopes of workers are written on the inbound stream. Outbound both are read.
+    EnvelopeForm {
+        /// JSON, attachments in base64.
+        Json = "json",
+        /// MessagePack, attachments as bytes.
+        MessagePack = "msgpack",
     }
 }
 
@@ -282,7 +296,7 @@ settings! {
     /// it the oldest is forgotten.
     client_ids_max: usize = 100_000;
 
-    /// Who answers what browsers send: demo (default), webhook or none.
+    /// Who answers what browsers send: demo (default), webhook, redis or none.
     worker: Worker = Worker::Demo;
     /// Where messages are POSTed with `worker = "webhook"`: an http or https URL. Default none. Its query is shown
     /// nowhere.
@@ -303,6 +317,37 @@ settings! {
     worker_queue_max: usize = 1024;
     /// Bytes of messages that may wait for the worker. Default 64MiB.
     worker_queue_bytes_max: usize = 64 << 20;
+    /// Redis, through which this gateway is one node of many: a URL such as `redis://user:password@host:6379/0`,
+    /// `rediss://` for TLS; several are the seeds of a cluster. Default none: a node on its own.
+    redis: Vec<SecretUrl> = Vec::new();
+    /// Whether `redis` is a Redis Cluster. Default false.
+    redis_cluster: bool = false;
+    /// A file of certificates in PEM that are trusted for `rediss://`. Default none: those of the system.
+    redis_ca_file: Option<String> = None;
+    /// What the names of all keys and channels in Redis begin with. Default sg:.
+    redis_prefix: String = "sg:".to_owned();
+    /// How long an answer of Redis may take before its connection counts as lost. Default 2s.
+    redis_timeout: Duration = Duration::from_secs(2);
+    /// How long a message to oneself through Redis may take before this node is not ready. Default 3s.
+    redis_canary_deadline: Duration = Duration::from_secs(3);
+    /// Bytes of frames for other nodes that may wait for Redis. Default 64MiB. Past it a frame with nobody here to take
+    /// it is refused.
+    redis_spool_bytes_max: usize = 64 << 20;
+    /// The stream that workers read. Default none: the prefix and stream:inbound.
+    redis_inbound_stream: Option<String> = None;
+    /// Their group, which is made if it is not there. Default none: the prefix and workers.
+    redis_inbound_group: Option<String> = None;
+    /// The stream that workers write. Default none: the prefix and stream:outbound:webchat.
+    redis_outbound_stream: Option<String> = None;
+    /// The gateways' group. Default none: the prefix and gateway:webchat.
+    redis_outbound_group: Option<String> = None;
+    /// About how many entries a stream keeps (MAXLEN ~). Default 100000, at least 1000.
+    redis_stream_entries_max: usize = 100_000;
+    /// How inbound envelopes are written: json (default) or msgpack.
+    redis_envelope: EnvelopeForm = EnvelopeForm::Json;
+    /// Where the other nodes find this one, such as `http://10.0.0.7:8080`: for the files that it keeps. Default none:
+    /// `listen`, if that is an address and not all of them.
+    node_url: Option<String> = None;
     /// Whether what a user sends goes to all tabs of that user. Default true.
     echo_to_tabs: bool = true;
 
@@ -328,7 +373,7 @@ settings! {
     /// one that says something cannot be found again.
     answers_bytes_max: usize = 64 << 20;
 
-    /// Where frames are kept for tabs that come back: memory (default) or off.
+    /// Where frames are kept for tabs that come back: memory (default), redis or off.
     recovery: Recovery = Recovery::Memory;
     /// Frames that are kept for one user. Default 64.
     recovery_frames_max: usize = RecoveryLimits::default().frames_max;

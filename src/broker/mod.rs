@@ -1,6 +1,8 @@
 //! Between nodes: who else holds a channel's sessions, and how a frame gets there.
 
 pub mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use std::sync::Arc;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ConfigError, FileTables, Settings, TokenAlgorithm, Worker, base64_bytes};
+use super::{ConfigError, FileTables, Recovery, Settings, TokenAlgorithm, Worker, base64_bytes};
 
 /// The most tabs that are chosen without being asked for.
 const TABS_DERIVED_MAX: usize = 1_000_000;
@@ -60,6 +60,7 @@ impl Settings {
         self.check_sizes()?;
         self.check_times()?;
         self.check_worker()?;
+        self.check_redis()?;
         self.check_tokens()?;
         self.check_addresses()?;
         Ok(self)
@@ -176,6 +177,8 @@ impl Settings {
             ("webhook_timeout", self.webhook_timeout),
             ("recovery_time", self.recovery_time),
             ("answer_timeout", self.answer_timeout),
+            ("redis_timeout", self.redis_timeout),
+            ("redis_canary_deadline", self.redis_canary_deadline),
         ];
         for (name, time) in times {
             ensure(time >= Duration::from_millis(100), name, "must be at least 100ms")?;
@@ -196,6 +199,35 @@ impl Settings {
             return ensure(self.worker != Worker::Webhook, "webhook_url", "is needed with worker = \"webhook\"");
         };
         ensure(is_web_url(url), "webhook_url", "must be an http or https URL with a host, without user or password")
+    }
+
+    fn check_redis(&self) -> Result<(), ConfigError> {
+        let has_redis = !self.redis.is_empty();
+        ensure(has_redis || self.worker != Worker::Redis, "redis", "is needed with worker = \"redis\"")?;
+        ensure(has_redis || self.recovery != Recovery::Redis, "redis", "is needed with recovery = \"redis\"")?;
+        ensure(has_redis || !self.redis_cluster, "redis", "is needed with redis_cluster = true")?;
+        let one = "has several servers: they are the seeds of a cluster, and need redis_cluster = true";
+        ensure(self.redis.len() < 2 || self.redis_cluster, "redis", one)?;
+        for url in &self.redis {
+            let schemes = ["redis://", "rediss://", "redis+unix://", "unix://"];
+            let is_url = schemes.iter().any(|scheme| url.len() > scheme.len() && url.starts_with(scheme));
+            ensure(is_url, "redis", "must be a URL that begins with redis://, rediss:// or redis+unix://")?;
+        }
+        ensure(!self.redis_prefix.is_empty(), "redis_prefix", "must not be empty")?;
+        ensure(!self.redis_prefix.contains(['{', '}']), "redis_prefix", "must have no braces: they choose a slot")?;
+        ensure(self.redis_stream_entries_max >= 1_000, "redis_stream_entries_max", "must be at least 1000")?;
+        ensure(self.redis_spool_bytes_max > 0, "redis_spool_bytes_max", "must be more than 0")?;
+        let names = [
+            ("redis_inbound_stream", &self.redis_inbound_stream),
+            ("redis_inbound_group", &self.redis_inbound_group),
+            ("redis_outbound_stream", &self.redis_outbound_stream),
+            ("redis_outbound_group", &self.redis_outbound_group),
+        ];
+        for (name, value) in names {
+            ensure(value.as_deref().is_none_or(|value| !value.is_empty()), name, "must not be empty")?;
+        }
+        let node = self.node_url.as_deref().is_none_or(|url| is_web_url(url) && !url.contains(['?', '#']));
+        ensure(node, "node_url", "must be an http or https URL such as http://10.0.0.7:8080")
     }
 
     fn check_tokens(&self) -> Result<(), ConfigError> {

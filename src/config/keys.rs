@@ -57,13 +57,29 @@ impl Value for Secret {
     }
 }
 
-/// An address whose query may hold a secret: it is shown without it.
+/// An address whose user, password or query may be a secret: it is shown without them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretUrl(Box<str>);
 
 impl SecretUrl {
     fn shown(&self) -> String {
-        self.0.split_once('?').map_or_else(|| self.0.to_string(), |(address, _)| format!("{address}?{MASK}"))
+        let (address, query) =
+            self.0.split_once('?').map_or((&*self.0, None), |(address, query)| (address, Some(query)));
+        let (scheme, rest) =
+            address.split_once("://").map_or(("", address), |(_, rest)| (&address[..address.len() - rest.len()], rest));
+        let place = rest.rsplit_once('@').map_or_else(|| rest.to_owned(), |(_, host)| format!("{MASK}@{host}"));
+        let query = query.map_or_else(String::new, |_| format!("?{MASK}"));
+        format!("{scheme}{place}{query}")
+    }
+}
+
+impl Entry for SecretUrl {
+    fn read(text: &str) -> Result<Vec<Self>, String> {
+        Self::from_text(text).map(|url| vec![url])
+    }
+
+    fn show(&self) -> String {
+        quoted(&self.shown())
     }
 }
 
@@ -408,6 +424,7 @@ mod tests {
             ("https://example.org/hook?***", "\"https://example.org/hook?***\"")
         );
         assert_eq!(SecretUrl::from("http://localhost/hook").to_toml(), "\"http://localhost/hook\"");
+        assert_eq!(SecretUrl::from("rediss://u:h@sh@host:1/2").show(), "\"rediss://***@host:1/2\"");
         assert!(!shown.contains("hush") && !shown.contains("104, 117"), "{shown}");
     }
 }

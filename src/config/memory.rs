@@ -36,6 +36,10 @@ fn term(count: usize, bytes_each: u64) -> u64 {
 }
 
 impl Settings {
+    const fn spool_bytes(&self) -> u64 {
+        if self.redis.is_empty() { 0 } else { self.redis_spool_bytes_max as u64 }
+    }
+
     /// The terms of the most memory, in bytes, that the process may take in user space, for settings from
     /// [`Sources::load`](super::Sources::load). The kernel's socket buffers come on top, about 4.4 KiB a session and
     /// more for those that read slowly.
@@ -53,6 +57,7 @@ impl Settings {
             ),
             ("incomplete messages, and those between tabs and queue: 2 × inbound_bytes_max", term(2, inbound)),
             ("worker's queue: worker_queue_bytes_max", self.worker_queue_bytes_max as u64),
+            ("frames that wait for Redis: redis_spool_bytes_max, if there is Redis", self.spool_bytes()),
             ("request bodies, and what they decode to: 3 × bodies_bytes_max", term(self.bodies_bytes_max, BODY_FORMS)),
             (
                 "bodies that are being parsed: 2 threads × 3 × body_bytes_max",
@@ -102,6 +107,7 @@ mod tests {
             ("idempotency_keys_max = 10_001", 1 << 10),
             ("client_ids_max = 100_001", 640),
             ("answers_max = 20_001", 1 << 10),
+            ("redis = ['redis://h']", 64 << 20),
             ("shards = 3", (64 << 20) + 4096 * 64 + (8 << 20)),
         ] {
             assert_eq!(sum(toml).checked_signed_diff(base), Some(more), "{toml}");

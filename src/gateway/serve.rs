@@ -264,7 +264,7 @@ fn recovery_limits(settings: &Settings) -> RecoveryLimits {
         total_bytes_max: settings.recovery_total_bytes_max,
     };
     match settings.recovery {
-        Recovery::Off => RecoveryLimits { frames_max: 0, ..kept },
+        Recovery::Off | Recovery::Redis => RecoveryLimits { frames_max: 0, ..kept },
         Recovery::Memory => kept,
     }
 }
@@ -302,7 +302,7 @@ fn worker_of(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Arc<dyn Mess
             };
             Arc::new(Webhook::new(webhook, Arc::clone(metrics))?)
         }
-        (Worker::Webhook | Worker::None, _) => Arc::new(Nobody),
+        (Worker::Webhook | Worker::Redis | Worker::None, _) => Arc::new(Nobody),
     })
 }
 
