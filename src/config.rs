@@ -452,6 +452,13 @@ impl Settings {
         self.webhook_timeout.saturating_add(self.webhook_backoff_max).saturating_mul(self.webhook_attempts_max)
     }
 
+    /// Where other nodes find this one: `node_url`, or `listen` if that is one address.
+    #[must_use]
+    pub fn node_address(&self) -> Option<String> {
+        let listens = || (!self.listen.ip().is_unspecified()).then(|| format!("http://{}", self.listen));
+        self.node_url.clone().or_else(listens)
+    }
+
     /// The limits of the files that are kept.
     #[must_use]
     pub fn file_limits(&self) -> FileLimits {

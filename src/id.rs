@@ -197,6 +197,21 @@ impl MessageId {
         Self(Uuid::new_v4())
     }
 
+    /// A fresh one (version 4) whose first 32 bits are `tag`: a mark of whoever made it. 90 bits are random.
+    #[must_use]
+    pub fn random_with_tag(tag: u32) -> Self {
+        let mut bytes = *Uuid::new_v4().as_bytes();
+        bytes[..4].copy_from_slice(&tag.to_be_bytes());
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// The first 32 bits: what [`random_with_tag`](Self::random_with_tag) was given.
+    #[must_use]
+    pub fn tag(&self) -> u32 {
+        let [a, b, c, d, ..] = *self.0.as_bytes();
+        u32::from_be_bytes([a, b, c, d])
+    }
+
     /// Reads the hyphenated form of 36 characters, in either case.
     ///
     /// # Errors
@@ -211,6 +226,12 @@ impl MessageId {
     /// Writes the 36 characters into `buffer` and returns them.
     pub fn encode<'b>(&self, buffer: &'b mut [u8; 36]) -> &'b str {
         self.0.as_hyphenated().encode_lower(buffer)
+    }
+
+    /// The id whose number it is.
+    #[must_use]
+    pub const fn from_u128(number: u128) -> Self {
+        Self(Uuid::from_u128(number))
     }
 
     /// The id as a number: what latest-by-key frames are compared by.

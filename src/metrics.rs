@@ -4,10 +4,13 @@
 //! no line that another thread writes. What many threads count ([`EngineMetrics`]) is counted once an event or once a
 //! request, never once a tab. Labels are closed enums: no name that a peer chose ever becomes a series.
 
+mod broker;
+
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use crate::metrics::broker::{BrokerMetrics, SharedGauge};
 use crate::proto::disconnect::Disconnect;
 
 /// A sum that one thread writes and any thread reads.
@@ -264,8 +267,12 @@ label! {
         Delivered = "delivered",
         /// There was nobody to post it to.
         Nobody = "nobody",
+        /// Nobody here; it is on its way to the other nodes.
+        Forwarded = "forwarded",
         /// The inboxes had no room for it.
         Overloaded = "overloaded",
+        /// Nobody here, and too much waits for the other nodes.
+        SpoolFull = "spool_full",
         /// Larger than a session's queue could take.
         TooLarge = "too_large",
         /// The engine was shut down.

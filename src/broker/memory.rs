@@ -1,13 +1,15 @@
 //! The embedded broker: nodes of one process, which call each other. With one node it costs one load.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 
-use crate::broker::{Broker, NodeId, Peer};
+use crate::broker::{Broker, BrokerFuture, Delivered, Forwarded, NodeId, OnlineUser, Peer, SpoolFull};
 use crate::id::{ChannelId, UserId};
-use crate::proto::frame::Frame;
+use crate::proto::disconnect::Disconnect;
+use crate::proto::frame::{Frame, Kind};
 
 type Nodes = Vec<(NodeId, Weak<dyn Peer>)>;
 
@@ -43,18 +45,36 @@ impl Broker for MemoryBroker {
         id
     }
 
-    fn has_others(&self, node: NodeId) -> bool {
+    fn wants(&self, node: NodeId, _channel: &ChannelId, _kind: Kind) -> bool {
         self.nodes.load().iter().any(|(id, peer)| *id != node && peer.strong_count() > 0)
     }
 
-    fn forward(&self, from: NodeId, channel: &ChannelId, frame: &Frame) -> usize {
+    fn forward(&self, from: NodeId, channel: &ChannelId, frame: &Frame) -> Result<Forwarded, SpoolFull> {
         if self.nodes.load().len() < 2 {
-            return 0;
+            return Ok(Forwarded::Now(0));
         }
-        self.others(from).filter(|peer| peer.deliver(channel, frame)).count()
+        let taken = self.others(from).filter(|peer| peer.deliver(channel, frame) == Delivered::Taken);
+        Ok(Forwarded::Now(taken.count()))
     }
 
-    fn is_online_elsewhere(&self, from: NodeId, user: &UserId) -> bool {
-        self.others(from).any(|peer| peer.is_online(user))
+    fn is_online_elsewhere<'a>(&'a self, from: NodeId, user: &'a UserId) -> BrokerFuture<'a, bool> {
+        Box::pin(std::future::ready(self.others(from).any(|peer| peer.tabs(user) > 0)))
+    }
+
+    fn end_elsewhere<'a>(&'a self, from: NodeId, user: &'a UserId, ending: Disconnect) -> BrokerFuture<'a, usize> {
+        let told = self.others(from).filter(|peer| peer.tabs(user) > 0 && peer.end_sessions(user, ending));
+        Box::pin(std::future::ready(told.count()))
+    }
+
+    fn users_elsewhere(&self, from: NodeId, limit: usize) -> BrokerFuture<'_, Option<Vec<OnlineUser>>> {
+        let mut users: HashMap<UserId, usize> = HashMap::new();
+        for peer in self.others(from) {
+            for user in peer.users() {
+                let tabs = peer.tabs(&user);
+                *users.entry(user).or_default() += tabs;
+            }
+        }
+        let users = users.into_iter().take(limit).map(|(user, tabs)| OnlineUser { user, tabs });
+        Box::pin(std::future::ready(Some(users.collect())))
     }
 }

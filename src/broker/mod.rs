@@ -4,22 +4,129 @@ pub mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use crate::id::{ChannelId, UserId};
-use crate::proto::frame::Frame;
+use tokio::sync::oneshot;
+
+use crate::id::{ChannelId, MessageId, RequestId, UserId};
+use crate::metrics::BrokerMetrics;
+use crate::proto::disconnect::Disconnect;
+use crate::proto::frame::{Frame, Kind};
+use crate::proto::limits::RecoveryLimits;
+
+/// A boxed future of a broker.
+pub type BrokerFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What became of a frame from another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivered {
+    /// It was posted to a session or more.
+    Taken,
+    /// There was nobody.
+    Nobody,
+    /// The inboxes have no room: nothing was posted, and it may be tried again.
+    Full,
+}
 
 /// What a node offers to the others.
 pub trait Peer: Send + Sync + 'static {
-    /// Posts a frame from another node to this node's sessions. False if there was nobody, or no room.
-    fn deliver(&self, channel: &ChannelId, frame: &Frame) -> bool;
-    /// Whether the user has a session on this node.
-    fn is_online(&self, user: &UserId) -> bool;
+    /// Posts a frame from another node to this node's sessions.
+    fn deliver(&self, channel: &ChannelId, frame: &Frame) -> Delivered;
+    /// How many sessions the user has on this node.
+    fn tabs(&self, user: &UserId) -> usize;
+    /// The users who have a session on this node.
+    fn users(&self) -> Vec<UserId>;
+    /// Ends the user's sessions on this node. False if there was no room for that now.
+    fn end_sessions(&self, user: &UserId, ending: Disconnect) -> bool;
+    /// Whether this node holds the stream.
+    fn has_stream(&self, request: &RequestId) -> bool;
+    /// Nothing more comes for a user without sessions: what recovery keeps here has holes from now on.
+    fn forget_backlog(&self, user: &UserId);
 }
 
 /// A node's number on its broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NodeId(pub(crate) u64);
+
+/// What became of a frame that was offered to the other nodes.
+#[derive(Debug)]
+pub enum Forwarded {
+    /// So many nodes took it.
+    Now(usize),
+    /// It is on its way, in order; the receipt tells.
+    Later(Receipt),
+}
+
+/// Tells how many nodes took a frame, once that is known: 0 also when it will never be.
+///
+/// # Cancel safety
+/// Dropping it changes nothing.
+#[derive(Debug)]
+pub struct Receipt(oneshot::Receiver<usize>);
+
+impl Receipt {
+    /// A receipt, and the end that writes it.
+    #[must_use]
+    pub fn new() -> (oneshot::Sender<usize>, Self) {
+        let (sender, receiver) = oneshot::channel();
+        (sender, Self(receiver))
+    }
+}
+
+impl Future for Receipt {
+    type Output = usize;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<usize> {
+        Pin::new(&mut self.0).poll(context).map(Result::unwrap_or_default)
+    }
+}
+
+/// What waits for other nodes is as much as may wait: this frame was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too much waits for the other nodes")]
+pub struct SpoolFull;
+
+/// Why a node should get no new connections for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unhealthy {
+    /// A message to oneself has been on its way for longer than it may.
+    #[error("a message to this node through Redis has not come home for {}ms", .0.as_millis())]
+    Canary(Duration),
+}
+
+/// A user as all nodes see them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnlineUser {
+    /// Who.
+    pub user: UserId,
+    /// Tabs, on all nodes.
+    pub tabs: usize,
+}
+
+/// What a user's tabs may have missed, whichever node they were on: oldest first. None: it is not known.
+pub type Kept = Option<Vec<KeptFrame>>;
+
+/// One frame of what is kept.
+#[derive(Debug, Clone)]
+pub enum KeptFrame {
+    /// It is here.
+    Frame {
+        /// The frame.
+        frame: Frame,
+        /// How long ago it was kept.
+        age: Duration,
+    },
+    /// It was too large to be kept: nothing that spans it is whole.
+    Hole {
+        /// The message, if it was one and not an edit.
+        id: Option<MessageId>,
+    },
+}
 
 /// Carries frames between nodes.
 ///
@@ -29,10 +136,75 @@ pub struct NodeId(pub(crate) u64);
 pub trait Broker: Send + Sync + 'static {
     /// Adds a node. It is gone once its peer is dropped.
     fn attach(&self, peer: &Arc<dyn Peer>) -> NodeId;
-    /// Whether there is any other node: with none, nothing has to be kept in order for it.
-    fn has_others(&self, node: NodeId) -> bool;
-    /// Offers a frame to the other nodes; returns how many took it. Calls for one channel come one after the other.
-    fn forward(&self, from: NodeId, channel: &ChannelId, frame: &Frame) -> usize;
+
+    /// Whether a frame has to be offered: with no other node nothing has to be kept in order for it.
+    fn wants(&self, node: NodeId, channel: &ChannelId, kind: Kind) -> bool;
+
+    /// Offers a frame to the other nodes. Calls for one channel come one after the other. Never waits.
+    ///
+    /// # Errors
+    /// [`SpoolFull`]: no node gets it.
+    fn forward(&self, from: NodeId, channel: &ChannelId, frame: &Frame) -> Result<Forwarded, SpoolFull>;
+
+    /// Ready once what others publish from then on to `channel` reaches this node, or once that takes too long: a session
+    /// of the channel is about to be opened.
+    fn expect<'a>(&'a self, node: NodeId, channel: &'a ChannelId) -> BrokerFuture<'a, ()> {
+        let _ = (node, channel);
+        Box::pin(std::future::ready(()))
+    }
+
+    /// The number of a user's sessions on the node has changed.
+    fn presence_changed(&self, node: NodeId, user: &UserId) {
+        let _ = (node, user);
+    }
+
     /// Whether the user has a session on another node.
-    fn is_online_elsewhere(&self, from: NodeId, user: &UserId) -> bool;
+    fn is_online_elsewhere<'a>(&'a self, from: NodeId, user: &'a UserId) -> BrokerFuture<'a, bool>;
+
+    /// Ends the user's sessions on the other nodes. Returns how many nodes were told.
+    fn end_elsewhere<'a>(&'a self, from: NodeId, user: &'a UserId, ending: Disconnect) -> BrokerFuture<'a, usize>;
+
+    /// The users of the other nodes, at most `limit`; None if they cannot be had now.
+    fn users_elsewhere(&self, from: NodeId, limit: usize) -> BrokerFuture<'_, Option<Vec<OnlineUser>>>;
+
+    /// How much is kept here of each user's frames, for tabs that come back; None: nothing.
+    fn recovery(&self) -> Option<&RecoveryLimits> {
+        None
+    }
+
+    /// What is kept of a user's frames. It has all that was forwarded before this call.
+    fn kept<'a>(&'a self, node: NodeId, user: &'a UserId) -> BrokerFuture<'a, Kept> {
+        let _ = (node, user);
+        Box::pin(std::future::ready(None))
+    }
+
+    /// Whether the node may get new connections.
+    ///
+    /// # Errors
+    /// [`Unhealthy`]: why not.
+    fn health(&self) -> Result<(), Unhealthy> {
+        Ok(())
+    }
+
+    /// What is counted, if anything is.
+    fn metrics(&self) -> Option<&Arc<BrokerMetrics>> {
+        None
+    }
+
+    /// A mark of this node for the ids of what only it has; 0 if there is no need for one.
+    fn tag(&self) -> u32 {
+        0
+    }
+
+    /// Where the node with that mark is found, such as `http://10.0.0.7:8080`.
+    fn address_of(&self, tag: u32) -> BrokerFuture<'_, Option<String>> {
+        let _ = tag;
+        Box::pin(std::future::ready(None))
+    }
+
+    /// Takes the node out and sends what waits, as long as the caller waits for it.
+    fn leave(&self, node: NodeId) -> BrokerFuture<'_, ()> {
+        let _ = node;
+        Box::pin(std::future::ready(()))
+    }
 }

@@ -128,7 +128,7 @@ impl Intake {
             reply_to: message.reply_to_id,
             timestamp: message.timestamp,
         };
-        if let Err(error) = self.engine.publish(&channel, event).await {
+        if let Err(error) = self.engine.submit(&channel, event).await {
             tracing::warn!(%error, "an echo was not published");
         }
     }

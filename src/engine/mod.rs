@@ -4,10 +4,13 @@
 pub mod client;
 pub mod files;
 pub mod intake;
+mod peer;
+mod posted;
+mod resume;
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
@@ -15,11 +18,14 @@ use event_listener::EventListener;
 use smallvec::SmallVec;
 
 use crate::broker::memory::MemoryBroker;
-use crate::broker::{Broker, NodeId, Peer};
+use crate::broker::{Broker, Forwarded, NodeId, OnlineUser, Peer, SpoolFull};
 use crate::engine::files::{FileStore, StoredFile};
+use crate::engine::peer::{LocalPeer, PresenceEdges};
+pub use crate::engine::posted::Posted;
 use crate::fanout::hub::{Full, Hub};
 use crate::fanout::mailbox::Mailbox;
 use crate::fanout::session::Address;
+use crate::fanout::shard::Resume;
 use crate::fanout::streams::{OpenError, StreamOptions};
 use crate::id::{ChannelId, MessageId, RequestId, UserId};
 use crate::metrics::{EncodeKind, Metrics, PublishOutcome};
@@ -113,22 +119,8 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-/// A node as the others see it.
-struct LocalPeer(Arc<Hub>);
-
-impl Peer for LocalPeer {
-    fn deliver(&self, channel: &ChannelId, frame: &Frame) -> bool {
-        let posted = self.0.post(channel, frame);
-        if posted.is_err() {
-            self.0.metrics().engine.refused_forwards.increment();
-        }
-        posted.is_ok_and(|delivery| delivery.tabs > 0)
-    }
-
-    fn is_online(&self, user: &UserId) -> bool {
-        self.0.registry().is_online(user)
-    }
-}
+/// Pauses between attempts to read what a tab has missed: whoever kept its position last may be a moment late.
+const READ_AGAIN: [Duration; 3] = [Duration::from_millis(30), Duration::from_millis(100), Duration::from_millis(300)];
 
 impl Engine {
     /// An engine on its own.
@@ -149,6 +141,7 @@ impl Engine {
         let hub = Hub::new(settings.shards, &settings.hub, &settings.sessions);
         let peer: Arc<dyn Peer> = Arc::new(LocalPeer(Arc::clone(&hub)));
         let node = broker.attach(&peer);
+        hub.set_edges(Box::new(PresenceEdges { broker: Arc::clone(&broker), node }));
         let files = Arc::new(FileStore::new(settings.files.clone()));
         let sequences = std::array::from_fn(|_| Mutex::default());
         Self { inner: Arc::new(Inner { hub, broker, node, files, settings, sequences, _peer: peer }) }
@@ -172,10 +165,72 @@ impl Engine {
         &self.inner.settings
     }
 
-    /// Whether the user has a session on any node.
+    /// What joins this node to the others.
     #[must_use]
-    pub fn is_online(&self, user: &UserId) -> bool {
-        self.inner.hub.registry().is_online(user) || self.inner.broker.is_online_elsewhere(self.inner.node, user)
+    pub fn broker(&self) -> &Arc<dyn Broker> {
+        &self.inner.broker
+    }
+
+    /// Whether the user has a session on any node.
+    ///
+    /// # Cancel safety
+    /// Dropping it changes nothing.
+    pub async fn is_online(&self, user: &UserId) -> bool {
+        let Inner { hub, broker, node, .. } = &*self.inner;
+        hub.registry().is_online(user) || broker.is_online_elsewhere(*node, user).await
+    }
+
+    /// The users of the other nodes, at most `limit`; None if they cannot be had now.
+    ///
+    /// # Cancel safety
+    /// Dropping it changes nothing.
+    pub async fn users_elsewhere(&self, limit: usize) -> Option<Vec<OnlineUser>> {
+        self.inner.broker.users_elsewhere(self.inner.node, limit).await
+    }
+
+    /// Ready once what other nodes publish to `channel` reaches this node, or once that takes too long: call it before a
+    /// tab of a user is opened, and before the request of a stream is handed on.
+    ///
+    /// # Cancel safety
+    /// Dropping it changes nothing.
+    pub async fn expect(&self, channel: &ChannelId) {
+        self.inner.broker.expect(self.inner.node, channel).await;
+    }
+
+    /// Where a tab of the user goes on, with what it missed if that is kept between nodes. For others it is `resume` again.
+    /// Call it after [`expect`](Self::expect), and open the tab with the result.
+    ///
+    /// # Cancel safety
+    /// Dropping it changes nothing.
+    pub async fn resume(&self, user: &UserId, resume: Resume) -> Resume {
+        let Inner { hub, broker, node, .. } = &*self.inner;
+        let Resume::After(positions) = &resume else { return resume };
+        let Some(limits) = broker.recovery() else { return resume };
+        let channel = ChannelId::User(user.clone());
+        // What was posted before is forwarded before: whatever is not collected from here on is in what is kept.
+        let (missed, mut reading) = {
+            let _sequence = self.sequence(&channel);
+            (hub.begin_return(user), broker.kept(*node, user))
+        };
+        for pause in READ_AGAIN {
+            let kept = reading.await.unwrap_or_default();
+            if resume::find(&missed, kept, positions, limits) {
+                break;
+            }
+            // A publisher that is slow may be about to keep the very frame.
+            tokio::time::sleep(pause).await;
+            reading = broker.kept(*node, user);
+        }
+        Resume::Missed(Arc::new(missed))
+    }
+
+    /// Takes this node out of those that others publish to, and waits until what waits for them is sent: put it under a
+    /// deadline. Sessions stay.
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves what waits to be sent later, or to be lost with the process.
+    pub async fn leave(&self) {
+        self.inner.broker.leave(self.inner.node).await;
     }
 
     /// A file that was published on this node by [`Outlet::publish_file`], for as long as it is kept.
@@ -187,7 +242,7 @@ impl Engine {
     /// The same by the URL that the adapter returned: its name must be the file's too.
     ///
     /// ```
-    /// use std::sync::{Arc, Mutex, PoisonError};
+    /// use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
     /// use tabcast::engine::{Engine, EngineSettings};
     /// use tabcast::id::ChannelId;
     /// use tabcast::platform::adapter::{BotIdentity, PlatformAdapter};
@@ -208,6 +263,14 @@ impl Engine {
         self.file(id).filter(|file| *file.filename == *filename)
     }
 
+    /// Ends a user's sessions on the other nodes. Returns how many nodes were told.
+    ///
+    /// # Cancel safety
+    /// Dropping it changes nothing: they are told.
+    pub async fn end_sessions_elsewhere(&self, user: &UserId, ending: Disconnect) -> usize {
+        self.inner.broker.end_elsewhere(self.inner.node, user, ending).await
+    }
+
     /// Ends all of a user's sessions on this node with `ending`, after what they have queued. Returns how many.
     ///
     /// # Errors
@@ -218,14 +281,15 @@ impl Engine {
         self.with_room(|| hub.room_listener(&channel), || hub.end_sessions(&channel, ending)).await
     }
 
-    /// Publishes without waiting: for callers outside of any runtime.
+    /// Publishes without waiting: for callers outside of any runtime. Other nodes may have yet to answer.
     ///
     /// # Errors
     /// [`PublishError::Overloaded`] if a shard that it is for has no room: nothing was posted.
+    /// [`PublishError::SpoolFull`]: there was nobody here, and too much waits for the other nodes.
     pub fn try_publish(&self, channel: &ChannelId, event: Event<'_>) -> Result<Delivery, PublishError> {
         let frame = self.encode(channel, &event)?;
-        let posted = self.post_and_forward(channel, &frame);
-        self.count(posted.map_err(|Full| PublishError::Overloaded))
+        let posted = self.post_and_forward(channel, &frame).map_err(|Full| PublishError::Overloaded);
+        self.count(posted.flatten()).map(|posted| posted.delivery())
     }
 
     /// Answers one session. Waits for room on its shard up to the publish deadline.
@@ -244,27 +308,51 @@ impl Engine {
         if bytes > bytes_max { self.count(Err(PublishError::TooLarge { bytes, bytes_max })) } else { Ok(frame) }
     }
 
-    async fn post(&self, channel: &ChannelId, frame: Frame) -> Result<Delivery, PublishError> {
+    async fn post(&self, channel: &ChannelId, frame: Frame) -> Result<Posted, PublishError> {
         let hub = &self.inner.hub;
         let posted = self.with_room(|| hub.room_listener(channel), || self.post_and_forward(channel, &frame)).await;
-        self.count(posted)
+        self.count(posted.flatten())
+    }
+
+    /// Held while a frame is posted here and offered to the others: one order for all.
+    fn sequence(&self, channel: &ChannelId) -> MutexGuard<'_, ()> {
+        let place = channel.key().bytes().map(usize::from).sum::<usize>() % SEQUENCES;
+        self.inner.sequences[place].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Posts the frame here, then offers it to the other nodes, in one order for all of them.
-    fn post_and_forward(&self, channel: &ChannelId, frame: &Frame) -> Result<Delivery, Full> {
-        let Inner { hub, broker, node, sequences, .. } = &*self.inner;
-        if !broker.has_others(*node) {
-            return hub.post(channel, frame);
+    fn post_and_forward(
+        &self,
+        channel: &ChannelId,
+        frame: &Frame,
+    ) -> Result<Result<Posted, PublishError>, Full> {
+        let Inner { hub, broker, node, settings, .. } = &*self.inner;
+        let here = |delivery| Ok(Ok(Posted::here(delivery)));
+        // A stream has one reader: if that is here, nobody else gets it.
+        let is_ours = matches!(channel, ChannelId::Stream(request) if hub.has_stream(request));
+        if is_ours || !broker.wants(*node, channel, frame.kind()) {
+            return here(hub.post(channel, frame)?);
         }
-        let place = channel.key().bytes().map(usize::from).sum::<usize>() % SEQUENCES;
-        let sequence = sequences[place].lock().unwrap_or_else(PoisonError::into_inner);
+        let sequence = self.sequence(channel);
         let mut delivery = hub.post(channel, frame)?;
-        delivery.nodes = broker.forward(*node, channel, frame);
+        let forwarded = broker.forward(*node, channel, frame);
         drop(sequence);
-        if delivery.nodes > 0 {
-            delivery.nobody = None;
+        match forwarded {
+            Ok(Forwarded::Now(nodes)) => {
+                delivery.nodes = nodes;
+                delivery.nobody = delivery.nobody.filter(|_| nodes == 0);
+                here(delivery)
+            }
+            Ok(Forwarded::Later(receipt)) => {
+                // While nobody answers, nobody is waited for.
+                let patience = broker.health().map_or(Duration::ZERO, |()| settings.publish_deadline);
+                let deadline = tokio::time::Instant::now() + patience;
+                Ok(Ok(Posted::elsewhere(delivery, receipt, deadline)))
+            }
+            // Whoever is here has it; a repeat would double it.
+            Err(SpoolFull) if delivery.tabs > 0 => here(delivery),
+            Err(SpoolFull) => Ok(Err(PublishError::SpoolFull)),
         }
-        Ok(delivery)
     }
 
     /// Tries until there is room or the deadline has passed. The listener is made before each attempt.
@@ -306,6 +394,7 @@ impl Engine {
             Err(PublishError::Overloaded) => PublishOutcome::Overloaded,
             Err(PublishError::TooLarge { .. }) => PublishOutcome::TooLarge,
             Err(PublishError::Closed) => PublishOutcome::Closed,
+            Err(PublishError::SpoolFull) => PublishOutcome::SpoolFull,
         };
         self.metrics().engine.publishes.of(outcome).increment();
         result
@@ -317,9 +406,13 @@ trait Counted {
     fn outcome(&self) -> PublishOutcome;
 }
 
-impl Counted for Delivery {
+impl Counted for Posted {
     fn outcome(&self) -> PublishOutcome {
-        if self.is_delivered() { PublishOutcome::Delivered } else { PublishOutcome::Nobody }
+        match self.delivery() {
+            delivery if delivery.is_delivered() => PublishOutcome::Delivered,
+            _ if self.is_waiting() => PublishOutcome::Forwarded,
+            _ => PublishOutcome::Nobody,
+        }
     }
 }
 
@@ -344,12 +437,18 @@ const fn encode_kind(kind: Kind) -> EncodeKind {
 impl Outlet for Engine {
     type Stream = Mailbox;
 
-    async fn publish(&self, channel: &ChannelId, event: Event<'_>) -> Result<Delivery, PublishError> {
+    type Posted = Posted;
+
+    async fn submit(&self, channel: &ChannelId, event: Event<'_>) -> Result<Posted, PublishError> {
         let frame = self.encode(channel, &event)?;
         self.post(channel, frame).await
     }
 
-    async fn publish_file(&self, channel: &ChannelId, file: OutgoingFile) -> Result<Delivery, PublishError> {
+    async fn settle(&self, posted: Posted) -> Delivery {
+        posted.settled().await
+    }
+
+    async fn submit_file(&self, channel: &ChannelId, file: OutgoingFile) -> Result<Posted, PublishError> {
         let (bytes, bytes_max) = (file.data.len(), self.inner.settings.hub.file_bytes_max);
         if bytes > bytes_max {
             return self.count(Err(PublishError::TooLarge { bytes, bytes_max }));
@@ -369,14 +468,26 @@ impl Outlet for Engine {
             // It ends only by its own return, or with the process.
             tokio::task::spawn_blocking(prepare).await.map_err(|_| PublishError::Closed)??
         };
-        let delivery = self.post(channel, frame).await?;
+        let posted = self.post(channel, frame).await?;
         if let Some(keeping) = keeping {
             keeping.published();
         }
-        Ok(delivery)
+        Ok(posted)
+    }
+
+    fn file_id(&self) -> MessageId {
+        match self.inner.broker.tag() {
+            0 => MessageId::random(),
+            tag => MessageId::random_with_tag(tag),
+        }
     }
 
     fn open_stream(&self, request: &RequestId) -> Result<Mailbox, StreamError> {
+        // Asked for now, there when Redis says so: whoever cannot miss a frame waits for `expect` first.
+        let channel = ChannelId::Stream(request.clone());
+        let mut expected = self.inner.broker.expect(self.inner.node, &channel);
+        let _ = expected.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+        drop(expected);
         self.inner.hub.open_stream(request, StreamOptions::default()).map_err(|error| match error {
             OpenError::Exists => StreamError::Exists(request.clone()),
             OpenError::TooMany { streams_max } | OpenError::TooManyOfOwner { streams_max } => {
@@ -470,12 +581,13 @@ mod tests {
             .each_ref()
             .map(|engine| Shard::new(Arc::clone(engine.hub()), 0, SessionLimits::default(), usize::MAX, now));
         let user = UserId::parse("ann").unwrap();
-        assert!(!engines[0].is_online(&user));
+        assert_eq!(engines[0].is_online(&user).now_or_never(), Some(false));
         for (shard, engine) in shards.iter_mut().zip(&engines) {
             let identity = Identity::new(user.clone(), engine.now());
             let address = shard.open(Opening::new(identity, Wire::WebSocket), |_| None).unwrap();
             shard.handle_writable(address.slot());
-            assert!(engines.iter().all(|engine| engine.is_online(&user)), "on whatever node");
+            let is_online = |engine: &Engine| engine.is_online(&user).now_or_never() == Some(true);
+            assert!(engines.iter().all(is_online), "on whatever node");
         }
         std::thread::scope(|threads| {
             for publisher in 0..3 {

@@ -163,6 +163,12 @@ impl Backlog {
         self.base = Base::Lost;
     }
 
+    /// A frame that is too large to be held: nothing before it is of use, and what comes is behind it.
+    pub(crate) fn keep_hole(&mut self, id: Option<MessageId>, displaced: &mut Displaced) {
+        self.lose(displaced);
+        self.base = id.map_or(Base::Lost, Base::After);
+    }
+
     /// Everything behind a position; None if it is not known what that is.
     pub(crate) fn since(&self, position: MessageId) -> Option<Vec<Frame>> {
         let is_it = |kept: &Kept| is_ordered(&kept.frame) && kept.frame.message_id() == Some(position);

@@ -5,18 +5,19 @@
 //! that is held only for those pushes, so that all tabs of a channel see its frames in one order; a post to one shard
 //! needs no sequence beyond its inbox.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 
 use atomic_waker::AtomicWaker;
 use event_listener::{Event, EventListener};
 use smallvec::SmallVec;
 
-use crate::fanout::backlog::Displaced;
+use crate::fanout::backlog::{Backlog, Displaced};
 use crate::fanout::inbox::{Batch, Pushed, Queue, Room as InboxRoom};
 use crate::fanout::mailbox::Mailbox;
 use crate::fanout::registry::{Registry, Sessions, TooManyTabs};
+use crate::fanout::returning::{Missed, Returning};
 use crate::fanout::rooms::{Room, Rooms};
 use crate::fanout::session::{Address, SHARDS_MAX, SessionRef};
 use crate::fanout::shard::Resume;
@@ -124,7 +125,15 @@ pub struct Hub {
     inboxes: Box<[Inbox]>,
     stripes: Arc<Stripes>,
     inbound: Incomplete,
+    returning: Arc<Returning>,
+    edges: OnceLock<Box<dyn Edges>>,
     metrics: Arc<Metrics>,
+}
+
+/// Whoever wants to know that a user's sessions have changed: a hint to look at what is true.
+pub(crate) trait Edges: Send + Sync {
+    /// Called without a lock, and must not wait.
+    fn changed(&self, user: &UserId);
 }
 
 impl Hub {
@@ -151,6 +160,8 @@ impl Hub {
             inboxes: (0..shards).map(|_| inbox()).collect(),
             stripes,
             inbound: Incomplete { bytes: AtomicUsize::new(0), bytes_max: limits.inbound_bytes_max },
+            returning: Arc::default(),
+            edges: OnceLock::new(),
             metrics,
         })
     }
@@ -240,25 +251,39 @@ impl Hub {
     /// With recovery, the look-up, the pushes and the keeping are one step: see [`Stripes`].
     fn post_to_user(&self, channel: &ChannelId, user: &UserId, frame: &Frame) -> Result<Delivery, Full> {
         let post = |sessions: &Sessions| Post::Sessions { sessions: Arc::clone(sessions), frame: frame.clone() };
-        if !self.stripes.keeps(frame) {
+        let is_kept = self.stripes.keeps(frame);
+        let is_missed = self.returning.is_busy() && Backlog::wants(frame.kind());
+        if !is_kept && !is_missed {
             let Some(sessions) = self.registry.get_sessions(user) else { return Ok(nobody(Nobody::Offline)) };
             self.post_to(channel, &shards_of(&sessions), frame.bytes(), || post(&sessions))?;
             return Ok(Delivery { tabs: sessions.len(), nodes: 0, nobody: None });
         }
         let mut displaced = Displaced::new();
         let mut stripe = self.stripes.hold(channel);
+        let mut keep = |presence| {
+            if is_kept {
+                self.stripes.keep(&mut stripe, user, frame, presence, &mut displaced);
+            }
+        };
         let Some(sessions) = self.registry.get_sessions(user) else {
-            self.stripes.keep(&mut stripe, user, frame, Presence::Absent, &mut displaced);
+            keep(Presence::Absent);
+            if is_missed {
+                self.returning.pass(user, frame, None);
+            }
             drop(stripe);
             return Ok(nobody(Nobody::Offline));
         };
+        let tabs = sessions.len();
+        // Room on all shards first: what is not posted is not noted either.
         let shards = shards_of(&sessions);
         self.reserve(&shards, frame.bytes())?;
-        let parked = self.push_all(&shards, || post(&sessions));
-        self.stripes.keep(&mut stripe, user, frame, Presence::Present, &mut displaced);
+        let addressed =
+            if is_missed { self.returning.pass(user, frame, Some(Arc::clone(&sessions))) } else { None };
+        let parked = self.push_all(&shards, || post(addressed.as_ref().unwrap_or(&sessions)));
+        keep(Presence::Present);
         drop(stripe);
         self.ring(parked);
-        Ok(Delivery { tabs: sessions.len(), nodes: 0, nobody: None })
+        Ok(Delivery { tabs, nodes: 0, nobody: None })
     }
 
     /// Registers a session and finds what it has missed, as one step: what is posted from here on reaches it live. The
@@ -267,17 +292,60 @@ impl Hub {
     /// # Errors
     /// The user has as many sessions as one user may have.
     pub(crate) fn connect(&self, session: SessionRef, resume: &Resume) -> Result<Option<Vec<Frame>>, TooManyTabs> {
-        let positions = match resume {
-            Resume::Fresh => return self.registry.connect(session).map(|()| Some(Vec::new())),
-            Resume::Unknown => return self.registry.connect(session).map(|()| None),
-            Resume::After(positions) => positions,
-        };
         let user = session.user().clone();
-        let stripe = self.stripes.hold(&ChannelId::User(user.clone()));
-        let missed = self.stripes.since(&stripe, &user, positions);
-        self.registry.connect(session)?;
-        drop(stripe);
+        let missed = self.register(session, &user, resume)?;
+        self.tell_edge(&user);
         Ok(missed)
+    }
+
+    fn register(
+        &self,
+        session: SessionRef,
+        user: &UserId,
+        resume: &Resume,
+    ) -> Result<Option<Vec<Frame>>, TooManyTabs> {
+        let channel = || ChannelId::User(user.clone());
+        match resume {
+            Resume::Fresh => self.registry.connect(session).map(|()| Some(Vec::new())),
+            Resume::Unknown => self.registry.connect(session).map(|()| None),
+            Resume::After(positions) => {
+                let stripe = self.stripes.hold(&channel());
+                let missed = self.stripes.since(&stripe, user, positions);
+                self.registry.connect(session)?;
+                drop(stripe);
+                Ok(missed)
+            }
+            Resume::Missed(missed) => {
+                let stripe = self.stripes.hold(&channel());
+                let address = session.address();
+                self.registry.connect(session)?;
+                let frames = self.returning.finish(missed, address, self.stripes.now());
+                drop(stripe);
+                Ok(frames)
+            }
+        }
+    }
+
+    fn tell_edge(&self, user: &UserId) {
+        if let Some(edges) = self.edges.get() {
+            edges.changed(user);
+        }
+    }
+
+    /// Who is told when a user's sessions change. Once.
+    pub(crate) fn set_edges(&self, edges: Box<dyn Edges>) {
+        // A hub has one engine.
+        let _ = self.edges.set(edges);
+    }
+
+    /// Begins to collect what is posted to a user, for a tab whose past is kept elsewhere.
+    pub(crate) fn begin_return(&self, user: &UserId) -> Missed {
+        self.returning.begin(user)
+    }
+
+    /// Lets go what recovery holds of a user: not all of it comes here any more.
+    pub(crate) fn forget_backlog(&self, user: &UserId) {
+        self.stripes.forget(user);
     }
 
     /// Takes a session out of the registry between two posts that are kept: who counted it has pushed to its shard by now.
@@ -285,6 +353,7 @@ impl Hub {
         let stripe = self.stripes.hold(&ChannelId::User(session.user().clone()));
         self.registry.disconnect(session);
         drop(stripe);
+        self.tell_edge(session.user());
     }
 
     /// What recovery holds of a channel, oldest first.
@@ -302,6 +371,7 @@ impl Hub {
     /// What a shard has to do about once a second: `now` counts seconds from any beginning.
     pub(crate) fn handle_second(&self, now: u64) {
         self.stripes.sweep(now);
+        self.returning.sweep(now);
     }
 
     /// Ends streams that were silent for too long, and forgets those that ended long ago: to be called about once a

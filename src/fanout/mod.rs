@@ -15,6 +15,7 @@ pub mod hub;
 pub(crate) mod inbox;
 pub mod mailbox;
 pub mod registry;
+pub(crate) mod returning;
 pub mod rooms;
 pub mod session;
 pub mod shard;

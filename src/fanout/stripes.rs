@@ -105,6 +105,12 @@ impl Stripes {
         positions.iter().find_map(|position| backlog.since(*position))
     }
 
+    /// Lets go all that is held of a user: it has holes from now on.
+    pub(crate) fn forget(&self, user: &UserId) {
+        let mut displaced = Displaced::new();
+        self.hold(&ChannelId::User(user.clone())).forget(user, &mut displaced);
+    }
+
     /// What is held of a user, oldest first.
     pub(crate) fn history(&self, channel: &ChannelId) -> Vec<Frame> {
         let ChannelId::User(user) = channel else { return Vec::new() };

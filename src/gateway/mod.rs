@@ -6,6 +6,7 @@ mod body;
 mod cors;
 mod edge;
 mod files;
+mod http_client;
 pub mod metrics_text;
 mod openai;
 mod pages;

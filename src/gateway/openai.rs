@@ -184,7 +184,7 @@ impl ShardEdge {
         let wanted = self.want(user, chat, &headers);
         let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
         let claim = self.gateway.answers.claim(self.gateway.engine.hub(), &wanted.user, key, &wanted.kept)?;
-        if wanted.is_stream { self.stream(wanted, claim, cors) } else { self.whole(wanted, claim).await }
+        if wanted.is_stream { self.stream(wanted, claim, cors).await } else { self.whole(wanted, claim).await }
     }
 
     async fn read_chat(&self, request: Request<Incoming>) -> Result<ChatRequest, Failed> {
@@ -236,9 +236,11 @@ impl ShardEdge {
     }
 
     /// An answer as a stream: from here on its shard writes it.
-    fn stream(&self, wanted: Wanted, claim: Claim<'_>, cors: &Cors) -> Result<listener::Answer, Failed> {
+    async fn stream(&self, wanted: Wanted, claim: Claim<'_>, cors: &Cors) -> Result<listener::Answer, Failed> {
         let Wanted { question, kept, options, .. } = wanted;
         let place = self.gateway.answers.inlet().reserve(&question).map_err(Failed::from)?;
+        // Whoever answers may be on any node: its first word has to find the way.
+        self.gateway.engine.expect(&ChannelId::Stream(kept.head.id.clone())).await;
         let (request, head) = self.stream_head(&kept.head, cors);
         let (completion, first) = begin(kept.head);
         let opened = self.local.open_answer(Answer { request, completion }, options);
@@ -288,6 +290,7 @@ impl ShardEdge {
     async fn whole(&self, wanted: Wanted, claim: Claim<'_>) -> Result<listener::Answer, Failed> {
         let Wanted { question, kept: Kept { head, .. }, options, .. } = wanted;
         let place = self.gateway.answers.inlet().reserve(&question).map_err(Failed::from)?;
+        self.gateway.engine.expect(&ChannelId::Stream(head.id.clone())).await;
         let opened = self.gateway.engine.hub().open_stream(&head.id, options);
         let mut mailbox = opened.map_err(Failed::from)?;
         claim.opened();

@@ -10,6 +10,10 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 
+#[cfg(feature = "redis")]
+use crate::broker::Broker;
+#[cfg(feature = "redis")]
+use crate::broker::redis::{RedisBroker, RedisServer, RedisSettings};
 use crate::config::{FileTables, Recovery, Settings, Worker};
 use crate::driver::listener::HttpLimits;
 use crate::driver::start::{DrainPlan, EdgeFactory, ShardThreads, Start};
@@ -20,6 +24,7 @@ use crate::gateway::api::{Api, ApiLimits, IdempotencyLimits};
 use crate::gateway::auth::{KeyError, Keys};
 use crate::gateway::body::BodyLimits;
 use crate::gateway::edge::{Edges, Gateway};
+use crate::gateway::files::remote::RemoteFiles;
 use crate::gateway::metrics_text::MetricsText;
 use crate::gateway::openai::{self, Answers};
 use crate::gateway::pages::Pages;
@@ -35,6 +40,10 @@ use crate::proto::limits::{HubLimits, RecoveryLimits};
 
 /// How long a drain waits for the worker to hear of the answers that it ended.
 const TELL_TIME: Duration = Duration::from_secs(2);
+
+/// How long the start waits for the other nodes.
+#[cfg(feature = "redis")]
+const JOIN_TIME: Duration = Duration::from_secs(3);
 
 /// Threads for what is not a shard's: workers, webhooks, large encodes' waiting.
 const CONTROL_THREADS: usize = crate::config::CONTROL_THREADS;
@@ -57,6 +66,14 @@ pub enum ServeError {
     /// A key cannot verify.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// Redis cannot be set up: a URL that is none, or certificates that cannot be read.
+    #[cfg(feature = "redis")]
+    #[error("redis: {0}")]
+    Redis(#[from] redis::RedisError),
+    /// The settings ask for Redis.
+    #[cfg(not(feature = "redis"))]
+    #[error("redis is set, and this binary was built without the feature `redis`")]
+    NoRedis,
     /// The webhook cannot be set up.
     #[error(transparent)]
     Webhook(#[from] WebhookError),
@@ -124,7 +141,7 @@ impl Running {
         settings: Settings,
         handler: Option<Arc<dyn MessageHandler>>,
     ) -> Result<Self, ServeError> {
-        let engine = Engine::new(engine_settings(&settings));
+        let engine = engine(control, &settings)?;
         let bot = bot(&settings);
         let history = if settings.history_from_recovery { History::Recovery } else { History::Empty };
         let chat = Arc::new(WebChat::new(Arc::new(engine.clone()), bot.clone()).with_history(history));
@@ -147,6 +164,7 @@ impl Running {
         control.spawn(intake.run());
         control.spawn(openai::look_after(engine.clone(), inlet.clone()));
         let answers = Answers::new(inlet.clone(), engine.now().as_micros() / 1_000_000);
+        let metrics_text = MetricsText::new(Arc::clone(engine.metrics()), engine.broker().metrics().cloned());
         let gateway = Arc::new(Gateway {
             keys: ArcSwap::from_pointee(Keys::new(&settings)?),
             api: Api::new(chat, api_limits(&settings)),
@@ -158,7 +176,8 @@ impl Running {
                 budget: Arc::new(Semaphore::new(settings.bodies_bytes_max.min(Semaphore::MAX_PERMITS))),
             },
             pages: Pages::new(settings.is_development()),
-            metrics_text: MetricsText::new(Arc::clone(engine.metrics())),
+            metrics_text,
+            remote_files: RemoteFiles::new(settings.file_bytes_max)?,
             is_draining: AtomicBool::new(false),
             control: control.handle().clone(),
             engine,
@@ -218,6 +237,9 @@ impl Running {
             self.inlet.drained().await;
         };
         let _ = tokio::time::timeout_at(end.min(tokio::time::Instant::now() + TELL_TIME), told).await;
+        // What waits for the other nodes is for their tabs, and this one is none of theirs any more.
+        let left = self.gateway.engine.leave();
+        let _ = tokio::time::timeout_at(end.min(tokio::time::Instant::now() + TELL_TIME), left).await;
         if busy > 0 {
             tracing::warn!(shards = busy, "the deadline has passed with connections left");
         }
@@ -238,6 +260,43 @@ fn raise_open_files() {
     }
 }
 
+/// The engine: on its own, or one node of those that share a Redis.
+#[cfg(feature = "redis")]
+fn engine(control: &Runtime, settings: &Settings) -> Result<Engine, ServeError> {
+    if settings.redis.is_empty() {
+        return Ok(Engine::new(engine_settings(settings)));
+    }
+    let ca = settings.redis_ca_file.as_ref().map(std::fs::read).transpose()?;
+    let server = RedisServer {
+        urls: settings.redis.iter().map(|url| url.to_string()).collect(),
+        is_cluster: settings.redis_cluster,
+        ca,
+        timeout: settings.redis_timeout,
+    };
+    let broker = RedisSettings {
+        server,
+        prefix: settings.redis_prefix.clone(),
+        recovery: (settings.recovery == Recovery::Redis).then(|| kept_limits(settings)),
+        spool_bytes_max: settings.redis_spool_bytes_max,
+        canary_deadline: settings.redis_canary_deadline,
+        address: settings.node_address(),
+    };
+    let broker = RedisBroker::new(broker, control.handle().clone())?;
+    let engine = Engine::with_broker(engine_settings(settings), Arc::clone(&broker) as Arc<dyn Broker>);
+    // Tabs that come before the other nodes know of this one could miss what those publish.
+    if control.block_on(broker.joined(JOIN_TIME)) {
+        tracing::info!(node = %broker.node(), "joined the other nodes through Redis");
+    } else {
+        tracing::warn!(node = %broker.node(), "Redis does not answer: this node is alone until it does");
+    }
+    Ok(engine)
+}
+
+#[cfg(not(feature = "redis"))]
+fn engine(_control: &Runtime, settings: &Settings) -> Result<Engine, ServeError> {
+    if settings.redis.is_empty() { Ok(Engine::new(engine_settings(settings))) } else { Err(ServeError::NoRedis) }
+}
+
 fn engine_settings(settings: &Settings) -> EngineSettings {
     let hub = HubLimits {
         inbox_posts_max: settings.inbox_posts_max,
@@ -256,13 +315,18 @@ fn engine_settings(settings: &Settings) -> EngineSettings {
     EngineSettings { shards: settings.shards, sessions, hub, files, publish_deadline: settings.publish_deadline }
 }
 
-fn recovery_limits(settings: &Settings) -> RecoveryLimits {
-    let kept = RecoveryLimits {
+/// What is kept of users' frames, wherever that is.
+fn kept_limits(settings: &Settings) -> RecoveryLimits {
+    RecoveryLimits {
         frames_max: settings.recovery_frames_max,
         bytes_max: settings.recovery_bytes_max,
         lifetime: settings.recovery_time,
         total_bytes_max: settings.recovery_total_bytes_max,
-    };
+    }
+}
+
+fn recovery_limits(settings: &Settings) -> RecoveryLimits {
+    let kept = kept_limits(settings);
     match settings.recovery {
         Recovery::Off | Recovery::Redis => RecoveryLimits { frames_max: 0, ..kept },
         Recovery::Memory => kept,

@@ -20,6 +20,7 @@ use crate::gateway::auth::{AuthError, Claims, Credential};
 use crate::gateway::cors::Cors;
 use crate::gateway::edge::{Asked, ShardEdge};
 use crate::gateway::response::{Answered, draining, error, error_with, has_token, method_not_allowed, refused};
+use crate::id::ChannelId;
 use crate::metrics::HandshakeOutcome;
 use crate::platform::adapter::Outlet;
 use crate::proto::event::{Notice, Timestamp};
@@ -43,7 +44,7 @@ impl ShardEdge {
             return self.refuse(HandshakeOutcome::BadRequest, response);
         };
         let resume = Resume::from_position(asked.parameter("after").as_deref());
-        let address = match self.open(claims, Wire::WebSocket, resume, asked.has_flag("hello")) {
+        let address = match self.open(claims, Wire::WebSocket, resume, asked.has_flag("hello")).await {
             Ok(address) => address,
             Err(answer) => return *answer,
         };
@@ -84,7 +85,7 @@ impl ShardEdge {
             None => asked.parameter("after"),
         };
         let resume = Resume::from_position(position.as_deref());
-        let address = match self.open(claims, Wire::EventStream, resume, asked.has_flag("hello")) {
+        let address = match self.open(claims, Wire::EventStream, resume, asked.has_flag("hello")).await {
             Ok(address) => address,
             Err(answer) => return *answer,
         };
@@ -140,7 +141,13 @@ impl ShardEdge {
         Ok((claims, credential))
     }
 
-    fn open(&self, claims: Claims, wire: Wire, resume: Resume, wants_hello: bool) -> Result<Address, Box<Answer>> {
+    async fn open(
+        &self,
+        claims: Claims,
+        wire: Wire,
+        resume: Resume,
+        wants_hello: bool,
+    ) -> Result<Address, Box<Answer>> {
         let full = |status, message: &str| {
             let response = error_with(status, "limit_reached", message, (RETRY_AFTER, "5"));
             Box::new(self.refuse(HandshakeOutcome::LimitReached, response))
@@ -148,7 +155,11 @@ impl ShardEdge {
         if self.gateway.engine.hub().registry().total_connections() >= self.gateway.settings.tabs_max {
             return Err(full(StatusCode::SERVICE_UNAVAILABLE, "this node has as many tabs as it may have"));
         }
-        let now = self.gateway.engine.now();
+        // What other nodes publish has to reach this one before the tab hears anything.
+        let engine = &self.gateway.engine;
+        engine.expect(&ChannelId::User(claims.user.clone())).await;
+        let resume = engine.resume(&claims.user, resume).await;
+        let now = engine.now();
         let identity = identity(claims, now);
         let expires_in = identity
             .expires_at

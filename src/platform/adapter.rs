@@ -162,19 +162,49 @@ pub trait Outlet: Send + Sync + 'static {
     /// The reading end of a stream: frames in order, then the end.
     type Stream: Stream<Item = Frame> + Send + Unpin + 'static;
 
-    /// Encodes `event` once and posts it to whoever `channel` names. Waits for room up to the engine's deadline.
+    /// A publish that was posted, and whose report may not be complete.
+    type Posted: Send + 'static;
+
+    /// Encodes `event` once and posts it to whoever `channel` names, here and on other nodes. Waits for room up to the
+    /// engine's deadline, and for no other node.
+    fn submit(
+        &self,
+        channel: &ChannelId,
+        event: Event<'_>,
+    ) -> impl Future<Output = Result<Self::Posted, PublishError>> + Send;
+
+    /// The same for a file, whose encoding leaves the calling thread if it is large.
+    fn submit_file(
+        &self,
+        channel: &ChannelId,
+        file: OutgoingFile,
+    ) -> impl Future<Output = Result<Self::Posted, PublishError>> + Send;
+
+    /// Waits for the other nodes' answers up to the engine's deadline.
+    fn settle(&self, posted: Self::Posted) -> impl Future<Output = Delivery> + Send;
+
+    /// [`submit`](Self::submit) and [`settle`](Self::settle).
     fn publish(
         &self,
         channel: &ChannelId,
         event: Event<'_>,
-    ) -> impl Future<Output = Result<Delivery, PublishError>> + Send;
+    ) -> impl Future<Output = Result<Delivery, PublishError>> + Send {
+        async move { Ok(self.settle(self.submit(channel, event).await?).await) }
+    }
 
-    /// The same for a file, whose encoding leaves the calling thread if it is large.
+    /// [`submit_file`](Self::submit_file) and [`settle`](Self::settle).
     fn publish_file(
         &self,
         channel: &ChannelId,
         file: OutgoingFile,
-    ) -> impl Future<Output = Result<Delivery, PublishError>> + Send;
+    ) -> impl Future<Output = Result<Delivery, PublishError>> + Send {
+        async move { Ok(self.settle(self.submit_file(channel, file).await?).await) }
+    }
+
+    /// A fresh id for a file, by which its link is known.
+    fn file_id(&self) -> MessageId {
+        MessageId::random()
+    }
 
     /// Registers the stream of `request`.
     ///

@@ -84,11 +84,17 @@ fn describe(event: &Event<'_>) -> String {
 impl Outlet for Recorder {
     type Stream = Reader;
 
-    async fn publish(&self, channel: &ChannelId, event: Event<'_>) -> Result<Delivery, PublishError> {
+    type Posted = Delivery;
+
+    async fn settle(&self, posted: Delivery) -> Delivery {
+        posted
+    }
+
+    async fn submit(&self, channel: &ChannelId, event: Event<'_>) -> Result<Delivery, PublishError> {
         self.record(format!("{channel} {}", describe(&event)))
     }
 
-    async fn publish_file(&self, channel: &ChannelId, file: OutgoingFile) -> Result<Delivery, PublishError> {
+    async fn submit_file(&self, channel: &ChannelId, file: OutgoingFile) -> Result<Delivery, PublishError> {
         let OutgoingFile { id, filename, mimetype, data, timestamp } = &file;
         let event = Event::File { id: *id, filename, mimetype, data, timestamp: *timestamp };
         self.record(format!("{channel} {}", describe(&event)))

@@ -29,15 +29,20 @@ pub struct Report {
     pub delivery: Delivery,
 }
 
-impl Report {
-    fn of_message((id, delivery): (MessageId, Delivery)) -> Self {
-        Self { id: Some(id), delivery }
-    }
+/// An outbound call that was posted, and whose report may not be complete.
+#[derive(Debug)]
+pub(crate) struct Submitted<P> {
+    /// The message's id, where the call was about a message.
+    pub(crate) id: Option<MessageId>,
+    /// None: there was nothing to post.
+    pub(crate) posted: Option<P>,
 }
 
 /// What may be said beside a text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SendOptions {
+    /// The message's id. None: a fresh one.
+    pub id: Option<MessageId>,
     /// The message that this one answers.
     pub reply_to: Option<MessageId>,
 }
@@ -98,7 +103,7 @@ impl<O: Outlet> WebChat<O> {
         text: &str,
         options: SendOptions,
     ) -> Result<Report, SendError> {
-        self.post_text(channel, text, options).await.map(Report::of_message)
+        Ok(self.settle(self.submit_text(channel, text, options).await?).await)
     }
 
     /// Sends a text with buttons.
@@ -112,7 +117,7 @@ impl<O: Outlet> WebChat<O> {
         buttons: &[Button],
         options: SendOptions,
     ) -> Result<Report, SendError> {
-        self.post_buttons(channel, text, buttons, options).await.map(Report::of_message)
+        Ok(self.settle(self.submit_buttons(channel, text, buttons, options).await?).await)
     }
 
     /// Sends a file, and returns its URL beside the report: see [`file_url`].
@@ -126,16 +131,8 @@ impl<O: Outlet> WebChat<O> {
         filename: &str,
         mimetype: Option<&str>,
     ) -> Result<(Report, String), SendError> {
-        let id = MessageId::random();
-        let file = OutgoingFile {
-            id,
-            filename: filename.to_owned(),
-            mimetype: mimetype.unwrap_or(DEFAULT_MIMETYPE).to_owned(),
-            data,
-            timestamp: self.outlet.now(),
-        };
-        let delivery = self.outlet.publish_file(channel, file).await?;
-        Ok((Report { id: Some(id), delivery }, file_url(id, filename)))
+        let (submitted, url) = self.submit_file(channel, data, filename, mimetype).await?;
+        Ok((self.settle(submitted).await, url))
     }
 
     /// Replaces the text of message `id`.
@@ -143,9 +140,7 @@ impl<O: Outlet> WebChat<O> {
     /// # Errors
     /// The engine refused it: nobody got it.
     pub async fn edit_report(&self, channel: &ChannelId, id: MessageId, text: &str) -> Result<Report, SendError> {
-        let event = Event::Edit { id, text, timestamp: self.outlet.now() };
-        let delivery = self.outlet.publish(channel, event).await?;
-        Ok(Report { id: Some(id), delivery })
+        Ok(self.settle(self.submit_edit(channel, id, text).await?).await)
     }
 
     /// Shows or takes away the sign that the bot is typing.
@@ -153,8 +148,7 @@ impl<O: Outlet> WebChat<O> {
     /// # Errors
     /// The engine refused it: nobody got it.
     pub async fn typing_report(&self, channel: &ChannelId, active: bool) -> Result<Report, SendError> {
-        let delivery = self.outlet.publish(channel, Event::Typing { active }).await?;
-        Ok(Report { id: None, delivery })
+        Ok(self.settle(self.submit_typing(channel, active).await?).await)
     }
 
     /// Ends a stream: the `end` frame is its last. A user or a room has no end, so that a worker may end whatever it
@@ -163,13 +157,99 @@ impl<O: Outlet> WebChat<O> {
     /// # Errors
     /// The engine refused it: the stream goes on.
     pub async fn end_report(&self, channel: &ChannelId, reason: EndReason) -> Result<Report, SendError> {
-        let delivery = match channel {
-            ChannelId::Stream(_) => self.outlet.publish(channel, Event::End { reason }).await?,
-            ChannelId::User(_) | ChannelId::Room(_) => {
-                Delivery { tabs: 0, nodes: 0, nobody: Some(Nobody::NoSuchStream) }
-            }
+        Ok(self.settle(self.submit_end(channel, reason).await?).await)
+    }
+
+    /// Waits until it is known who was addressed.
+    pub(crate) async fn settle(&self, submitted: Submitted<O::Posted>) -> Report {
+        let Submitted { id, posted } = submitted;
+        let delivery = match posted {
+            Some(posted) => self.outlet.settle(posted).await,
+            None => Delivery { tabs: 0, nodes: 0, nobody: Some(Nobody::NoSuchStream) },
         };
-        Ok(Report { id: None, delivery })
+        Report { id, delivery }
+    }
+
+    pub(crate) async fn submit_text(
+        &self,
+        channel: &ChannelId,
+        text: &str,
+        options: SendOptions,
+    ) -> Result<Submitted<O::Posted>, SendError> {
+        let (id, timestamp) = (options.id.unwrap_or_else(MessageId::random), self.outlet.now());
+        let event = Event::Message { id, text, sender: &self.identity.user_id, reply_to: options.reply_to, timestamp };
+        self.submit(channel, Some(id), event).await
+    }
+
+    pub(crate) async fn submit_buttons(
+        &self,
+        channel: &ChannelId,
+        text: &str,
+        buttons: &[Button],
+        options: SendOptions,
+    ) -> Result<Submitted<O::Posted>, SendError> {
+        check_buttons(buttons)?;
+        let (id, timestamp) = (options.id.unwrap_or_else(MessageId::random), self.outlet.now());
+        let (sender, reply_to) = (self.identity.user_id.as_str(), options.reply_to);
+        let event = Event::Buttons { id, text, sender, reply_to, buttons, timestamp };
+        self.submit(channel, Some(id), event).await
+    }
+
+    pub(crate) async fn submit_file(
+        &self,
+        channel: &ChannelId,
+        data: Bytes,
+        filename: &str,
+        mimetype: Option<&str>,
+    ) -> Result<(Submitted<O::Posted>, String), SendError> {
+        let id = self.outlet.file_id();
+        let file = OutgoingFile {
+            id,
+            filename: filename.to_owned(),
+            mimetype: mimetype.unwrap_or(DEFAULT_MIMETYPE).to_owned(),
+            data,
+            timestamp: self.outlet.now(),
+        };
+        let posted = Some(self.outlet.submit_file(channel, file).await?);
+        Ok((Submitted { id: Some(id), posted }, file_url(id, filename)))
+    }
+
+    pub(crate) async fn submit_edit(
+        &self,
+        channel: &ChannelId,
+        id: MessageId,
+        text: &str,
+    ) -> Result<Submitted<O::Posted>, SendError> {
+        let event = Event::Edit { id, text, timestamp: self.outlet.now() };
+        self.submit(channel, Some(id), event).await
+    }
+
+    pub(crate) async fn submit_typing(
+        &self,
+        channel: &ChannelId,
+        active: bool,
+    ) -> Result<Submitted<O::Posted>, SendError> {
+        self.submit(channel, None, Event::Typing { active }).await
+    }
+
+    pub(crate) async fn submit_end(
+        &self,
+        channel: &ChannelId,
+        reason: EndReason,
+    ) -> Result<Submitted<O::Posted>, SendError> {
+        match channel {
+            ChannelId::Stream(_) => self.submit(channel, None, Event::End { reason }).await,
+            ChannelId::User(_) | ChannelId::Room(_) => Ok(Submitted { id: None, posted: None }),
+        }
+    }
+
+    async fn submit(
+        &self,
+        channel: &ChannelId,
+        id: Option<MessageId>,
+        event: Event<'_>,
+    ) -> Result<Submitted<O::Posted>, SendError> {
+        Ok(Submitted { id, posted: Some(self.outlet.submit(channel, event).await?) })
     }
 
     /// Registers the stream of `request`: a bounded queue of frames.
@@ -183,31 +263,6 @@ impl<O: Outlet> WebChat<O> {
     /// Takes the stream of `request` away: its reader is woken and sees the end. An absent id is a no-op.
     pub fn remove_sse_queue(&self, request: &RequestId) {
         self.outlet.close_stream(request);
-    }
-
-    async fn post_text(
-        &self,
-        channel: &ChannelId,
-        text: &str,
-        options: SendOptions,
-    ) -> Result<(MessageId, Delivery), SendError> {
-        let (id, timestamp) = (MessageId::random(), self.outlet.now());
-        let event = Event::Message { id, text, sender: &self.identity.user_id, reply_to: options.reply_to, timestamp };
-        Ok((id, self.outlet.publish(channel, event).await?))
-    }
-
-    async fn post_buttons(
-        &self,
-        channel: &ChannelId,
-        text: &str,
-        buttons: &[Button],
-        options: SendOptions,
-    ) -> Result<(MessageId, Delivery), SendError> {
-        check_buttons(buttons)?;
-        let (id, timestamp) = (MessageId::random(), self.outlet.now());
-        let (sender, reply_to) = (self.identity.user_id.as_str(), options.reply_to);
-        let event = Event::Buttons { id, text, sender, reply_to, buttons, timestamp };
-        Ok((id, self.outlet.publish(channel, event).await?))
     }
 }
 
@@ -250,6 +305,11 @@ pub(crate) fn parse_file_segments(segments: &str) -> Option<(MessageId, String)>
     Some((MessageId::parse(id).ok()?, filename.into_owned()))
 }
 
+/// The id of a message that was just given one.
+fn id_of<P>(submitted: Submitted<P>) -> MessageId {
+    submitted.id.unwrap_or_else(MessageId::random)
+}
+
 impl<O: Outlet> PlatformAdapter for WebChat<O> {
     fn name(&self) -> &'static str {
         "webchat"
@@ -272,7 +332,7 @@ impl<O: Outlet> PlatformAdapter for WebChat<O> {
     }
 
     fn send<'a>(&'a self, channel: &'a ChannelId, text: &'a str) -> BoxFuture<'a, Result<MessageId, SendError>> {
-        Box::pin(async move { Ok(self.post_text(channel, text, SendOptions::default()).await?.0) })
+        Box::pin(async move { self.submit_text(channel, text, SendOptions::default()).await.map(id_of) })
     }
 
     fn send_file<'a>(
@@ -282,7 +342,7 @@ impl<O: Outlet> PlatformAdapter for WebChat<O> {
         filename: &'a str,
         mimetype: Option<&'a str>,
     ) -> BoxFuture<'a, Result<String, SendError>> {
-        Box::pin(async move { Ok(self.send_file_report(channel, data, filename, mimetype).await?.1) })
+        Box::pin(async move { Ok(self.submit_file(channel, data, filename, mimetype).await?.1) })
     }
 
     fn send_with_buttons<'a>(
@@ -291,7 +351,7 @@ impl<O: Outlet> PlatformAdapter for WebChat<O> {
         text: &'a str,
         buttons: &'a [Button],
     ) -> BoxFuture<'a, Result<MessageId, SendError>> {
-        Box::pin(async move { Ok(self.post_buttons(channel, text, buttons, SendOptions::default()).await?.0) })
+        Box::pin(async move { self.submit_buttons(channel, text, buttons, SendOptions::default()).await.map(id_of) })
     }
 
     fn edit_message<'a>(
@@ -304,15 +364,15 @@ impl<O: Outlet> PlatformAdapter for WebChat<O> {
     }
 
     fn start_typing<'a>(&'a self, channel: &'a ChannelId) -> BoxFuture<'a, ()> {
-        Box::pin(async move { drop(self.typing_report(channel, true).await) })
+        Box::pin(async move { drop(self.submit_typing(channel, true).await) })
     }
 
     fn stop_typing<'a>(&'a self, channel: &'a ChannelId) -> BoxFuture<'a, ()> {
-        Box::pin(async move { drop(self.typing_report(channel, false).await) })
+        Box::pin(async move { drop(self.submit_typing(channel, false).await) })
     }
 
     fn end<'a>(&'a self, channel: &'a ChannelId, reason: EndReason) -> BoxFuture<'a, ()> {
-        Box::pin(async move { drop(self.end_report(channel, reason).await) })
+        Box::pin(async move { drop(self.submit_end(channel, reason).await) })
     }
 
     fn fetch_history<'a>(&'a self, channel: &'a ChannelId, limit: usize) -> BoxFuture<'a, Vec<IncomingMessage>> {
@@ -394,7 +454,10 @@ mod tests {
         let (outlet, chat) = chat();
         let parent = MessageId::random();
         outlet.set_delivery(Delivery { tabs: 2, nodes: 1, nobody: None });
-        let report = now(chat.send_report(&channel("room:r"), "", SendOptions { reply_to: Some(parent) })).unwrap();
+        let report = {
+            let options = SendOptions { reply_to: Some(parent), ..SendOptions::default() };
+            now(chat.send_report(&channel("room:r"), "", options)).unwrap()
+        };
         assert_eq!(report.delivery, Delivery { tabs: 2, nodes: 1, nobody: None });
         let id = report.id.unwrap();
         assert_eq!(outlet.take(), [format!("room:r message {id} sender=star reply_to={parent} text='' at=7.5")]);

@@ -30,6 +30,8 @@ pub enum Nobody {
     NoSuchStream,
     /// The room has no member on any node that was reached.
     EmptyRoom,
+    /// Nobody here, and the other nodes have not answered yet: it goes to them, in its order, when they can be reached.
+    Waiting,
 }
 
 /// Why nothing was published.
@@ -47,6 +49,9 @@ pub enum PublishError {
         /// The most that are allowed.
         bytes_max: usize,
     },
+    /// There is nobody here, and as much waits for the other nodes as may wait: nothing was posted anywhere; try again.
+    #[error("too much waits for the other nodes; nothing was posted, try again later")]
+    SpoolFull,
     /// The engine was shut down.
     #[error("the engine is shut down")]
     Closed,

@@ -180,6 +180,23 @@ pub fn separator_growth(json: &[u8]) -> usize {
     separators(json).map(|(_, length, escape)| escape.len() - length).sum()
 }
 
+/// Appends a JSON text with everything outside U+0020 to U+007E as `\uXXXX`, pairs of surrogates where it takes two.
+pub fn escape_non_ascii(json: &[u8], out: &mut Vec<u8>) {
+    out.reserve(json.len());
+    // What is no UTF-8 is none of ours.
+    for chunk in json.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if matches!(character, ' '..='~') {
+                out.push(character as u8);
+            } else {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    out.extend_from_slice(format!("\\u{unit:04x}").as_bytes());
+                }
+            }
+        }
+    }
+}
+
 /// Appends `json` with U+0085, U+2028 and U+2029 as `\u0085`, `\u2028` and `\u2029`: the same JSON value, in a form that
 /// no client of an event stream splits into lines.
 pub fn escape_separators(json: &[u8], out: &mut Vec<u8>) {

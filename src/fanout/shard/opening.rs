@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::fanout::registry::TooManyTabs;
+use crate::fanout::returning::Missed;
 use crate::fanout::session::{Address, Identity};
 use crate::fanout::shard::Shard;
 use crate::fanout::shard::answer::Answer;
@@ -45,7 +46,7 @@ pub enum OpenError {
 }
 
 /// Where a tab goes on.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub enum Resume {
     /// It begins: nothing is replayed.
     #[default]
@@ -55,7 +56,23 @@ pub enum Resume {
     After(Vec<MessageId>),
     /// It names a position that is none: it is told that there is a gap.
     Unknown,
+    /// What it missed is kept elsewhere, and was read: `Engine::resume`.
+    Missed(Arc<Missed>),
 }
+
+/// Two are the same only if they are one.
+impl PartialEq for Resume {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Fresh, Self::Fresh) | (Self::Unknown, Self::Unknown) => true,
+            (Self::After(positions), Self::After(others)) => positions == others,
+            (Self::Missed(missed), Self::Missed(other)) => Arc::ptr_eq(missed, other),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Resume {}
 
 impl Resume {
     /// From a position as a client wrote it: an id, or up to sixteen of them with commas between. None is

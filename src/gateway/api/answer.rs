@@ -5,29 +5,41 @@ use std::io::Write;
 use crate::gateway::api::error::ApiError;
 use crate::gateway::api::op::{Call, Op};
 use crate::platform::adapter::Outlet;
-use crate::platform::webchat::{Report, SendOptions, WebChat};
+use crate::platform::webchat::{Report, SendOptions, Submitted, WebChat};
 use crate::proto::delivery::Nobody;
 
-/// Does what `op` asks for, and appends the answer to `body`.
-pub(super) async fn perform<O: Outlet>(chat: &WebChat<O>, op: Op<'_>, body: &mut Vec<u8>) -> Result<(), ApiError> {
+/// A call that was made, and whose answer may not be complete.
+pub(super) struct Made<P> {
+    submitted: Submitted<P>,
+    url: Option<String>,
+}
+
+/// Does what `op` asks for. Other nodes may have yet to answer.
+pub(super) async fn make<O: Outlet>(chat: &WebChat<O>, op: Op<'_>) -> Result<Made<O::Posted>, ApiError> {
     let Op { channel, call } = op;
     let mut url = None;
-    let report = match call {
-        Call::Send { text, reply_to } => chat.send_report(&channel, &text, SendOptions { reply_to }).await?,
+    let options = |reply_to| SendOptions { reply_to, ..SendOptions::default() };
+    let submitted = match call {
+        Call::Send { text, reply_to } => chat.submit_text(&channel, &text, options(reply_to)).await?,
         Call::Buttons { text, buttons, reply_to } => {
-            chat.send_with_buttons_report(&channel, &text, &buttons, SendOptions { reply_to }).await?
+            chat.submit_buttons(&channel, &text, &buttons, options(reply_to)).await?
         }
         Call::File { filename, mimetype, data } => {
-            let (report, file_url) = chat.send_file_report(&channel, data, &filename, mimetype.as_deref()).await?;
+            let (submitted, file_url) = chat.submit_file(&channel, data, &filename, mimetype.as_deref()).await?;
             url = Some(file_url);
-            report
+            submitted
         }
-        Call::Edit { id, text } => chat.edit_report(&channel, id, &text).await?,
-        Call::Typing { active } => chat.typing_report(&channel, active).await?,
-        Call::End { reason } => chat.end_report(&channel, reason).await?,
+        Call::Edit { id, text } => chat.submit_edit(&channel, id, &text).await?,
+        Call::Typing { active } => chat.submit_typing(&channel, active).await?,
+        Call::End { reason } => chat.submit_end(&channel, reason).await?,
     };
-    write(&report, url.as_deref(), body);
-    Ok(())
+    Ok(Made { submitted, url })
+}
+
+/// Appends the answer to `body`, once it is known.
+pub(super) async fn report<O: Outlet>(chat: &WebChat<O>, made: Made<O::Posted>, body: &mut Vec<u8>) {
+    let Made { submitted, url } = made;
+    write(&chat.settle(submitted).await, url.as_deref(), body);
 }
 
 /// Nothing here needs an escape: ids are UUIDs, the filename in a URL is percent-encoded.
@@ -47,6 +59,7 @@ fn write(report: &Report, url: Option<&str>, body: &mut Vec<u8>) {
             Nobody::Offline => "offline",
             Nobody::NoSuchStream => "no_such_stream",
             Nobody::EmptyRoom => "empty_room",
+            Nobody::Waiting => "waiting",
         };
         drop(write!(body, ",\"reason\":\"{reason}\""));
     }

@@ -31,6 +31,8 @@ pub enum ApiCode {
     IdempotencyMismatch,
     /// 503 `overloaded`, with `Retry-After`: nothing was posted.
     Overloaded,
+    /// There is nobody here, and as much waits for the other nodes as may wait; try again.
+    SpoolFull,
     /// 503 `draining`, with `Retry-After`: nothing was posted, this node is going away.
     Draining,
 }
@@ -49,6 +51,7 @@ impl ApiCode {
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::IdempotencyMismatch => "idempotency_mismatch",
             Self::Overloaded => "overloaded",
+            Self::SpoolFull => "spool_full",
             Self::Draining => "draining",
         }
     }
@@ -63,7 +66,7 @@ impl ApiCode {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Overloaded | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded | Self::SpoolFull | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -98,7 +101,8 @@ impl ApiError {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         match self.code {
             ApiCode::MethodNotAllowed => headers.insert(ALLOW, HeaderValue::from_static("POST")),
-            ApiCode::Overloaded | ApiCode::Draining => headers.insert(RETRY_AFTER, HeaderValue::from_static("1")),
+            ApiCode::Overloaded | ApiCode::SpoolFull | ApiCode::Draining => headers
+                .insert(RETRY_AFTER, HeaderValue::from_static("1")),
             _ => None,
         };
         response
@@ -109,6 +113,7 @@ impl From<SendError> for ApiError {
     fn from(error: SendError) -> Self {
         let code = match &error {
             SendError::Publish(PublishError::Overloaded) => ApiCode::Overloaded,
+            SendError::Publish(PublishError::SpoolFull) => ApiCode::SpoolFull,
             SendError::Publish(PublishError::Closed) => ApiCode::Draining,
             SendError::Publish(PublishError::TooLarge { .. }) => ApiCode::TooLarge,
             _ => ApiCode::BadField,

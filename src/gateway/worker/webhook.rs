@@ -18,14 +18,11 @@ use http::uri::Scheme;
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use sha2::Sha256;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::gateway::http_client::{HttpClient, http_client};
 use crate::gateway::worker::webhook::retry::{backoff, retry_after};
 use crate::gateway::worker::webhook::under_way::{Delivery, Heard, UnderWay};
 use crate::metrics::{Metrics, WorkerOutcome};
@@ -137,7 +134,7 @@ pub struct Webhook {
 
 struct Inner {
     settings: WebhookSettings,
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: HttpClient,
     requests: Semaphore,
     under_way: Arc<UnderWay>,
     counters: Counters,
@@ -186,20 +183,7 @@ impl Webhook {
         if !is_http || authority.is_empty() || authority.contains('@') {
             return Err(WebhookError::BadUrl);
         }
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(settings.request_timeout));
-        let connector = HttpsConnectorBuilder::new()
-            .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())?
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(connector);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(30))
-            .pool_max_idle_per_host(settings.requests_max)
-            .build(connector);
+        let client = http_client(settings.request_timeout, settings.requests_max)?;
         let requests = Semaphore::new(settings.requests_max.clamp(1, Semaphore::MAX_PERMITS));
         let (under_way, counters) = (Arc::default(), Counters::default());
         Ok(Self { inner: Arc::new(Inner { settings, client, requests, under_way, counters, metrics }) })

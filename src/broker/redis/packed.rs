@@ -1,0 +1,370 @@
+//! Frames from node to node: many in one message, each with its finished bytes.
+//!
+//! ```text
+//! message  = version u8 · publisher u64 · sequence u64 · record*
+//! record   = 1 · kind u8 · id [u8; 16] · channel · length u32 · JSON     a frame
+//!          | 2 · reason u8 · user                                        the user's sessions end
+//!          | 3                                                           the publisher has come: answer it
+//!          | 4                                                           the answer
+//!          | 5 · micros u64                                              the canary
+//! channel  = 1 user | 2 room, then a text
+//! text     = length u16 · UTF-8
+//! ```
+//! Numbers are big-endian. The sequence counts a publisher's messages on one pub/sub channel from 1: one that is not
+//! the next tells that something was lost, or comes twice.
+
+use crate::broker::redis::keys::NodeName;
+use crate::id::{ChannelId, MessageId, RoomName, UserId};
+use crate::proto::disconnect::Disconnect;
+use crate::proto::frame::{Frame, Kind};
+
+const VERSION: u8 = 1;
+
+const FRAME: u8 = 1;
+const END: u8 = 2;
+const COME: u8 = 3;
+const SEEN: u8 = 4;
+const CANARY: u8 = 5;
+
+/// The kinds that cross nodes, by their numbers on the wire.
+const KINDS: [(u8, Kind); 6] = [
+    (1, Kind::Message),
+    (2, Kind::Buttons),
+    (3, Kind::File),
+    (4, Kind::Edit),
+    (5, Kind::Typing),
+    (6, Kind::End),
+];
+
+/// What one node tells another.
+#[derive(Debug, Clone)]
+pub(crate) enum Record {
+    /// For the sessions of a user or of a room.
+    Frame { channel: ChannelId, frame: Frame },
+    /// The user's sessions end.
+    End { user: UserId, ending: Disconnect },
+    /// The publisher is new here.
+    Come,
+    /// The publisher knows whom it is written to.
+    Seen,
+    /// For the publisher itself: when it was sent.
+    Canary { micros: u64 },
+}
+
+/// A message that is not ours, or of a version that is not known here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unreadable {
+    #[error("the message is of version {0}")]
+    Version(u8),
+    #[error("the message ends in the middle")]
+    Short,
+    #[error("a record is of an unknown kind")]
+    Kind,
+    #[error("an id or a text in it is not one")]
+    Text,
+}
+
+/// Begins a message.
+pub(crate) fn begin(out: &mut Vec<u8>, publisher: NodeName, sequence: u64) {
+    out.push(VERSION);
+    out.extend_from_slice(&publisher.0.to_be_bytes());
+    out.extend_from_slice(&sequence.to_be_bytes());
+}
+
+/// Appends a record. False if it cannot be said: a stream's frame, which has its own pub/sub channel.
+pub(crate) fn put(out: &mut Vec<u8>, record: &Record) -> bool {
+    match record {
+        Record::Frame { channel, frame } => return put_frame(out, channel, frame),
+        Record::End { user, ending } => {
+            out.extend_from_slice(&[END, ending_number(*ending)]);
+            put_text(out, user.as_str());
+        }
+        Record::Come => out.push(COME),
+        Record::Seen => out.push(SEEN),
+        Record::Canary { micros } => {
+            out.push(CANARY);
+            out.extend_from_slice(&micros.to_be_bytes());
+        }
+    }
+    true
+}
+
+pub(crate) fn put_frame(out: &mut Vec<u8>, channel: &ChannelId, frame: &Frame) -> bool {
+    let (number, name) = match channel {
+        ChannelId::User(user) => (1, user.as_str()),
+        ChannelId::Room(room) => (2, room.as_str()),
+        ChannelId::Stream(_) => return false,
+    };
+    let Some((kind, _)) = KINDS.iter().find(|(_, kind)| *kind == frame.kind()) else { return false };
+    let json = frame.json();
+    let Ok(length) = u32::try_from(json.len()) else { return false };
+    out.extend_from_slice(&[FRAME, *kind]);
+    out.extend_from_slice(&frame.message_id().map_or(0, |id| id.as_u128()).to_be_bytes());
+    out.push(number);
+    put_text(out, name);
+    out.extend_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(json);
+    true
+}
+
+/// Ids are at most 256 bytes.
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(&u16::try_from(text.len()).unwrap_or(u16::MAX).to_be_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn ending_number(ending: Disconnect) -> u8 {
+    let place = Disconnect::ALL.iter().position(|other| *other == ending);
+    place.and_then(|place| u8::try_from(place).ok()).unwrap_or_default()
+}
+
+/// A message as it came: its head, and its records one by one.
+#[derive(Debug)]
+pub(crate) struct Message<'m> {
+    pub(crate) publisher: NodeName,
+    pub(crate) sequence: u64,
+    rest: &'m [u8],
+}
+
+impl<'m> Message<'m> {
+    /// Reads the head.
+    pub(crate) fn read(bytes: &'m [u8]) -> Result<Self, Unreadable> {
+        let mut rest = bytes;
+        let version = number::<1>(&mut rest)?[0];
+        if version != VERSION {
+            return Err(Unreadable::Version(version));
+        }
+        let publisher = NodeName(u64::from_be_bytes(number(&mut rest)?));
+        let sequence = u64::from_be_bytes(number(&mut rest)?);
+        Ok(Self { publisher, sequence, rest })
+    }
+
+    /// The next record; None at the end. After an error there is nothing more to be had.
+    pub(crate) fn next(&mut self) -> Option<Result<Record, Unreadable>> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let record = self.record();
+        if record.is_err() {
+            self.rest = &[];
+        }
+        Some(record)
+    }
+
+    fn record(&mut self) -> Result<Record, Unreadable> {
+        let rest = &mut self.rest;
+        match number::<1>(rest)?[0] {
+            FRAME => frame(rest),
+            END => {
+                let ending = usize::from(number::<1>(rest)?[0]);
+                let ending = Disconnect::ALL.get(ending).copied().ok_or(Unreadable::Kind)?;
+                let user = UserId::parse(text(rest)?).map_err(|_| Unreadable::Text)?;
+                Ok(Record::End { user, ending })
+            }
+            COME => Ok(Record::Come),
+            SEEN => Ok(Record::Seen),
+            CANARY => Ok(Record::Canary { micros: u64::from_be_bytes(number(rest)?) }),
+            _ => Err(Unreadable::Kind),
+        }
+    }
+}
+
+fn frame(rest: &mut &[u8]) -> Result<Record, Unreadable> {
+    let kind = number::<1>(rest)?[0];
+    let (_, kind) = KINDS.iter().find(|(number, _)| *number == kind).ok_or(Unreadable::Kind)?;
+    let id = u128::from_be_bytes(number(rest)?);
+    if id != 0 && *kind == Kind::Typing {
+        return Err(Unreadable::Kind);
+    }
+    let id = (id != 0).then(|| MessageId::from_u128(id));
+    let space = number::<1>(rest)?[0];
+    let name = text(rest)?;
+    let channel = match space {
+        1 => UserId::parse(name).map(ChannelId::User),
+        2 => RoomName::parse(name).map(ChannelId::Room),
+        _ => return Err(Unreadable::Kind),
+    };
+    let channel = channel.map_err(|_| Unreadable::Text)?;
+    let length = u32::from_be_bytes(number(rest)?);
+    let json = simdutf8::basic::from_utf8(bytes(rest, length as usize)?).map_err(|_| Unreadable::Text)?;
+    // A line feed would end an event stream's line; our own writer escapes it.
+    if json.bytes().any(|byte| byte < b' ') || json.is_empty() {
+        return Err(Unreadable::Text);
+    }
+    let frame = Frame::relay(*kind, id, Some(&channel), json);
+    Ok(Record::Frame { channel, frame })
+}
+
+fn bytes<'m>(rest: &mut &'m [u8], count: usize) -> Result<&'m [u8], Unreadable> {
+    let (taken, after) = rest.split_at_checked(count).ok_or(Unreadable::Short)?;
+    *rest = after;
+    Ok(taken)
+}
+
+fn number<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Unreadable> {
+    bytes(rest, N)?.try_into().map_err(|_| Unreadable::Short)
+}
+
+fn text<'m>(rest: &mut &'m [u8]) -> Result<&'m str, Unreadable> {
+    let length = u16::from_be_bytes(number(rest)?);
+    std::str::from_utf8(bytes(rest, usize::from(length))?).map_err(|_| Unreadable::Text)
+}
+
+/// What is known of the messages of other publishers on one pub/sub channel.
+#[derive(Debug, Default)]
+pub(crate) struct Sequences {
+    last: std::collections::HashMap<NodeName, u64>,
+}
+
+/// How a message follows the one before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Follows {
+    /// It is the next, or the first that is heard of its publisher.
+    Next,
+    /// So many before it were lost.
+    Gap(u64),
+    /// It was here before.
+    Again,
+}
+
+impl Sequences {
+    pub(crate) fn note(&mut self, publisher: NodeName, sequence: u64) -> Follows {
+        match self.last.insert(publisher, sequence) {
+            None => Follows::Next,
+            Some(last) if sequence > last => match sequence - last - 1 {
+                0 => Follows::Next,
+                lost => Follows::Gap(lost),
+            },
+            Some(last) => {
+                self.last.insert(publisher, last);
+                Follows::Again
+            }
+        }
+    }
+
+    /// Forgets publishers that are gone.
+    pub(crate) fn keep(&mut self, is_live: impl Fn(NodeName) -> bool) {
+        self.last.retain(|publisher, _| is_live(*publisher));
+    }
+}
+
+/// Whatever comes, a message is read to an end or refused; what was read is written as the same again.
+#[cfg(any(test, fuzzing))]
+pub fn check(data: &[u8]) {
+    let Ok(mut message) = Message::read(data) else { return };
+    let mut again = Vec::new();
+    begin(&mut again, message.publisher, message.sequence);
+    let mut is_whole = true;
+    while let Some(record) = message.next() {
+        match record {
+            Ok(record) => assert!(put(&mut again, &record)),
+            Err(_) => is_whole = false,
+        }
+    }
+    assert_eq!(again, data[..again.len()]);
+    assert_eq!(is_whole, again.len() == data.len());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::event::{EndReason, Event, Timestamp};
+
+    fn records() -> Vec<Record> {
+        let timestamp = Timestamp::from_micros(1_500_000);
+        let user = ChannelId::parse("ünï").unwrap();
+        let room = ChannelId::parse("room:r").unwrap();
+        let id = MessageId::random();
+        let events = [
+            Event::Message { id, text: "a\n日\u{2028}", sender: "star", reply_to: None, timestamp },
+            Event::Buttons { id, text: "b", sender: "star", reply_to: Some(id), buttons: &[], timestamp },
+            Event::File { id, filename: "f", mimetype: "m/m", data: b"abc", timestamp },
+            Event::Edit { id, text: "", timestamp },
+            Event::Typing { active: true },
+            Event::End { reason: EndReason::Stop },
+        ];
+        let mut records = Vec::new();
+        for event in &events {
+            for channel in [&user, &room] {
+                records.push(Record::Frame { channel: channel.clone(), frame: Frame::encode_for(event, channel) });
+            }
+        }
+        let user = UserId::parse("u").unwrap();
+        records.push(Record::End { user, ending: Disconnect::Kicked });
+        records.extend([Record::Come, Record::Seen, Record::Canary { micros: 7 }]);
+        records
+    }
+
+    fn packed(records: &[Record]) -> Vec<u8> {
+        let mut out = Vec::new();
+        begin(&mut out, NodeName(5), 9);
+        assert!(records.iter().all(|record| put(&mut out, record)));
+        out
+    }
+
+    #[test]
+    fn what_was_packed_comes_out_again_with_every_form() {
+        let records = records();
+        let bytes = packed(&records);
+        let mut message = Message::read(&bytes).unwrap();
+        assert_eq!((message.publisher, message.sequence), (NodeName(5), 9));
+        for record in &records {
+            let read = message.next().unwrap().unwrap();
+            match (record, &read) {
+                (
+                    Record::Frame { channel, frame },
+                    Record::Frame { channel: read_channel, frame: read_frame },
+                ) => {
+                    assert_eq!((channel, frame.kind()), (read_channel, read_frame.kind()));
+                    assert_eq!(frame.websocket(), read_frame.websocket());
+                    assert_eq!(frame.event_stream(), read_frame.event_stream());
+                    assert_eq!((frame.key(), frame.message_id()), (read_frame.key(), read_frame.message_id()));
+                }
+                (other, read) => assert_eq!(format!("{other:?}"), format!("{read:?}")),
+            }
+        }
+        assert!(message.next().is_none());
+        check(&bytes);
+    }
+
+    #[test]
+    fn what_is_cut_or_changed_anywhere_is_refused_or_read_and_never_panics() {
+        let bytes = packed(&records());
+        for end in 0..bytes.len() {
+            check(&bytes[..end]);
+        }
+        for at in 0..bytes.len() {
+            for change in [1, 0x80, 0xff] {
+                let mut changed = bytes.clone();
+                changed[at] ^= change;
+                check(&changed);
+            }
+        }
+        assert_eq!(Message::read(&[2; 20]).unwrap_err(), Unreadable::Version(2));
+        assert_eq!(Message::read(&[1; 16]).unwrap_err(), Unreadable::Short);
+        let stream = ChannelId::parse("sse:r").unwrap();
+        let record = Record::Frame { channel: stream, frame: Frame::ping() };
+        assert!(!put(&mut Vec::new(), &record));
+    }
+
+    #[test]
+    fn gaps_are_counted_and_doubles_are_known() {
+        let mut sequences = Sequences::default();
+        let (a, b) = (NodeName(1), NodeName(2));
+        let steps = [
+            (a, 7, Follows::Next),
+            (a, 8, Follows::Next),
+            (b, 1, Follows::Next),
+            (a, 8, Follows::Again),
+            (a, 3, Follows::Again),
+            (a, 12, Follows::Gap(3)),
+            (a, 13, Follows::Next),
+            (b, 2, Follows::Next),
+        ];
+        for (publisher, sequence, expected) in steps {
+            assert_eq!(sequences.note(publisher, sequence), expected, "{publisher} {sequence}");
+        }
+        sequences.keep(|publisher| publisher == b);
+        assert_eq!(sequences.note(a, 1), Follows::Next);
+    }
+}

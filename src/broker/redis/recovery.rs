@@ -1,0 +1,108 @@
+//! What is kept of users' frames in Redis, for tabs that come back to another node: a stream a user.
+//!
+//! An ordered frame is one entry; a message's edit is one too, and takes the place of the edit before it. A frame that
+//! is larger than all that may be kept of a user leaves a mark, so that nobody believes to have everything.
+
+use std::time::Duration;
+
+use redis::{Pipeline, Value};
+
+use crate::broker::{Kept, KeptFrame};
+use crate::id::MessageId;
+use crate::proto::frame::{Frame, Kind};
+use crate::proto::limits::RecoveryLimits;
+
+/// How many answers a read has.
+pub(crate) const READ_COMMANDS: usize = 2;
+/// A user's newest message is kept so many times as long as the others, as it is in memory.
+const TAIL_LIFETIMES: u32 = 30;
+/// The mark of what was too large.
+const HOLE: &str = "hole";
+
+/// Puts an edit behind the others and takes its predecessor away: `ARGV` are the message, the most entries, the JSON,
+/// and how long its place is remembered.
+const EDIT: &str = r"
+local old = redis.call('HGET', KEYS[2], ARGV[1])
+if old then redis.call('XDEL', KEYS[1], old) end
+if redis.call('HLEN', KEYS[2]) >= tonumber(ARGV[2]) then redis.call('DEL', KEYS[2]) end
+local new = redis.call('XADD', KEYS[1], 'MAXLEN', ARGV[2], '*', 'k', 'edit', 'i', ARGV[1], 'j', ARGV[3])
+redis.call('HSET', KEYS[2], ARGV[1], new)
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+return new";
+
+/// Whether a tab that comes back may want a frame of that kind.
+pub(crate) const fn wants(kind: Kind) -> bool {
+    matches!(kind, Kind::Message | Kind::Buttons | Kind::File | Kind::Edit)
+}
+
+/// How long a user's stream stays without a new frame.
+pub(crate) fn key_millis(limits: &RecoveryLimits) -> u64 {
+    u64::try_from(limits.lifetime.saturating_mul(TAIL_LIFETIMES).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Adds the command that keeps a frame.
+pub(crate) fn write(pipeline: &mut Pipeline, key: &str, frame: &Frame, limits: &RecoveryLimits) {
+    let id = frame.message_id().map(|id| id.to_string()).unwrap_or_default();
+    let is_edit = frame.kind() == Kind::Edit;
+    let is_hole = frame.json().len() > limits.bytes_max;
+    if is_edit && !is_hole {
+        let command = pipeline.cmd("EVAL").arg(EDIT).arg(2).arg(key).arg(format!("{key}:edits"));
+        command.arg(id).arg(limits.frames_max).arg(frame.json()).arg(key_millis(limits));
+        return;
+    }
+    let command = pipeline.cmd("XADD").arg(key).arg("MAXLEN").arg(limits.frames_max).arg("*");
+    if is_hole {
+        // A position is the id of an ordered frame.
+        command.arg("k").arg(HOLE).arg("i").arg(if is_edit { "" } else { &*id });
+    } else {
+        command.arg("k").arg(frame.kind().as_str()).arg("i").arg(id).arg("j").arg(frame.json());
+    }
+}
+
+/// Adds the commands that read all that is kept.
+pub(crate) fn read(pipeline: &mut Pipeline, key: &str, limits: &RecoveryLimits) {
+    pipeline.cmd("TIME");
+    pipeline.cmd("XRANGE").arg(key).arg("-").arg("+").arg("COUNT").arg(limits.frames_max);
+}
+
+/// What a read answered; None if it is not what was expected.
+pub(crate) fn frames(answers: &[Value]) -> Kept {
+    let [time, entries] = answers else { return None };
+    let Value::Array(time) = time else { return None };
+    let now = Duration::from_secs(number(time.first()?)?);
+    let Value::Array(entries) = entries else { return None };
+    entries.iter().map(|entry| kept(entry, now)).collect()
+}
+
+fn number(value: &Value) -> Option<u64> {
+    text(value)?.parse().ok()
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
+        _ => None,
+    }
+}
+
+fn kept(entry: &Value, now: Duration) -> Option<KeptFrame> {
+    let Value::Array(entry) = entry else { return None };
+    let [id, Value::Array(fields)] = &entry[..] else { return None };
+    let written = Duration::from_millis(text(id)?.split_once('-')?.0.parse().ok()?);
+    let field = |name: &str| {
+        let mut pairs = fields.chunks_exact(2).filter(|pair| text(&pair[0]) == Some(name));
+        pairs.next().and_then(|pair| text(&pair[1]))
+    };
+    let id = MessageId::parse(field("i")?).ok();
+    let kind = field("k")?;
+    if kind == HOLE {
+        return Some(KeptFrame::Hole { id });
+    }
+    let kind = Kind::ALL.into_iter().find(|known| wants(*known) && known.as_str() == kind)?;
+    let json = field("j")?;
+    if json.is_empty() || json.bytes().any(|byte| byte < b' ') {
+        return None;
+    }
+    let frame = Frame::relay(kind, Some(id?), None, json);
+    Some(KeptFrame::Frame { frame, age: now.saturating_sub(written) })
+}

@@ -1,0 +1,202 @@
+//! The spool: what waits for Redis, bounded in bytes, in the order of its publishers.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Notify, oneshot};
+
+use crate::broker::redis::keys::NodeName;
+use crate::broker::redis::packed::Record;
+use crate::broker::{Kept, SpoolFull};
+use crate::id::{ChannelId, UserId};
+use crate::metrics::BrokerMetrics;
+use crate::proto::disconnect::Disconnect;
+use crate::proto::frame::Frame;
+
+/// What an item costs beside its frame.
+const ITEM_BYTES: usize = 192;
+
+/// What the publisher has to do.
+pub(crate) enum Item {
+    /// A frame for whoever else has the channel's sessions.
+    Frame(Arc<Parcel>),
+    /// The user's sessions end on every other node that has some.
+    End { user: UserId, ending: Disconnect, told: oneshot::Sender<usize> },
+    /// A record for one node, or for all.
+    Tell { to: Destination, record: Record },
+    /// Reads what is kept of a user's frames, behind all that is before it here.
+    Kept { user: UserId, answer: Option<oneshot::Sender<Kept>> },
+}
+
+/// Where packed messages go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Destination {
+    EveryNode,
+    Node(NodeName),
+}
+
+/// A frame on its way, until the last node that it is for has taken it or is gone. Dropped, it frees its room and
+/// tells how many did.
+pub(crate) struct Parcel {
+    pub(crate) channel: ChannelId,
+    pub(crate) frame: Frame,
+    /// Relaxed: read by whoever drops the last handle, which orders it.
+    reached: AtomicUsize,
+    receipt: Mutex<Option<oneshot::Sender<usize>>>,
+    spool: Arc<Spool>,
+}
+
+impl Parcel {
+    /// So many nodes have taken it.
+    pub(crate) fn reach(&self, nodes: usize) {
+        self.reached.fetch_add(nodes, Ordering::Relaxed);
+    }
+
+    fn bytes(&self) -> usize {
+        self.frame.bytes() + ITEM_BYTES
+    }
+}
+
+impl Drop for Parcel {
+    fn drop(&mut self) {
+        self.spool.release(self.bytes());
+        let receipt = self.receipt.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(receipt) = receipt.take() {
+            // Whoever asked may not wait any more.
+            let _ = receipt.send(self.reached.load(Ordering::Relaxed));
+        }
+    }
+}
+
+/// Takes items from any thread, for the one publisher.
+pub(crate) struct Spool {
+    items: Mutex<VecDeque<Item>>,
+    /// Bytes of all frames that are not done.
+    ///
+    /// # Ordering
+    /// Relaxed: a bound, publishes nothing.
+    bytes: AtomicUsize,
+    bytes_max: usize,
+    bell: Notify,
+    metrics: Arc<BrokerMetrics>,
+}
+
+impl Spool {
+    pub(crate) fn new(bytes_max: usize, metrics: Arc<BrokerMetrics>) -> Arc<Self> {
+        let items = Mutex::default();
+        Arc::new(Self { items, bytes: AtomicUsize::new(0), bytes_max, bell: Notify::new(), metrics })
+    }
+
+    /// Takes a frame in. An empty spool takes any.
+    pub(crate) fn push_frame(
+        self: &Arc<Self>,
+        channel: &ChannelId,
+        frame: &Frame,
+        receipt: oneshot::Sender<usize>,
+    ) -> Result<(), SpoolFull> {
+        let bytes = frame.bytes() + ITEM_BYTES;
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before > 0 && before + bytes > self.bytes_max {
+            self.release(bytes);
+            self.metrics.refused_frames.increment();
+            return Err(SpoolFull);
+        }
+        let parcel = Parcel {
+            channel: channel.clone(),
+            frame: frame.clone(),
+            reached: AtomicUsize::new(0),
+            receipt: Mutex::new(Some(receipt)),
+            spool: Arc::clone(self),
+        };
+        self.push(Item::Frame(Arc::new(parcel)));
+        Ok(())
+    }
+
+    /// Takes in what is bounded otherwise: by requests, nodes or seconds.
+    pub(crate) fn push(&self, item: Item) {
+        let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_empty = items.is_empty();
+        items.push_back(item);
+        drop(items);
+        if was_empty {
+            self.bell.notify_one();
+        }
+    }
+
+    fn release(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that wait.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Moves up to `items_max` items behind those of `out`, and no more once they have `bytes_max` bytes.
+    pub(crate) fn take(&self, out: &mut Vec<Item>, items_max: usize, bytes_max: usize) {
+        let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = 0;
+        while out.len() < items_max && bytes < bytes_max {
+            let Some(item) = items.pop_front() else { return };
+            if let Item::Frame(parcel) = &item {
+                bytes += parcel.bytes();
+            }
+            out.push(item);
+        }
+    }
+
+    /// Whether nothing waits to be taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Waits for an item.
+    ///
+    /// # Cancel safety
+    /// Dropping it loses none.
+    pub(crate) async fn wait(&self) {
+        while self.is_empty() {
+            self.bell.notified().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::broker::Receipt;
+
+    #[test]
+    fn a_spool_is_bounded_and_a_receipt_tells_when_the_last_handle_goes() {
+        let metrics = Arc::new(BrokerMetrics::default());
+        let frame = Frame::ping();
+        let spool = Spool::new(2 * (frame.bytes() + ITEM_BYTES), Arc::clone(&metrics));
+        let channel = ChannelId::parse("u").unwrap();
+        let (sender, mut receipt) = Receipt::new();
+        assert_eq!(spool.push_frame(&channel, &frame, sender), Ok(()));
+        assert_eq!(spool.push_frame(&channel, &frame, Receipt::new().0), Ok(()));
+        assert_eq!(spool.push_frame(&channel, &frame, Receipt::new().0), Err(SpoolFull));
+        assert_eq!(metrics.refused_frames.value(), 1);
+        let mut out = Vec::new();
+        spool.take(&mut out, 1, usize::MAX);
+        let Some(Item::Frame(parcel)) = out.pop() else { panic!() };
+        assert_eq!(spool.push_frame(&channel, &frame, Receipt::new().0), Err(SpoolFull), "it is not done yet");
+        let other = Arc::clone(&parcel);
+        parcel.reach(1);
+        other.reach(2);
+        drop(parcel);
+        assert!((&mut receipt).now_or_never().is_none());
+        drop(other);
+        assert_eq!(receipt.now_or_never(), Some(3));
+        assert_eq!(spool.push_frame(&channel, &frame, Receipt::new().0), Ok(()));
+        spool.take(&mut out, 9, usize::MAX);
+        out.clear();
+        assert_eq!((spool.bytes(), spool.is_empty()), (0, true));
+        // A frame that is larger than all that may wait still has to go.
+        let spool = Spool::new(1, metrics);
+        assert_eq!(spool.push_frame(&channel, &frame, Receipt::new().0), Ok(()));
+    }
+}

@@ -1,0 +1,70 @@
+//! A publish that was posted here, and that other nodes may have yet to answer for.
+
+use tokio::time::Instant;
+
+use crate::broker::Receipt;
+use crate::proto::delivery::{Delivery, Nobody};
+
+/// A publish that was posted here and offered to the other nodes, of which some may have yet to answer.
+#[derive(Debug)]
+#[must_use]
+pub struct Posted {
+    delivery: Delivery,
+    waits: Option<Waits>,
+}
+
+/// For the other nodes, until when.
+#[derive(Debug)]
+struct Waits {
+    receipt: Receipt,
+    deadline: Instant,
+}
+
+impl Posted {
+    /// There is nothing to wait for.
+    pub(super) const fn here(delivery: Delivery) -> Self {
+        Self { delivery, waits: None }
+    }
+
+    /// Other nodes answer by the receipt; a report waits for it until `deadline`.
+    pub(super) const fn elsewhere(delivery: Delivery, receipt: Receipt, deadline: Instant) -> Self {
+        Self { delivery, waits: Some(Waits { receipt, deadline }) }
+    }
+
+    /// What is known now.
+    #[must_use]
+    pub const fn delivery(&self) -> Delivery {
+        self.delivery
+    }
+
+    /// Whether other nodes have yet to answer.
+    #[must_use]
+    pub const fn is_waiting(&self) -> bool {
+        self.waits.is_some()
+    }
+
+    /// Waits for the other nodes, until the publish's deadline has passed.
+    ///
+    /// # Cancel safety
+    /// Dropping it changes nothing: the frame is on its way.
+    pub async fn settled(self) -> Delivery {
+        let Self { mut delivery, waits } = self;
+        let Some(Waits { receipt, deadline }) = waits else { return delivery };
+        match tokio::time::timeout_at(deadline, receipt).await {
+            Ok(nodes) => delivery.nodes = nodes,
+            Err(_) => delivery.nobody = delivery.nobody.map(|_| Nobody::Waiting),
+        }
+        delivery.nobody = delivery.nobody.filter(|_| delivery.nodes == 0);
+        delivery
+    }
+
+    /// Waits until every other node has taken it, or is gone: however long that takes.
+    ///
+    /// # Cancel safety
+    /// Dropping it changes nothing: the frame is on its way.
+    pub async fn forwarded(self) {
+        if let Some(Waits { receipt, .. }) = self.waits {
+            receipt.await;
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Tabs that come back to a node that does not have what they missed: it is kept elsewhere, and read from there.
+//!
+//! From before that is read until the tab is registered, what is posted to its user is collected here. So the tab gets
+//! all that was kept, then what was posted meanwhile and was not among it, then what is live. What was kept and has
+//! not been posted yet on its way here is posted to the user's other tabs only. A replay is whole, or there is none.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use foldhash::quality::RandomState;
+
+use crate::fanout::registry::Sessions;
+use crate::fanout::session::Address;
+use crate::id::UserId;
+use crate::proto::frame::Frame;
+
+/// Frames that are collected for one user. As many as a session's queue may hold: more could not be replayed.
+const FRAMES_MAX: usize = 512;
+/// For so many seconds after a replay, what was in it may still be on its way here.
+const LATE_SECONDS: u64 = 15;
+
+/// What is collected for users whose tabs are coming back.
+#[derive(Default)]
+pub(crate) struct Returning {
+    users: Mutex<HashMap<UserId, State>>,
+    /// How many users there are.
+    ///
+    /// # Ordering
+    /// Acquire and Release: who was told to read what is kept only after this was raised posts only after it, too.
+    count: AtomicUsize,
+    digests: RandomState,
+}
+
+#[derive(Default)]
+struct State {
+    /// Tabs that are on their way.
+    tabs: usize,
+    posted: Vec<Frame>,
+    /// More was posted than is collected.
+    is_over: bool,
+    late: Vec<Late>,
+}
+
+/// What a tab has had from a replay, and may come again live.
+struct Late {
+    tab: Address,
+    frames: HashSet<u64>,
+    until: u64,
+}
+
+/// What a tab has missed, as it was kept elsewhere. While it lives, what is posted to its user is collected.
+pub struct Missed {
+    returning: Arc<Returning>,
+    user: UserId,
+    found: Mutex<Option<Found>>,
+}
+
+/// What was found.
+struct Found {
+    /// What the tab does not have, oldest first.
+    frames: Vec<Frame>,
+    /// All that was kept.
+    kept: HashSet<u64>,
+}
+
+impl std::fmt::Debug for Missed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Missed").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Missed {
+    fn drop(&mut self) {
+        let mut users = self.returning.users();
+        if let Some(state) = users.get_mut(&self.user) {
+            state.tabs -= 1;
+            if state.tabs == 0 {
+                state.posted = Vec::new();
+                state.is_over = false;
+                if state.late.is_empty() {
+                    users.remove(&self.user);
+                }
+            }
+        }
+        self.returning.count.store(users.len(), Ordering::Release);
+    }
+}
+
+impl Missed {
+    /// Notes what was found: all that is kept, and what of it the tab does not have.
+    pub(crate) fn set(&self, kept: &[Frame], frames: Vec<Frame>) {
+        let kept = kept.iter().map(|frame| self.returning.digest(frame)).collect();
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(Found { frames, kept });
+    }
+}
+
+impl Returning {
+    fn users(&self) -> MutexGuard<'_, HashMap<UserId, State>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn digest(&self, frame: &Frame) -> u64 {
+        self.digests.hash_one(frame.json())
+    }
+
+    /// Begins to collect for a tab of the user. Call it before what is kept is read.
+    pub(crate) fn begin(self: &Arc<Self>, user: &UserId) -> Missed {
+        let mut users = self.users();
+        users.entry(user.clone()).or_default().tabs += 1;
+        self.count.store(users.len(), Ordering::Release);
+        drop(users);
+        Missed { returning: Arc::clone(self), user: user.clone(), found: Mutex::new(None) }
+    }
+
+    /// Whether a post has to be shown to [`Self::pass`].
+    pub(crate) fn is_busy(&self) -> bool {
+        self.count.load(Ordering::Acquire) > 0
+    }
+
+    /// Collects a frame, and says who is to get it: all but those who have it. Under the channel's lock.
+    pub(crate) fn pass(&self, user: &UserId, frame: &Frame, sessions: Option<Sessions>) -> Option<Sessions> {
+        let mut users = self.users();
+        let Some(state) = users.get_mut(user) else { return sessions };
+        if state.tabs > 0 {
+            if state.posted.len() < FRAMES_MAX {
+                state.posted.push(frame.clone());
+            } else {
+                state.is_over = true;
+            }
+        }
+        let sessions = sessions?;
+        let digest = self.digest(frame);
+        let has_it = |tab: Address| state.late.iter().any(|late| late.tab == tab && late.frames.contains(&digest));
+        if !sessions.iter().any(|session| has_it(session.address())) {
+            return Some(sessions);
+        }
+        Some(sessions.iter().filter(|session| !has_it(session.address())).cloned().collect())
+    }
+
+    /// What a tab gets before anything live; None if that is not known. Under the channel's lock, with which the tab is
+    /// also registered. `now` counts seconds.
+    pub(crate) fn finish(&self, missed: &Missed, tab: Address, now: u64) -> Option<Vec<Frame>> {
+        let Found { mut frames, mut kept } = missed.found.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let mut users = self.users();
+        let state = users.get_mut(&missed.user)?;
+        if state.is_over {
+            return None;
+        }
+        for frame in &state.posted {
+            // What was both kept and posted has come: it does not come again.
+            if !kept.remove(&self.digest(frame)) {
+                frames.push(frame.clone());
+            }
+        }
+        state.late.push(Late { tab, frames: kept, until: now + LATE_SECONDS });
+        Some(frames)
+    }
+
+    /// Forgets what cannot be late any more. To be called about once a second.
+    pub(crate) fn sweep(&self, now: u64) {
+        if !self.is_busy() {
+            return;
+        }
+        let mut users = self.users();
+        users.retain(|_, state| {
+            state.late.retain(|late| late.until > now);
+            state.tabs > 0 || !state.late.is_empty()
+        });
+        self.count.store(users.len(), Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fanout::session::{Identity, SessionRef};
+    use crate::id::MessageId;
+    use crate::proto::event::{Event, Timestamp};
+
+    fn frame(text: &str) -> Frame {
+        let (id, timestamp) = (MessageId::random(), Timestamp::from_micros(1));
+        Frame::encode(&Event::Message { id, text, sender: "star", reply_to: None, timestamp })
+    }
+
+    fn user() -> UserId {
+        UserId::parse("u").unwrap()
+    }
+
+    fn tab(slot: u32) -> SessionRef {
+        let identity = Identity::new(user(), Timestamp::from_micros(0));
+        SessionRef::new(Address::new(0, slot, 0), Arc::new(identity))
+    }
+
+    fn same(left: &[Frame], right: &[&Frame]) -> bool {
+        left.len() == right.len() && left.iter().zip(right).all(|(left, right)| left.json() == right.json())
+    }
+
+    #[test]
+    fn what_was_kept_comes_first_then_what_was_posted_meanwhile_and_nothing_twice() {
+        let returning = Arc::new(Returning::default());
+        let all: Vec<_> = ["old", "both", "on its way", "live"].iter().map(|text| frame(text)).collect();
+        let [old, both, late, live] = &all[..] else { panic!() };
+        assert!(!returning.is_busy());
+        let missed = returning.begin(&user());
+        assert!(returning.is_busy());
+        let others: Sessions = Arc::from([tab(1)]);
+        for posted in [both, live] {
+            let addressed = returning.pass(&user(), posted, Some(Arc::clone(&others))).unwrap();
+            assert_eq!(addressed.len(), 1);
+        }
+        missed.set(&all[..3], vec![both.clone(), late.clone()]);
+        let replay = returning.finish(&missed, tab(2).address(), 0).unwrap();
+        assert!(same(&replay, &[both, late, live]), "{replay:?} without {old:?}");
+        drop(missed);
+        // What comes late is for the others, and for whoever came after.
+        let both_tabs: Sessions = Arc::from([tab(1), tab(2)]);
+        let addressed = |frame| returning.pass(&user(), frame, Some(Arc::clone(&both_tabs))).unwrap();
+        assert_eq!(addressed(late).iter().map(|tab| tab.address().slot()).collect::<Vec<_>>(), [1]);
+        let next = frame("next");
+        assert_eq!(addressed(&next).len(), 2);
+        returning.sweep(LATE_SECONDS);
+        assert!(!returning.is_busy());
+        assert_eq!(addressed(late).len(), 2);
+    }
+
+    #[test]
+    fn a_replay_that_is_not_whole_is_none() {
+        let returning = Arc::new(Returning::default());
+        let missed = returning.begin(&user());
+        assert!(returning.finish(&missed, tab(1).address(), 0).is_none(), "nothing was found");
+        missed.set(&[], Vec::new());
+        for _ in 0..=FRAMES_MAX {
+            assert!(returning.pass(&user(), &frame("x"), None).is_none());
+        }
+        assert!(returning.finish(&missed, tab(1).address(), 0).is_none());
+        drop(missed);
+        assert!(!returning.is_busy());
+    }
+}
