@@ -18,9 +18,9 @@
 
 mod answer;
 mod batch;
-mod error;
+pub(crate) mod error;
 mod idempotency;
-mod op;
+pub(crate) mod op;
 
 use std::sync::Arc;
 

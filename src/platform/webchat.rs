@@ -40,6 +40,14 @@ impl Report {
 pub struct SendOptions {
     /// The message that this one answers.
     pub reply_to: Option<MessageId>,
+    /// The message's id, if whoever sends it has chosen one. Default none: a fresh one.
+    pub id: Option<MessageId>,
+}
+
+impl SendOptions {
+    fn id(&self) -> MessageId {
+        self.id.unwrap_or_else(MessageId::random)
+    }
 }
 
 /// The adapter of browser chat.
@@ -191,7 +199,7 @@ impl<O: Outlet> WebChat<O> {
         text: &str,
         options: SendOptions,
     ) -> Result<(MessageId, Delivery), SendError> {
-        let (id, timestamp) = (MessageId::random(), self.outlet.now());
+        let (id, timestamp) = (options.id(), self.outlet.now());
         let event = Event::Message { id, text, sender: &self.identity.user_id, reply_to: options.reply_to, timestamp };
         Ok((id, self.outlet.publish(channel, event).await?))
     }
@@ -204,7 +212,7 @@ impl<O: Outlet> WebChat<O> {
         options: SendOptions,
     ) -> Result<(MessageId, Delivery), SendError> {
         check_buttons(buttons)?;
-        let (id, timestamp) = (MessageId::random(), self.outlet.now());
+        let (id, timestamp) = (options.id(), self.outlet.now());
         let (sender, reply_to) = (self.identity.user_id.as_str(), options.reply_to);
         let event = Event::Buttons { id, text, sender, reply_to, buttons, timestamp };
         Ok((id, self.outlet.publish(channel, event).await?))
@@ -394,7 +402,7 @@ mod tests {
         let (outlet, chat) = chat();
         let parent = MessageId::random();
         outlet.set_delivery(Delivery { tabs: 2, nodes: 1, nobody: None });
-        let report = now(chat.send_report(&channel("room:r"), "", SendOptions { reply_to: Some(parent) })).unwrap();
+        let report = now(chat.send_report(&channel("room:r"), "", SendOptions { reply_to: Some(parent), id: None })).unwrap();
         assert_eq!(report.delivery, Delivery { tabs: 2, nodes: 1, nobody: None });
         let id = report.id.unwrap();
         assert_eq!(outlet.take(), [format!("room:r message {id} sender=star reply_to={parent} text='' at=7.5")]);

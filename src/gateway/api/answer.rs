@@ -13,9 +13,9 @@ pub(super) async fn perform<O: Outlet>(chat: &WebChat<O>, op: Op<'_>, body: &mut
     let Op { channel, call } = op;
     let mut url = None;
     let report = match call {
-        Call::Send { text, reply_to } => chat.send_report(&channel, &text, SendOptions { reply_to }).await?,
+        Call::Send { text, reply_to } => chat.send_report(&channel, &text, SendOptions { reply_to, id: None }).await?,
         Call::Buttons { text, buttons, reply_to } => {
-            chat.send_with_buttons_report(&channel, &text, &buttons, SendOptions { reply_to }).await?
+            chat.send_with_buttons_report(&channel, &text, &buttons, SendOptions { reply_to, id: None }).await?
         }
         Call::File { filename, mimetype, data } => {
             let (report, file_url) = chat.send_file_report(&channel, data, &filename, mimetype.as_deref()).await?;

@@ -70,7 +70,7 @@ impl ApiCode {
 
 /// A refusal: its code, and a sentence that says what is wrong and how much is allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ApiError {
+pub(crate) struct ApiError {
     pub(super) code: ApiCode,
     message: Cow<'static, str>,
 }
@@ -102,6 +102,13 @@ impl ApiError {
             _ => None,
         };
         response
+    }
+}
+
+/// The sentence alone.
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
     }
 }
 
