@@ -402,7 +402,8 @@ mod tests {
         let (outlet, chat) = chat();
         let parent = MessageId::random();
         outlet.set_delivery(Delivery { tabs: 2, nodes: 1, nobody: None });
-        let report = now(chat.send_report(&channel("room:r"), "", SendOptions { reply_to: Some(parent), id: None })).unwrap();
+        let report =
+            now(chat.send_report(&channel("room:r"), "", SendOptions { reply_to: Some(parent), id: None })).unwrap();
         assert_eq!(report.delivery, Delivery { tabs: 2, nodes: 1, nobody: None });
         let id = report.id.unwrap();
         assert_eq!(outlet.take(), [format!("room:r message {id} sender=star reply_to={parent} text='' at=7.5")]);

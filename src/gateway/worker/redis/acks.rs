@@ -165,9 +165,9 @@ impl Acker<'_> {
         let keys = || settled.iter().filter_map(|one| one.key.as_deref());
         let mut ack = redis::cmd("EVAL");
         ack.arg(ACK).arg(2 + keys().count()).arg(&self.names.stream).arg(&self.names.lease);
-        keys().for_each(|key| drop(ack.arg(self.names.message_key(key))));
+        ack.arg(keys().map(|key| self.names.message_key(key)).collect::<Vec<_>>());
         ack.arg(&self.tenure.value).arg(&self.names.group).arg(REMEMBERED_SECONDS);
-        settled.iter().for_each(|one| drop(ack.arg(one.id.to_string())));
+        ack.arg(settled.iter().map(|one| one.id.to_string()).collect::<Vec<_>>());
         ack
     }
 }

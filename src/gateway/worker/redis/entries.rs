@@ -177,8 +177,10 @@ mod tests {
     fn an_entry_has_one_message_id_on_every_node() {
         let id = |stream: &str, entry: &str| EntryId::parse(entry).unwrap().message_id(stream).to_string();
         assert_eq!(id("s", "5-1"), id("s", "5-1"));
-        let ids: std::collections::HashSet<_> =
-            [("s", "5-1"), ("s", "5-2"), ("s", "6-1"), ("t", "5-1")].iter().map(|(stream, at)| id(stream, at)).collect();
+        let ids: std::collections::HashSet<_> = [("s", "5-1"), ("s", "5-2"), ("s", "6-1"), ("t", "5-1")]
+            .iter()
+            .map(|(stream, at)| id(stream, at))
+            .collect();
         assert_eq!(ids.len(), 4);
         assert!(ids.iter().all(|id| id.as_bytes()[14] == b'4' && matches!(id.as_bytes()[19], b'8'..=b'b')));
         for text in ["", "5", "5-", "-5", "5-x", "18446744073709551616-0"] {

@@ -17,9 +17,13 @@
 //! the last 10 minutes is not sent again) and `trace_id`. Unknown keys are ignored.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
 
 use rmp_serde::decode::Error as PackedError;
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeSeed, IgnoredAny, IntoDeserializer, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::config::EnvelopeForm;
 use crate::gateway::api::error::ApiError;
@@ -199,17 +203,52 @@ fn kind(name: &str) -> Result<OpKind, Malformed> {
 /// Reads a map, all of the bytes, and no deeper than [`DEPTH_MAX`].
 fn packed<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Malformed> {
     let bad = |reason: String| Malformed::NotMessagePack { reason };
-    // Derived structs also read arrays, field by field.
     if !matches!(bytes.first(), Some(0x80..=0x8f | 0xde | 0xdf)) {
         return Err(bad("it does not begin with a map".to_owned()));
     }
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
     deserializer.set_max_depth(DEPTH_MAX);
-    let value = T::deserialize(&mut deserializer).map_err(|error| bad(error.to_string()))?;
+    let value = deserializer.deserialize_map(Named(PhantomData)).map_err(|error| bad(error.to_string()))?;
     match u8::deserialize(&mut deserializer) {
         // There is no marker left to be read.
         Err(PackedError::InvalidMarkerRead(_)) => Ok(value),
         _ => Err(bad("more bytes follow it".to_owned())),
+    }
+}
+
+/// Reads a map as a `T`, by the keys that are texts. Derived structs also read arrays, field by field, and take a number
+/// for the field of that place.
+struct Named<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Named<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(NamedEntries(entries)))
+    }
+}
+
+struct NamedEntries<A>(A);
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for NamedEntries<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+        while let Some(key) = self.0.next_key::<Scalar<'de>>()? {
+            if let Scalar::Text(name) = key {
+                return seed.deserialize(name.into_deserializer()).map(Some);
+            }
+            self.0.next_value::<IgnoredAny>()?;
+        }
+        Ok(None)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.0.next_value_seed(seed)
     }
 }
 
@@ -228,7 +267,6 @@ pub(crate) fn encode(message: &IncomingMessage, form: EnvelopeForm, enqueued_at:
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use serde::Serialize;
     use serde_json::{Value, json};
 
     use super::*;
@@ -394,7 +432,8 @@ mod tests {
         check(&vec![b'{'; 1025], "has 1025 bytes; at most 1024 are allowed");
         let deep = [&[0x81, 0xa1, b'x'][..], &[0x91; 900][..], &[0xc0]].concat();
         check(&deep, "not a MessagePack map");
-        check(format!("{{\"x\":{}{}}}", "[".repeat(400), "]".repeat(400)).as_bytes(), "recursion limit");
+        // What JSON has in unknown keys is skipped, however deep.
+        check(format!("{{\"x\":{}{}}}", "[".repeat(500), "]".repeat(500)).as_bytes(), "`type` is missing");
         // Extensions and bytes are values like others; text that is no UTF-8 is no text.
         let odd = [&[0x83, 0xa1, b'x', 0xd6, 5, 1, 2, 3, 4, 0xa4, b't', b'y', b'p', b'e', 0xa1, 0xff][..], &[1, 2]];
         check(&odd.concat(), "`type` must be a string");
@@ -428,8 +467,7 @@ mod tests {
         let extra = json!({"button": {"message_id": ID, "custom_id": "c"}, "n": [1.5, -3, 70000]});
         let message =
             IncomingMessage::new("webchat:u".to_owned(), "u", "hi".to_owned(), Timestamp::from_micros(1_500_000));
-        let message =
-            IncomingMessage { attachments: vec![file], extra: extra.as_object().unwrap().clone(), ..message };
+        let message = IncomingMessage { attachments: vec![file], extra: extra.as_object().unwrap().clone(), ..message };
         let now = Timestamp::from_micros(2_500_000);
         let json = String::from_utf8(encode(&message, EnvelopeForm::Json, now)).unwrap();
         let packed = encode(&message, EnvelopeForm::MessagePack, now);

@@ -15,9 +15,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::broker::redis::link::{Endpoint, Link, backoff, refused};
 use crate::config::EnvelopeForm;
+use crate::gateway::worker::redis::StreamSettings;
 use crate::gateway::worker::redis::envelope;
 use crate::gateway::worker::redis::stopped;
-use crate::gateway::worker::redis::StreamSettings;
 use crate::metrics::{Metrics, WorkerOutcome};
 use crate::platform::adapter::{BoxFuture, MessageHandler, PlatformAdapter};
 use crate::platform::message::IncomingMessage;
@@ -133,7 +133,7 @@ enum Group {
     /// Nobody looked, or Redis was away since: it may have come back empty.
     Unknown,
     There,
-    /// It cannot be made, in the words of Redis.
+    /// It could not be made, in the words of Redis. It is tried again with the next message.
     Refused(String),
 }
 
@@ -208,7 +208,7 @@ impl Appending {
 
     /// Sends what waits; what has to be said again stays. False if that should not be at once.
     async fn send(&mut self) -> bool {
-        let makes_group = matches!(self.group_state, Group::Unknown);
+        let makes_group = !matches!(self.group_state, Group::There);
         let mut pipeline = Pipeline::with_capacity(self.waiting.len() + 1);
         if makes_group {
             pipeline.add_command(create_group(&self.stream, &self.group));
@@ -227,10 +227,12 @@ impl Appending {
         let mut answers = answers.into_iter();
         if makes_group {
             let reason = answers.next().as_ref().and_then(refused).filter(|reason| !reason.starts_with("BUSYGROUP"));
-            self.group_state = reason.map_or(Group::There, Group::Refused);
-            if let Group::Refused(reason) = &self.group_state {
+            if let Some(reason) = &reason
+                && !matches!(self.group_state, Group::Refused(_))
+            {
                 tracing::warn!(group = self.group, reason, "the group of workers cannot be made");
             }
+            self.group_state = reason.map_or(Group::There, Group::Refused);
         }
         for answer in answers {
             let Some(job) = self.waiting.pop_front() else { break };

@@ -70,19 +70,13 @@ pub(crate) fn start(
 ) -> Streams {
     let (appender, appending) = inbound::appender(endpoint, &settings, Arc::clone(metrics), shutdown.clone());
     let consumer = Consumer::new(endpoint, settings, hand_off, Arc::clone(metrics), shutdown);
-    Streams {
-        appender: Arc::new(appender),
-        appending: Box::pin(appending.run()),
-        consuming: Box::pin(consumer.run()),
-    }
+    Streams { appender: Arc::new(appender), appending: Box::pin(appending.run()), consuming: Box::pin(consumer.run()) }
 }
 
 /// A key in the same slot of a cluster as the stream.
 fn beside(stream: &str, what: &str) -> String {
-    let has_tag = stream
-        .split_once('{')
-        .and_then(|(_, rest)| rest.split_once('}'))
-        .is_some_and(|(tag, _)| !tag.is_empty());
+    let has_tag =
+        stream.split_once('{').and_then(|(_, rest)| rest.split_once('}')).is_some_and(|(tag, _)| !tag.is_empty());
     if has_tag { format!("{stream}:{what}") } else { format!("{{{stream}}}:{what}") }
 }
 

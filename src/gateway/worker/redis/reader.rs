@@ -126,7 +126,7 @@ impl<'t> Reader<'t> {
             }
             next = claimed.next;
             self.adapt(&claimed.entries);
-            self.take(claimed.entries, Source::Claim).await?;
+            Box::pin(self.take(claimed.entries, Source::Claim)).await?;
         }
         let mut tidy = redis::cmd("EVAL");
         tidy.arg(TIDY).arg(1).arg(&names.stream).arg(&names.group).arg(&self.name);
@@ -169,7 +169,7 @@ impl<'t> Reader<'t> {
             }
             let entries = of_read(answer);
             self.adapt(&entries);
-            if self.take(entries, Source::Read).await? == Taken::Strays {
+            if Box::pin(self.take(entries, Source::Read)).await? == Taken::Strays {
                 return Ok(());
             }
         }
@@ -216,7 +216,8 @@ impl<'t> Reader<'t> {
     async fn known(&self, read: &[Read<'_>], source: Source) -> Result<Option<Vec<bool>>, End> {
         let names = &self.consumer.names;
         // Before Redis is asked: what is acknowledged in between is found there.
-        let key = |one: &Read<'_>| one.outbound.as_ref().ok().and_then(|outbound| outbound.message_key().map(str::to_owned));
+        let key =
+            |one: &Read<'_>| one.outbound.as_ref().ok().and_then(|outbound| outbound.message_key().map(str::to_owned));
         let keys: Vec<Option<String>> = read.iter().map(key).collect();
         let mut known: Vec<bool> =
             keys.iter().map(|key| key.as_ref().is_some_and(|key| self.flight.has_key(key))).collect();
