@@ -165,20 +165,13 @@ pub(crate) enum Connection {
 
 impl Connection {
     /// Sends all commands at once; one answer each, in their order. What the server refused is a
-    /// [`Value::ServerError`] in its place. A cluster's nodes carry them out side by side: only commands for one key
-    /// are in order there.
+    /// [`Value::ServerError`] in its place. A cluster carries them out in any order, those for one key too.
     ///
     /// # Errors
     /// The connection is of no use any more: any of the commands may have been carried out.
     pub(crate) async fn run(&mut self, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
         match self {
-            Self::One(connection) => {
-                let answers = connection.req_packed_commands(pipeline, 0, pipeline.len()).await?;
-                match answers.iter().find_map(unavailable) {
-                    Some(error) => Err(error),
-                    None => Ok(answers),
-                }
-            }
+            Self::One(_) => self.run_in_slot(pipeline).await,
             Self::Cluster(connection) => {
                 let each = pipeline.cmd_iter().map(|command| {
                     let mut connection = connection.clone();
@@ -186,6 +179,22 @@ impl Connection {
                 });
                 join_all(each).await.into_iter().map(in_place).collect()
             }
+        }
+    }
+
+    /// The same for commands whose keys are all in one slot, each command naming one: a cluster carries them out in
+    /// their order too. One that has moved the slot counts as lost, so that the next connection knows where it is.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(crate) async fn run_in_slot(&mut self, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
+        let answers = match self {
+            Self::One(connection) => connection.req_packed_commands(pipeline, 0, pipeline.len()).await?,
+            Self::Cluster(connection) => connection.req_packed_commands(pipeline, 0, pipeline.len()).await?,
+        };
+        match answers.iter().find_map(unavailable) {
+            Some(error) => Err(error),
+            None => Ok(answers),
         }
     }
 }
@@ -295,6 +304,22 @@ impl Link {
     pub(crate) async fn run(&self, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
         let (mut connection, made) = self.connection().await?;
         let result = connection.run(pipeline).await;
+        if let Err(error) = &result {
+            self.lost(made, error).await;
+        }
+        result
+    }
+
+    /// Runs all commands in their order: see [`Connection::run_in_slot`].
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    ///
+    /// # Cancel safety
+    /// As [`Self::run`].
+    pub(crate) async fn run_in_slot(&self, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
+        let (mut connection, made) = self.connection().await?;
+        let result = connection.run_in_slot(pipeline).await;
         if let Err(error) = &result {
             self.lost(made, error).await;
         }

@@ -220,7 +220,7 @@ impl Appending {
             append.arg("*").arg("e").arg(&job.envelope);
             pipeline.add_command(append);
         }
-        let Ok(answers) = self.link.run(&pipeline).await else {
+        let Ok(answers) = self.link.run_in_slot(&pipeline).await else {
             self.group_state = Group::Unknown;
             return false;
         };

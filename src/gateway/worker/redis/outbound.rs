@@ -138,6 +138,7 @@ impl Consumer {
         let (link, names, metrics) = (&self.commands, &self.names, &self.metrics);
         let acker = Acker { link, names, tenure, flight: &flight, metrics };
         let mut reader = Reader::new(self, &self.lease, tenure, &flight, sender);
+        let mut shutdown = self.shutdown.clone();
         let work = async {
             let acking = acker.run(receiver);
             tokio::pin!(acking);
@@ -153,6 +154,8 @@ impl Consumer {
         tokio::select! {
             end = Box::pin(work) => end,
             () = self.lease.keep(tenure) => End::Lost,
+            // What hangs does not keep the turn from others.
+            () = async { stopped(&mut shutdown).await; sleep(2 * GRACE).await } => End::Stopped,
         }
     }
 }

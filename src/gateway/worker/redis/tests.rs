@@ -140,7 +140,7 @@ impl Node {
 
     async fn shut_down(mut self) -> Arc<Desk> {
         self.shutdown.send(true).unwrap();
-        let ended = timeout(Duration::from_secs(5), async { while self.tasks.join_next().await.is_some() {} });
+        let ended = timeout(Duration::from_secs(10), async { while self.tasks.join_next().await.is_some() {} });
         ended.await.expect("the shutdown ends");
         self.desk
     }
@@ -385,6 +385,23 @@ async fn a_shutdown_hands_the_turn_over_at_once() {
     assert!(begun.elapsed() < Duration::from_secs(14), "nobody waits for a lease to expire");
     assert_eq!(seen.join(" "), numbers(0..90), "one after the other, each once");
     assert_eq!(nodes.iter().map(|node| node.desk.seen()).collect::<String>(), "");
+}
+
+#[tokio::test]
+async fn a_hand_off_that_hangs_keeps_the_turn_from_nobody() {
+    let server = RedisServer::start();
+    let worker = Worker(server.link());
+    for n in 0..5 {
+        worker.say(&n.to_string()).await;
+    }
+    let first = Node::with(&server, settings("a"), Desk { room: Mutex::new(3), ..Desk::default() });
+    first.sees("0 1").await;
+    let second = Node::start(&server, "b");
+    let begun = Instant::now();
+    first.shut_down().await;
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    second.sees("2 3 4").await;
+    worker.all_acked().await;
 }
 
 #[tokio::test]
@@ -647,6 +664,34 @@ async fn the_worker_appends_and_the_adapter_answers() {
     assert_eq!(outlet.take(), expected.map(|line| line.replace('$', id)));
     shutdown.send(true).unwrap();
     while tasks.join_next().await.is_some() {}
+}
+
+#[tokio::test]
+async fn a_cluster_takes_what_belongs_together_in_one_slot() {
+    let mut server = RedisServer::start_cluster();
+    let worker = Worker(server.link());
+    let node = Node::start(&server, "a");
+    let messages: Vec<_> = (0..300_u32).map(|n| message(&format!("webchat:{n}"), &n.to_string())).collect();
+    let results = join_all(messages.iter().map(|message| node.appender.append(message))).await;
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    assert_eq!(appended(&worker).await, numbers(0..300));
+    for n in 0..300 {
+        worker.add(&said(&n.to_string(), Some(&format!("key {n} {{x}}")))).await;
+    }
+    worker.add("{").await;
+    worker.add(&said("double", Some("key 7 {x}"))).await;
+    worker.say("300").await;
+    node.sees(&numbers(0..301)).await;
+    worker.all_acked().await;
+    assert_eq!(worker.ask_text(&["XLEN", DEAD]).await, "1");
+    until("1", async || node.metrics.engine.streams_of_workers.doubled.value().to_string()).await;
+    server.restart();
+    let found =
+        async || worker.0.query(redis::cmd("EXISTS").arg(OUT).clone()).await.is_ok_and(|found| found == Value::Int(1));
+    until("true", async || found().await.to_string()).await;
+    worker.say("301").await;
+    node.sees(&numbers(0..302)).await;
+    worker.all_acked().await;
 }
 
 #[test]
