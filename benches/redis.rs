@@ -121,7 +121,7 @@ fn drain(engine: &Engine, user: &str, mut heard: impl FnMut(usize) + Send + 'sta
         let opening = Opening::new(Identity::new(user, engine.now()), Wire::WebSocket);
         let slot = shard.open(opening, |_| None).expect("there is room").slot();
         shard.handle_writable(slot);
-        drop(opened.send(()));
+        let _ = opened.send(());
         loop {
             let before = shard.metrics().offered_frames.value();
             if !shard.handle_inbox(now()) {
@@ -215,7 +215,8 @@ fn main() -> Result<(), Failed> {
     }
     let server = Server::start()?;
     let (runtime, url) = (runtime()?, server.url());
-    let million = |(cpu, time): (f64, f64)| format!("{:.3} million a CPU-second, {:.3} a second", cpu / 1e6, time / 1e6);
+    let million =
+        |(cpu, time): (f64, f64)| format!("{:.3} million a CPU-second, {:.3} a second", cpu / 1e6, time / 1e6);
 
     println!("naive PUBLISH, each awaited: {}", million(naive(&runtime, &url, 100_000)?));
     let alone = node(&runtime, &url, None)?;

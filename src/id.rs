@@ -212,6 +212,12 @@ impl MessageId {
         u32::from_be_bytes([a, b, c, d])
     }
 
+    /// One of the given bits, in the place of random ones (version 4): the same bits are the same id.
+    #[must_use]
+    pub fn from_bits(bits: [u8; 16]) -> Self {
+        Self(uuid::Builder::from_random_bytes(bits).into_uuid())
+    }
+
     /// Reads the hyphenated form of 36 characters, in either case.
     ///
     /// # Errors

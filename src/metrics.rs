@@ -5,12 +5,14 @@
 //! request, never once a tab. Labels are closed enums: no name that a peer chose ever becomes a series.
 
 mod broker;
+pub mod streams;
 
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use crate::metrics::broker::{BrokerMetrics, SharedGauge};
+use crate::metrics::streams::StreamMetrics;
 use crate::proto::disconnect::Disconnect;
 
 /// A sum that one thread writes and any thread reads.
@@ -510,6 +512,8 @@ pub struct EngineMetrics {
     pub http_responses: PerLabel<StatusClass, SharedCounter, { StatusClass::COUNT }>,
     /// Messages for the worker, by outcome.
     pub worker_messages: PerLabel<WorkerOutcome, SharedCounter, { WorkerOutcome::COUNT }>,
+    /// The streams of workers.
+    pub streams_of_workers: StreamMetrics,
 }
 
 /// All metrics of an engine: the process-wide block and one block a shard.

@@ -6,6 +6,9 @@ use std::path::Path;
 mod channel_id;
 #[path = "../fuzz/bodies/completion.rs"]
 mod completion;
+#[cfg(all(feature = "gateway", feature = "redis"))]
+#[path = "../fuzz/bodies/envelope.rs"]
+mod envelope;
 #[path = "../fuzz/bodies/inbound.rs"]
 mod inbound;
 #[path = "../fuzz/bodies/json_writer.rs"]
@@ -37,6 +40,12 @@ fn channel_ids_replay() {
 #[test]
 fn completions_replay() {
     replay("completion", completion::run);
+}
+
+#[test]
+#[cfg(all(feature = "gateway", feature = "redis"))]
+fn envelopes_replay() {
+    replay("envelope", envelope::run);
 }
 
 #[test]

@@ -196,7 +196,10 @@ mod tests {
     fn bad_values_are_refused_by_their_place() {
         let variable = |name: &str, value: &str| refused(Sources::new().with_variable(name, value));
         assert!(variable("TABCAST_LISTEN", "nowhere").starts_with("TABCAST_LISTEN: expected an address"));
-        assert!(variable("TABCAST_WORKER", "robot").starts_with("TABCAST_WORKER: expected one of demo, webhook, redis, none"));
+        assert!(
+            variable("TABCAST_WORKER", "robot")
+                .starts_with("TABCAST_WORKER: expected one of demo, webhook, redis, none")
+        );
         assert!(variable("TABCAST_ECHO_TO_TABS", "yes").contains("true or false"));
         assert!(variable("TABCAST_BOT_USER_ID", "").contains("empty"));
         assert!(variable("TABCAST_SHARDS", "4KiB").contains("is a count"));

@@ -2,28 +2,53 @@
 //! in this order, and only then the worker sees it.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
 use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::engine::Engine;
 use crate::engine::client::{ClientTexts, Handed, HandoverLimits, error_frame};
+use crate::fanout::session::SessionRef;
 use crate::id::{ChannelId, MessageId, UserId};
 use crate::metrics::WorkerOutcome;
-use crate::platform::adapter::{BotIdentity, Outlet};
+use crate::platform::adapter::{BotIdentity, BoxFuture, Outlet};
 use crate::platform::dispatch::Inlet;
 use crate::platform::inbound::{Author, Command, InboundLimits};
 use crate::platform::message::IncomingMessage;
 use crate::proto::event::{ErrorCode, Event, Notice, Timestamp};
 use crate::proto::frame::Frame;
 
+/// Messages that are kept at one time, where that takes a while.
+const BATCH: usize = 256;
+
 /// How long a client's own id is remembered: a repeat within that time gets the same message id.
 const REMEMBERED: Duration = Duration::from_secs(5 * 60);
 
+/// Where a person's message is kept until a worker has it, whatever happens to this process.
+pub trait Durable: Send + Sync + 'static {
+    /// Ready once it is kept. Calls whose futures are first polled in order are kept in order.
+    fn keep<'a>(&'a self, message: &'a IncomingMessage) -> BoxFuture<'a, Result<(), NotKept>>;
+}
+
+/// Why a message is not kept, in words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotKept {
+    /// For certain.
+    #[error("{0}")]
+    Refused(String),
+    /// It may be all the same: a repeat has the same message id.
+    #[error("{0}")]
+    Unknown(String),
+}
+
 /// How people's messages reach a worker.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct IntakeSettings {
     /// Who the bot is: who is addressed in a room.
     pub bot: BotIdentity,
@@ -33,6 +58,14 @@ pub struct IntakeSettings {
     pub handover: HandoverLimits,
     /// Ids of clients that are remembered for 5 minutes, the newest. Each costs about 640 bytes at most.
     pub client_ids_max: usize,
+    /// Where messages are kept before they are acked. None: in this process's queue, from which the worker gets them.
+    pub durable: Option<Arc<dyn Durable>>,
+}
+
+impl std::fmt::Debug for IntakeSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IntakeSettings").field("is_durable", &self.durable.is_some()).finish_non_exhaustive()
+    }
 }
 
 /// Takes what the shards hand on. One a worker.
@@ -60,12 +93,25 @@ impl Intake {
     /// # Cancel safety
     /// Dropping it loses what was handed on and not yet acked: their senders are told that the gateway is draining.
     pub async fn run(mut self) {
-        while let Some(handed) = self.handed.recv().await {
-            self.take(handed).await;
+        let mut batch = Vec::new();
+        while self.handed.recv_many(&mut batch, BATCH).await > 0 {
+            let mut admitted = Vec::new();
+            for handed in batch.drain(..) {
+                // What a client says twice waits for what became of the first.
+                if admitted.iter().any(|other: &Admitted| other.is_repeated_by(&handed)) {
+                    self.accept(&mut admitted).await;
+                }
+                admitted.extend(self.admit(handed).await);
+                if self.settings.durable.is_none() {
+                    self.accept(&mut admitted).await;
+                }
+            }
+            self.accept(&mut admitted).await;
         }
     }
 
-    async fn take(&mut self, handed: Handed) {
+    /// Answers what was accepted before, or cannot be; the rest is for the worker.
+    async fn admit(&mut self, handed: Handed) -> Option<Admitted> {
         let Handed { session, command, _room } = handed;
         let (user, now) = (session.user().clone(), self.engine.now());
         let client_id: Option<Box<str>> = command.client_id().map(Box::from);
@@ -74,33 +120,78 @@ impl Intake {
         if earlier.is_some_and(|earlier| earlier.content != content) {
             let reason = "this `client_id` came with something else before: use a new one for something new";
             let error = error_frame(ErrorCode::BadField, reason, client_id.as_deref());
-            return self.answer(&session, Some(error)).await;
+            self.answer(&session, Some(error)).await;
+            return None;
         }
         let id = earlier.map_or_else(MessageId::random, |earlier| earlier.id);
-        let ack = client_id.as_deref().map(|client_id| Frame::notice(&Notice::Ack { client_id, id: Some(id) }));
+        if earlier.is_some_and(|earlier| earlier.is_accepted) {
+            self.answer(&session, ack(client_id.as_deref(), id)).await;
+            return None;
+        }
         let is_press = matches!(command, Command::Button { .. });
-        if earlier.is_some() {
-            return self.answer(&session, ack).await;
-        }
         let author = Author { user_id: &user, user_name: &session.identity().name };
-        let Some(message) = command.into_incoming(author, &self.settings.bot, id, now) else { return };
-        let place = match self.inlet.reserve(&message) {
-            Ok(place) => place,
-            Err(refused) => {
-                self.count(WorkerOutcome::Refused);
-                let error = error_frame(refused.code(), &refused.to_string(), client_id.as_deref());
-                return self.answer(&session, Some(error)).await;
+        let message = command.into_incoming(author, &self.settings.bot, id, now)?;
+        Some(Admitted { session, client_id, content, is_press, message, _room })
+    }
+
+    /// Gives messages to the worker's queue, in their order, and tells their senders.
+    async fn accept(&mut self, admitted: &mut Vec<Admitted>) {
+        match self.settings.durable.clone() {
+            Some(durable) => {
+                let keeping = admitted.iter().map(|admitted| durable.keep(&admitted.message)).collect();
+                let kept = all_in_order(keeping).await;
+                for (admitted, kept) in admitted.drain(..).zip(kept) {
+                    match kept {
+                        Ok(()) => {
+                            self.count(WorkerOutcome::Delivered);
+                            drop(self.accepted(admitted).await);
+                        }
+                        Err(error) => {
+                            if matches!(error, NotKept::Unknown(_)) {
+                                self.remember(&admitted, false);
+                            }
+                            self.refuse(&admitted, ErrorCode::Overloaded, &error.to_string()).await;
+                        }
+                    }
+                }
             }
-        };
-        self.count(WorkerOutcome::Accepted);
-        if let Some(client_id) = client_id {
-            self.seen.remember(user, client_id, Earlier { id, content }, now);
+            None => {
+                for admitted in admitted.drain(..) {
+                    match self.inlet.reserve(&admitted.message) {
+                        Ok(place) => {
+                            let message = self.accepted(admitted).await;
+                            place.hand_on(message);
+                        }
+                        Err(refused) => self.refuse(&admitted, refused.code(), &refused.to_string()).await,
+                    }
+                }
+            }
         }
-        self.answer(&session, ack).await;
+    }
+
+    /// The ack, then the echo; the message is what the worker is to have.
+    async fn accepted(&mut self, admitted: Admitted) -> IncomingMessage {
+        self.count(WorkerOutcome::Accepted);
+        self.remember(&admitted, true);
+        let Admitted { session, client_id, is_press, message, .. } = admitted;
+        self.answer(&session, ack(client_id.as_deref(), message.message_id)).await;
         if !is_press {
             self.echo(&message).await;
         }
-        place.hand_on(message);
+        message
+    }
+
+    async fn refuse(&self, admitted: &Admitted, code: ErrorCode, reason: &str) {
+        self.count(WorkerOutcome::Refused);
+        let error = error_frame(code, reason, admitted.client_id.as_deref());
+        self.answer(&admitted.session, Some(error)).await;
+    }
+
+    fn remember(&mut self, admitted: &Admitted, is_accepted: bool) {
+        if let Some(client_id) = &admitted.client_id {
+            let earlier = Earlier { id: admitted.message.message_id, content: admitted.content, is_accepted };
+            self.seen.remember(admitted.session.user().clone(), client_id.clone(), earlier, self.engine.now());
+        }
     }
 
     fn count(&self, outcome: WorkerOutcome) {
@@ -134,12 +225,54 @@ impl Intake {
     }
 }
 
+/// A message or a press on its way to the worker's queue.
+struct Admitted {
+    session: SessionRef,
+    client_id: Option<Box<str>>,
+    content: u64,
+    is_press: bool,
+    message: IncomingMessage,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Admitted {
+    fn is_repeated_by(&self, handed: &Handed) -> bool {
+        let client_id = handed.command.client_id();
+        client_id.is_some() && client_id == self.client_id.as_deref() && self.session.user() == handed.session.user()
+    }
+}
+
+fn ack(client_id: Option<&str>, id: MessageId) -> Option<Frame> {
+    client_id.map(|client_id| Frame::notice(&Notice::Ack { client_id, id: Some(id) }))
+}
+
+/// Polls all of them, each time in their order, until all are ready.
+async fn all_in_order<T>(mut futures: Vec<BoxFuture<'_, T>>) -> Vec<T> {
+    let mut results: Vec<Option<T>> = futures.iter().map(|_| None).collect();
+    poll_fn(|context| {
+        let mut is_ready = true;
+        for (future, result) in futures.iter_mut().zip(&mut results) {
+            if result.is_none() {
+                match future.as_mut().poll(context) {
+                    Poll::Ready(done) => *result = Some(done),
+                    Poll::Pending => is_ready = false,
+                }
+            }
+        }
+        if is_ready { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    results.into_iter().flatten().collect()
+}
+
 /// What a client's own id stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Earlier {
     id: MessageId,
     /// See [`Seen::content`].
     content: u64,
+    /// It was acked. If not, it may have reached a worker all the same.
+    is_accepted: bool,
 }
 
 /// The ids that clients gave to what they sent, for a while.
@@ -179,8 +312,9 @@ impl Seen {
     fn remember(&mut self, user: UserId, client_id: Box<str>, earlier: Earlier, now: Timestamp) {
         let Some(others_max) = self.ids_max.checked_sub(1) else { return };
         self.forget(now, others_max);
-        self.by_age.push_back((now, user.clone(), client_id.clone()));
-        self.ids.insert((user, client_id), earlier);
+        if self.ids.insert((user.clone(), client_id.clone()), earlier).is_none() {
+            self.by_age.push_back((now, user, client_id));
+        }
     }
 
     fn forget(&mut self, now: Timestamp, keep: usize) {
@@ -204,7 +338,7 @@ mod tests {
     fn a_client_id_is_remembered_for_five_minutes_and_never_more_than_so_many() {
         let mut seen = Seen::new(100);
         let user = UserId::parse("u").unwrap();
-        let (id, second) = (Earlier { id: MessageId::random(), content: 7 }, 1_000_000);
+        let (id, second) = (Earlier { id: MessageId::random(), content: 7, is_accepted: true }, 1_000_000);
         seen.remember(user.clone(), "a".into(), id, Timestamp::from_micros(second));
         assert_eq!(seen.find(&user, "a", Timestamp::from_micros(301 * second)), Some(id));
         assert_eq!(seen.find(&UserId::parse("v").unwrap(), "a", Timestamp::from_micros(second)), None);

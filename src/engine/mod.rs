@@ -29,7 +29,7 @@ use crate::fanout::shard::Resume;
 use crate::fanout::streams::{OpenError, StreamOptions};
 use crate::id::{ChannelId, MessageId, RequestId, UserId};
 use crate::metrics::{EncodeKind, Metrics, PublishOutcome};
-use crate::platform::adapter::{OutgoingFile, Outlet, StreamError};
+use crate::platform::adapter::{BoxFuture, OutgoingFile, Outlet, StreamError};
 use crate::platform::webchat::parse_file_url;
 use crate::proto::delivery::{Delivery, PublishError};
 use crate::proto::disconnect::Disconnect;
@@ -321,11 +321,7 @@ impl Engine {
     }
 
     /// Posts the frame here, then offers it to the other nodes, in one order for all of them.
-    fn post_and_forward(
-        &self,
-        channel: &ChannelId,
-        frame: &Frame,
-    ) -> Result<Result<Posted, PublishError>, Full> {
+    fn post_and_forward(&self, channel: &ChannelId, frame: &Frame) -> Result<Result<Posted, PublishError>, Full> {
         let Inner { hub, broker, node, settings, .. } = &*self.inner;
         let here = |delivery| Ok(Ok(Posted::here(delivery)));
         // A stream has one reader: if that is here, nobody else gets it.
@@ -446,6 +442,10 @@ impl Outlet for Engine {
 
     async fn settle(&self, posted: Posted) -> Delivery {
         posted.settled().await
+    }
+
+    fn forwarded(posted: Posted) -> BoxFuture<'static, ()> {
+        Box::pin(posted.forwarded())
     }
 
     async fn submit_file(&self, channel: &ChannelId, file: OutgoingFile) -> Result<Posted, PublishError> {

@@ -78,9 +78,8 @@ mod tests {
             let positions: Vec<_> = positions.iter().copied().map(id).collect();
             find(&missed, steps.split_whitespace().map(kept).collect(), &positions, &limits);
             let found = returning.finish(&missed, Address::new(0, 0, 0), 0);
-            let ids = found.map(|frames| {
-                frames.iter().map(|frame| frame.message_id().unwrap().as_u128()).collect::<Vec<_>>()
-            });
+            let ids = found
+                .map(|frames| frames.iter().map(|frame| frame.message_id().unwrap().as_u128()).collect::<Vec<_>>());
             assert_eq!(ids.as_deref(), expected, "{steps} after {positions:?}");
         };
         check("m1 m2 e1 m3", &[1], Some(&[2, 1, 3]));

@@ -277,8 +277,7 @@ impl Hub {
         // Room on all shards first: what is not posted is not noted either.
         let shards = shards_of(&sessions);
         self.reserve(&shards, frame.bytes())?;
-        let addressed =
-            if is_missed { self.returning.pass(user, frame, Some(Arc::clone(&sessions))) } else { None };
+        let addressed = if is_missed { self.returning.pass(user, frame, Some(Arc::clone(&sessions))) } else { None };
         let parked = self.push_all(&shards, || post(addressed.as_ref().unwrap_or(&sessions)));
         keep(Presence::Present);
         drop(stripe);
@@ -298,12 +297,7 @@ impl Hub {
         Ok(missed)
     }
 
-    fn register(
-        &self,
-        session: SessionRef,
-        user: &UserId,
-        resume: &Resume,
-    ) -> Result<Option<Vec<Frame>>, TooManyTabs> {
+    fn register(&self, session: SessionRef, user: &UserId, resume: &Resume) -> Result<Option<Vec<Frame>>, TooManyTabs> {
         let channel = || ChannelId::User(user.clone());
         match resume {
             Resume::Fresh => self.registry.connect(session).map(|()| Some(Vec::new())),

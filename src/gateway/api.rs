@@ -19,9 +19,9 @@
 
 mod answer;
 mod batch;
-mod error;
+pub(crate) mod error;
 mod idempotency;
-mod op;
+pub(crate) mod op;
 
 use std::sync::Arc;
 
@@ -337,7 +337,9 @@ mod tests {
         check("end", r#"{"channel_id":"sse:r","reason":"cancelled"}"#, "sse:r end cancelled", plain).await;
         let nobody = r#"{"delivered":false,"tabs":0,"nodes":0,"reason":"no_such_stream"}"#;
         check("end", r#"{"channel_id":"u"}"#, "", nobody).await;
-        for (reason, name) in [(Nobody::Offline, "offline"), (Nobody::EmptyRoom, "empty_room"), (Nobody::Waiting, "waiting")] {
+        for (reason, name) in
+            [(Nobody::Offline, "offline"), (Nobody::EmptyRoom, "empty_room"), (Nobody::Waiting, "waiting")]
+        {
             outlet.set_delivery(Delivery { tabs: 0, nodes: 0, nobody: Some(reason) });
             let answer = format!(r#"{{"delivered":false,"tabs":0,"nodes":0,"reason":"{name}"}}"#);
             check("typing", r#"{"channel_id":"u","active":false}"#, "webchat:u typing false", &answer).await;

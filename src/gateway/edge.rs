@@ -194,8 +194,7 @@ impl ShardEdge {
                 *tabs.entry(other.user).or_default() += other.tabs;
             }
         }
-        let users: Vec<_> =
-            tabs.iter().map(|(user, tabs)| json!({ "user_id": user.as_str(), "tabs": tabs })).collect();
+        let users: Vec<_> = tabs.iter().map(|(user, tabs)| json!({ "user_id": user.as_str(), "tabs": tabs })).collect();
         let mut body = json!({ "users": users, "user_count": user_count, "tab_count": tab_count });
         if !is_complete {
             body["this_node_only"] = true.into();

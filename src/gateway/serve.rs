@@ -1,5 +1,11 @@
 //! The gateway as a process: made in the one order that file tables allow, run until a signal, drained.
 
+#[cfg(not(feature = "redis"))]
+#[path = "serve/alone.rs"]
+mod redis;
+#[cfg(feature = "redis")]
+mod redis;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,16 +16,12 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 
-#[cfg(feature = "redis")]
-use crate::broker::Broker;
-#[cfg(feature = "redis")]
-use crate::broker::redis::{RedisBroker, RedisServer, RedisSettings};
 use crate::config::{FileTables, Recovery, Settings, Worker};
 use crate::driver::listener::HttpLimits;
 use crate::driver::start::{DrainPlan, EdgeFactory, ShardThreads, Start};
+use crate::engine::EngineSettings;
 use crate::engine::client::HandoverLimits;
 use crate::engine::intake::{Intake, IntakeSettings};
-use crate::engine::{Engine, EngineSettings};
 use crate::gateway::api::{Api, ApiLimits, IdempotencyLimits};
 use crate::gateway::auth::{KeyError, Keys};
 use crate::gateway::body::BodyLimits;
@@ -28,6 +30,7 @@ use crate::gateway::files::remote::RemoteFiles;
 use crate::gateway::metrics_text::MetricsText;
 use crate::gateway::openai::{self, Answers};
 use crate::gateway::pages::Pages;
+use crate::gateway::serve::redis::Node;
 use crate::gateway::worker;
 use crate::gateway::worker::demo::Demo;
 use crate::gateway::worker::webhook::{Webhook, WebhookError, WebhookSettings};
@@ -40,10 +43,6 @@ use crate::proto::limits::{HubLimits, RecoveryLimits};
 
 /// How long a drain waits for the worker to hear of the answers that it ended.
 const TELL_TIME: Duration = Duration::from_secs(2);
-
-/// How long the start waits for the other nodes.
-#[cfg(feature = "redis")]
-const JOIN_TIME: Duration = Duration::from_secs(3);
 
 /// Threads for what is not a shard's: workers, webhooks, large encodes' waiting.
 const CONTROL_THREADS: usize = crate::config::CONTROL_THREADS;
@@ -69,7 +68,7 @@ pub enum ServeError {
     /// Redis cannot be set up: a URL that is none, or certificates that cannot be read.
     #[cfg(feature = "redis")]
     #[error("redis: {0}")]
-    Redis(#[from] redis::RedisError),
+    Redis(#[from] ::redis::RedisError),
     /// The settings ask for Redis.
     #[cfg(not(feature = "redis"))]
     #[error("redis is set, and this binary was built without the feature `redis`")]
@@ -133,6 +132,7 @@ struct Running {
     gateway: Arc<Gateway>,
     threads: ShardThreads,
     inlet: Inlet,
+    node: Node,
 }
 
 impl Running {
@@ -141,13 +141,15 @@ impl Running {
         settings: Settings,
         handler: Option<Arc<dyn MessageHandler>>,
     ) -> Result<Self, ServeError> {
-        let engine = engine(control, &settings)?;
+        let (engine, mut node) = Node::join(control, &settings)?;
         let bot = bot(&settings);
         let history = if settings.history_from_recovery { History::Recovery } else { History::Empty };
         let chat = Arc::new(WebChat::new(Arc::new(engine.clone()), bot.clone()).with_history(history));
-        let handler = match handler {
-            Some(handler) => handler,
-            None => worker_of(&settings, engine.metrics())?,
+        let streams = if handler.is_none() { node.start_streams(control, &settings, &engine, &chat) } else { None };
+        let (handler, durable) = match (handler, streams) {
+            (Some(handler), _) => (handler, None),
+            (None, Some(streams)) => (streams.handler, Some(streams.durable)),
+            (None, None) => (worker_of(&settings, engine.metrics())?, None),
         };
         let adapter: Arc<dyn PlatformAdapter> = Arc::clone(&chat) as Arc<dyn PlatformAdapter>;
         let limits = DispatchLimits {
@@ -158,7 +160,7 @@ impl Running {
         let (inlet, runner) = dispatch(handler, adapter, limits);
         let handover = HandoverLimits { bytes_max: settings.inbound_bytes_max, ..HandoverLimits::default() };
         let (echo_to_tabs, client_ids_max) = (settings.echo_to_tabs, settings.client_ids_max);
-        let intake = IntakeSettings { bot, echo_to_tabs, handover, client_ids_max };
+        let intake = IntakeSettings { bot, echo_to_tabs, handover, client_ids_max, durable };
         let (intake, texts) = Intake::new(engine.clone(), inlet.clone(), intake);
         control.spawn(worker::run(runner));
         control.spawn(intake.run());
@@ -200,7 +202,7 @@ impl Running {
         let listen = settings.listen;
         let threads = ShardThreads::start(gateway.engine.hub(), &start, &edges)
             .map_err(|error| ServeError::Listen { listen, error })?;
-        Ok(Self { gateway, threads, inlet })
+        Ok(Self { gateway, threads, inlet, node })
     }
 
     async fn until(self, mut signals: Signals) {
@@ -218,6 +220,7 @@ impl Running {
     async fn drain(self, spread: Duration, deadline: Duration) {
         self.gateway.is_draining.store(true, Ordering::Relaxed);
         self.inlet.close();
+        self.node.stop_consuming();
         let end = tokio::time::Instant::now() + deadline;
         let closing = self.gateway.settings.close_timeout;
         let patience = deadline.saturating_sub(spread).saturating_sub(closing);
@@ -237,6 +240,7 @@ impl Running {
             self.inlet.drained().await;
         };
         let _ = tokio::time::timeout_at(end.min(tokio::time::Instant::now() + TELL_TIME), told).await;
+        self.node.stop_appending();
         // What waits for the other nodes is for their tabs, and this one is none of theirs any more.
         let left = self.gateway.engine.leave();
         let _ = tokio::time::timeout_at(end.min(tokio::time::Instant::now() + TELL_TIME), left).await;
@@ -258,43 +262,6 @@ fn raise_open_files() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
         tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
     }
-}
-
-/// The engine: on its own, or one node of those that share a Redis.
-#[cfg(feature = "redis")]
-fn engine(control: &Runtime, settings: &Settings) -> Result<Engine, ServeError> {
-    if settings.redis.is_empty() {
-        return Ok(Engine::new(engine_settings(settings)));
-    }
-    let ca = settings.redis_ca_file.as_ref().map(std::fs::read).transpose()?;
-    let server = RedisServer {
-        urls: settings.redis.iter().map(|url| url.to_string()).collect(),
-        is_cluster: settings.redis_cluster,
-        ca,
-        timeout: settings.redis_timeout,
-    };
-    let broker = RedisSettings {
-        server,
-        prefix: settings.redis_prefix.clone(),
-        recovery: (settings.recovery == Recovery::Redis).then(|| kept_limits(settings)),
-        spool_bytes_max: settings.redis_spool_bytes_max,
-        canary_deadline: settings.redis_canary_deadline,
-        address: settings.node_address(),
-    };
-    let broker = RedisBroker::new(broker, control.handle().clone())?;
-    let engine = Engine::with_broker(engine_settings(settings), Arc::clone(&broker) as Arc<dyn Broker>);
-    // Tabs that come before the other nodes know of this one could miss what those publish.
-    if control.block_on(broker.joined(JOIN_TIME)) {
-        tracing::info!(node = %broker.node(), "joined the other nodes through Redis");
-    } else {
-        tracing::warn!(node = %broker.node(), "Redis does not answer: this node is alone until it does");
-    }
-    Ok(engine)
-}
-
-#[cfg(not(feature = "redis"))]
-fn engine(_control: &Runtime, settings: &Settings) -> Result<Engine, ServeError> {
-    if settings.redis.is_empty() { Ok(Engine::new(engine_settings(settings))) } else { Err(ServeError::NoRedis) }
 }
 
 fn engine_settings(settings: &Settings) -> EngineSettings {

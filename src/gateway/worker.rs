@@ -1,9 +1,11 @@
 //! Where replies come from: what runs a [`MessageHandler`](crate::platform::adapter::MessageHandler) for each message.
 //!
 //! All workers stand behind one queue, [`Inlet`](crate::platform::dispatch::Inlet): the built-in [`demo`], the
-//! [`webhook`], or an embedder's own handler.
+//! [`webhook`], workers on streams of Redis, or an embedder's own handler.
 
 pub mod demo;
+#[cfg(feature = "redis")]
+pub mod redis;
 pub mod webhook;
 
 use tokio::task::{JoinError, JoinSet};

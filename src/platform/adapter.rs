@@ -183,6 +183,9 @@ pub trait Outlet: Send + Sync + 'static {
     /// Waits for the other nodes' answers up to the engine's deadline.
     fn settle(&self, posted: Self::Posted) -> impl Future<Output = Delivery> + Send;
 
+    /// Ready once every other node has taken it or is gone, however long that takes.
+    fn forwarded(posted: Self::Posted) -> BoxFuture<'static, ()>;
+
     /// [`submit`](Self::submit) and [`settle`](Self::settle).
     fn publish(
         &self,

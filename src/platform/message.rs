@@ -115,15 +115,19 @@ impl IncomingMessage {
     /// when it was handed to the worker's queue.
     #[must_use]
     pub fn to_json(&self, trace_id: &str, enqueued_at: Timestamp) -> Vec<u8> {
-        let attachments = self.attachments.iter().map(|file| AttachmentJson {
+        // Every key is a string and every float finite, so this cannot fail.
+        serde_json::to_vec(&self.envelope(trace_id, enqueued_at)).unwrap_or_default()
+    }
+
+    /// The same for any form. One that is not for people has the bytes of attachments as they are.
+    pub(crate) fn envelope<'m>(&'m self, trace_id: &'m str, enqueued_at: Timestamp) -> Envelope<'m> {
+        let attachments = self.attachments.iter().map(|file| EnvelopeFile {
             filename: &file.filename,
             mimetype: &file.mimetype,
-            data: base64_simd::STANDARD.encode_to_string(&file.data),
+            data: FileBytes(&file.data),
         });
-        let message_id = self.message_id.to_string();
-        let reply_to = self.reply_to_id.map(|id| id.to_string());
         let room = self.channel_id.strip_prefix("room:");
-        let envelope = Envelope {
+        Envelope {
             channel_key: &self.channel_id,
             platform: &self.platform,
             channel_id: &self.channel_id,
@@ -131,10 +135,10 @@ impl IncomingMessage {
             username: &self.user_name,
             display_name: &self.user_name,
             content: &self.text,
-            message_id: &message_id,
+            message_id: self.message_id.to_string(),
             timestamp: self.timestamp.as_seconds(),
             attachments: attachments.collect(),
-            reply_to: reply_to.as_deref(),
+            reply_to: self.reply_to_id.map(|id| id.to_string()),
             room_name: room.map(|_| self.channel_name.as_str()),
             is_dm: room.is_none(),
             trace_id,
@@ -144,9 +148,7 @@ impl IncomingMessage {
             unified_user_id: self.unified_user_id.as_deref(),
             reactions: &self.reactions,
             extra: &self.extra,
-        };
-        // Every key is a string and every float finite, so this cannot fail.
-        serde_json::to_vec(&envelope).unwrap_or_default()
+        }
     }
 }
 
@@ -170,8 +172,9 @@ fn value_bytes(value: &Value) -> usize {
     }
 }
 
+/// What [`IncomingMessage::to_json`] describes.
 #[derive(serde::Serialize)]
-struct Envelope<'m> {
+pub(crate) struct Envelope<'m> {
     channel_key: &'m str,
     platform: &'m str,
     channel_id: &'m str,
@@ -179,10 +182,10 @@ struct Envelope<'m> {
     username: &'m str,
     display_name: &'m str,
     content: &'m str,
-    message_id: &'m str,
+    message_id: String,
     timestamp: f64,
-    attachments: Vec<AttachmentJson<'m>>,
-    reply_to: Option<&'m str>,
+    attachments: Vec<EnvelopeFile<'m>>,
+    reply_to: Option<String>,
     room_name: Option<&'m str>,
     is_dm: bool,
     trace_id: &'m str,
@@ -195,10 +198,23 @@ struct Envelope<'m> {
 }
 
 #[derive(serde::Serialize)]
-struct AttachmentJson<'m> {
+struct EnvelopeFile<'m> {
     filename: &'m str,
     mimetype: &'m str,
-    data: String,
+    data: FileBytes<'m>,
+}
+
+/// Padded standard base64 where the form is for people, else the bytes.
+struct FileBytes<'m>(&'m [u8]);
+
+impl serde::Serialize for FileBytes<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.serialize_str(&base64_simd::STANDARD.encode_to_string(self.0))
+        } else {
+            serializer.serialize_bytes(self.0)
+        }
+    }
 }
 
 #[cfg(test)]

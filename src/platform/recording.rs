@@ -9,7 +9,7 @@ use futures_core::Stream;
 use tokio::sync::mpsc;
 
 use crate::id::{ChannelId, MessageId, RequestId};
-use crate::platform::adapter::{OutgoingFile, Outlet, StreamError};
+use crate::platform::adapter::{BoxFuture, OutgoingFile, Outlet, StreamError};
 use crate::proto::delivery::{Delivery, PublishError};
 use crate::proto::event::{Button, Event, Timestamp};
 use crate::proto::frame::Frame;
@@ -88,6 +88,10 @@ impl Outlet for Recorder {
 
     async fn settle(&self, posted: Delivery) -> Delivery {
         posted
+    }
+
+    fn forwarded(_posted: Delivery) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
     }
 
     async fn submit(&self, channel: &ChannelId, event: Event<'_>) -> Result<Delivery, PublishError> {

@@ -124,6 +124,24 @@ pub fn read_view(json: &str) -> Result<Vec<Button>, ViewError> {
     }
 }
 
+/// A description in any form that has objects and lists, read within the bounds of [`read_view`]. Past them it is the
+/// form's own error, in the words of [`ViewError::TooMuch`].
+#[cfg(all(feature = "gateway", feature = "redis"))]
+#[derive(Debug)]
+pub(crate) struct View(pub(crate) Result<Vec<Button>, ViewError>);
+
+#[cfg(all(feature = "gateway", feature = "redis"))]
+impl<'de> serde::Deserialize<'de> for View {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let left = Cell::new(Some(VALUES_MAX));
+        match (Part { left: &left, depth: 0 }).deserialize(deserializer) {
+            Ok(view) => Ok(Self(parse_view(&view))),
+            Err(_) if left.get().is_none() => Err(D::Error::custom(ViewError::TooMuch)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// One value of a description, with what of it counts.
 #[derive(Clone, Copy)]
 struct Part<'l> {

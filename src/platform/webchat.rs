@@ -41,10 +41,16 @@ pub(crate) struct Submitted<P> {
 /// What may be said beside a text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SendOptions {
-    /// The message's id. None: a fresh one.
-    pub id: Option<MessageId>,
     /// The message that this one answers.
     pub reply_to: Option<MessageId>,
+    /// The message's id, if whoever sends it has chosen one. Default none: a fresh one.
+    pub id: Option<MessageId>,
+}
+
+impl SendOptions {
+    fn id(&self) -> MessageId {
+        self.id.unwrap_or_else(MessageId::random)
+    }
 }
 
 /// The adapter of browser chat.
@@ -176,7 +182,7 @@ impl<O: Outlet> WebChat<O> {
         text: &str,
         options: SendOptions,
     ) -> Result<Submitted<O::Posted>, SendError> {
-        let (id, timestamp) = (options.id.unwrap_or_else(MessageId::random), self.outlet.now());
+        let (id, timestamp) = (options.id(), self.outlet.now());
         let event = Event::Message { id, text, sender: &self.identity.user_id, reply_to: options.reply_to, timestamp };
         self.submit(channel, Some(id), event).await
     }
@@ -189,7 +195,7 @@ impl<O: Outlet> WebChat<O> {
         options: SendOptions,
     ) -> Result<Submitted<O::Posted>, SendError> {
         check_buttons(buttons)?;
-        let (id, timestamp) = (options.id.unwrap_or_else(MessageId::random), self.outlet.now());
+        let (id, timestamp) = (options.id(), self.outlet.now());
         let (sender, reply_to) = (self.identity.user_id.as_str(), options.reply_to);
         let event = Event::Buttons { id, text, sender, reply_to, buttons, timestamp };
         self.submit(channel, Some(id), event).await

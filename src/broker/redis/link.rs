@@ -5,6 +5,7 @@
 //! whoever asked is told, and decides whether it may be said twice.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -165,20 +166,13 @@ pub(crate) enum Connection {
 
 impl Connection {
     /// Sends all commands at once; one answer each, in their order. What the server refused is a
-    /// [`Value::ServerError`] in its place. A cluster's nodes carry them out side by side: only commands for one key
-    /// are in order there.
+    /// [`Value::ServerError`] in its place. A cluster carries them out in any order, those for one key too.
     ///
     /// # Errors
     /// The connection is of no use any more: any of the commands may have been carried out.
     pub(crate) async fn run(&mut self, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
         match self {
-            Self::One(connection) => {
-                let answers = connection.req_packed_commands(pipeline, 0, pipeline.len()).await?;
-                match answers.iter().find_map(unavailable) {
-                    Some(error) => Err(error),
-                    None => Ok(answers),
-                }
-            }
+            Self::One(_) => self.run_in_slot(pipeline).await,
             Self::Cluster(connection) => {
                 let each = pipeline.cmd_iter().map(|command| {
                     let mut connection = connection.clone();
@@ -186,6 +180,22 @@ impl Connection {
                 });
                 join_all(each).await.into_iter().map(in_place).collect()
             }
+        }
+    }
+
+    /// The same for commands whose keys are all in one slot, each command naming one: a cluster carries them out in
+    /// their order too. One that has moved the slot counts as lost, so that the next connection knows where it is.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(crate) async fn run_in_slot(&mut self, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
+        let answers = match self {
+            Self::One(connection) => connection.req_packed_commands(pipeline, 0, pipeline.len()).await?,
+            Self::Cluster(connection) => connection.req_packed_commands(pipeline, 0, pipeline.len()).await?,
+        };
+        match answers.iter().find_map(unavailable) {
+            Some(error) => Err(error),
+            None => Ok(answers),
         }
     }
 }
@@ -251,6 +261,11 @@ struct Shared {
     /// Publishes go through one node, so that they stay in order.
     is_pinned: bool,
     state: Mutex<State>,
+    /// The last answer did not come.
+    ///
+    /// # Ordering
+    /// Relaxed: it only spares the lock while all is well.
+    is_failing: AtomicBool,
 }
 
 #[derive(Default)]
@@ -265,19 +280,40 @@ struct State {
 impl Link {
     pub(crate) fn new(endpoint: Endpoint, role: &'static str) -> Self {
         let response_timeout = Some(endpoint.timeout);
-        Self::with(Shared { endpoint, role, response_timeout, is_pinned: false, state: Mutex::default() })
+        Self::with(Shared {
+            endpoint,
+            role,
+            response_timeout,
+            is_pinned: false,
+            state: Mutex::default(),
+            is_failing: AtomicBool::new(false),
+        })
     }
 
     /// A link to one node, also of a cluster.
     pub(crate) fn pinned(endpoint: Endpoint, role: &'static str) -> Self {
         let response_timeout = Some(endpoint.timeout);
-        Self::with(Shared { endpoint, role, response_timeout, is_pinned: true, state: Mutex::default() })
+        Self::with(Shared {
+            endpoint,
+            role,
+            response_timeout,
+            is_pinned: true,
+            state: Mutex::default(),
+            is_failing: AtomicBool::new(false),
+        })
     }
 
     /// A link for reads that block: an answer may take `block` longer than others.
     pub(crate) fn blocking(endpoint: Endpoint, role: &'static str, block: Duration) -> Self {
         let response_timeout = Some(endpoint.timeout + block);
-        Self::with(Shared { endpoint, role, response_timeout, is_pinned: false, state: Mutex::default() })
+        Self::with(Shared {
+            endpoint,
+            role,
+            response_timeout,
+            is_pinned: false,
+            state: Mutex::default(),
+            is_failing: AtomicBool::new(false),
+        })
     }
 
     fn with(shared: Shared) -> Self {
@@ -295,9 +331,21 @@ impl Link {
     pub(crate) async fn run(&self, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
         let (mut connection, made) = self.connection().await?;
         let result = connection.run(pipeline).await;
-        if let Err(error) = &result {
-            self.lost(made, error).await;
-        }
+        self.note(made, &result).await;
+        result
+    }
+
+    /// Runs all commands in their order: see [`Connection::run_in_slot`].
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    ///
+    /// # Cancel safety
+    /// As [`Self::run`].
+    pub(crate) async fn run_in_slot(&self, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
+        let (mut connection, made) = self.connection().await?;
+        let result = connection.run_in_slot(pipeline).await;
+        self.note(made, &result).await;
         result
     }
 
@@ -320,7 +368,7 @@ impl Link {
     }
 
     async fn connection(&self) -> RedisResult<(Connection, u64)> {
-        let Shared { endpoint, role, response_timeout, is_pinned, state } = &*self.shared;
+        let Shared { endpoint, role, response_timeout, is_pinned, state, .. } = &*self.shared;
         let mut state = state.lock().await;
         if let Some(connection) = &state.connection {
             return Ok((connection.clone(), state.made));
@@ -344,25 +392,49 @@ impl Link {
         };
         match made {
             Ok(connection) => {
-                if state.failures > 0 {
-                    tracing::info!(role, "connected to Redis again");
-                }
-                *state = State { connection: Some(connection.clone()), made: state.made + 1, ..State::default() };
+                state.connection = Some(connection.clone());
+                state.made += 1;
                 Ok((connection, state.made))
             }
             Err(error) => {
-                state.fail(role, &error);
+                self.fail(&mut state, &error);
                 Err(error)
             }
         }
     }
 
-    async fn lost(&self, made: u64, error: &RedisError) {
-        let mut state = self.shared.state.lock().await;
-        if state.made == made && state.connection.is_some() {
-            state.connection = None;
-            state.fail(self.shared.role, error);
+    /// A connection is well once it has answered, and of no use once it has not.
+    async fn note<T>(&self, made: u64, result: &RedisResult<T>) {
+        let Shared { role, state, is_failing, .. } = &*self.shared;
+        match result {
+            Ok(_) if !is_failing.load(Ordering::Relaxed) => {}
+            Ok(_) => {
+                let mut state = state.lock().await;
+                if state.made == made {
+                    (state.failures, state.not_before) = (0, None);
+                    is_failing.store(false, Ordering::Relaxed);
+                    tracing::info!(role, "Redis answers again");
+                }
+            }
+            Err(error) => {
+                let mut state = state.lock().await;
+                if state.made == made && state.connection.is_some() {
+                    state.connection = None;
+                    self.fail(&mut state, error);
+                }
+            }
         }
+    }
+
+    /// One line when it breaks, and one when it is back: what is between is counted, not told.
+    fn fail(&self, state: &mut State, error: &RedisError) {
+        let role = self.shared.role;
+        if state.failures == 0 {
+            tracing::warn!(role, %error, "Redis cannot be reached; trying again");
+        }
+        state.not_before = Some(Instant::now() + backoff(state.failures));
+        state.failures = state.failures.saturating_add(1);
+        self.shared.is_failing.store(true, Ordering::Relaxed);
     }
 
     /// Gives the connection up, so that the next call makes another.
@@ -380,17 +452,6 @@ impl Link {
             Some(then) => tokio::time::sleep_until(then).await,
             None => tokio::time::sleep(BACKOFF_MIN).await,
         }
-    }
-}
-
-impl State {
-    /// One line when it breaks, and one when it is back: what is between is counted, not told.
-    fn fail(&mut self, role: &str, error: &RedisError) {
-        if self.failures == 0 {
-            tracing::warn!(role, %error, "Redis cannot be reached; trying again");
-        }
-        self.not_before = Some(Instant::now() + backoff(self.failures));
-        self.failures = self.failures.saturating_add(1);
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) mod publisher;
 pub(crate) mod recovery;
 pub(crate) mod spool;
 pub(crate) mod subscriber;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -60,9 +62,7 @@ use crate::broker::redis::presence::Presence;
 use crate::broker::redis::publisher::Publisher;
 use crate::broker::redis::spool::{Destination, Item, Spool};
 use crate::broker::redis::subscriber::{Side, Subscriber, Subscriptions};
-use crate::broker::{
-    Broker, BrokerFuture, Forwarded, Kept, NodeId, OnlineUser, Peer, Receipt, SpoolFull, Unhealthy,
-};
+use crate::broker::{Broker, BrokerFuture, Forwarded, Kept, NodeId, OnlineUser, Peer, Receipt, SpoolFull, Unhealthy};
 use crate::id::{ChannelId, MessageId, RequestId, UserId};
 use crate::metrics::BrokerMetrics;
 use crate::proto::disconnect::Disconnect;
@@ -329,7 +329,10 @@ impl RedisBroker {
     pub async fn joined(&self, deadline: Duration) -> bool {
         let shared = &self.shared;
         let joined = async {
-            while shared.canary.load(Ordering::Relaxed) == 0 || !shared.presence.has_joined() || shared.members.unseen() > 0 {
+            while shared.canary.load(Ordering::Relaxed) == 0
+                || !shared.presence.has_joined()
+                || shared.members.unseen() > 0
+            {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

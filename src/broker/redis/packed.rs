@@ -27,14 +27,8 @@ const SEEN: u8 = 4;
 const CANARY: u8 = 5;
 
 /// The kinds that cross nodes, by their numbers on the wire.
-const KINDS: [(u8, Kind); 6] = [
-    (1, Kind::Message),
-    (2, Kind::Buttons),
-    (3, Kind::File),
-    (4, Kind::Edit),
-    (5, Kind::Typing),
-    (6, Kind::End),
-];
+const KINDS: [(u8, Kind); 6] =
+    [(1, Kind::Message), (2, Kind::Buttons), (3, Kind::File), (4, Kind::Edit), (5, Kind::Typing), (6, Kind::End)];
 
 /// What one node tells another.
 #[derive(Debug, Clone)]
@@ -311,10 +305,7 @@ mod tests {
         for record in &records {
             let read = message.next().unwrap().unwrap();
             match (record, &read) {
-                (
-                    Record::Frame { channel, frame },
-                    Record::Frame { channel: read_channel, frame: read_frame },
-                ) => {
+                (Record::Frame { channel, frame }, Record::Frame { channel: read_channel, frame: read_frame }) => {
                     assert_eq!((channel, frame.kind()), (read_channel, read_frame.kind()));
                     assert_eq!(frame.websocket(), read_frame.websocket());
                     assert_eq!(frame.event_stream(), read_frame.event_stream());

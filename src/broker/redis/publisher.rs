@@ -7,11 +7,12 @@
 //! A batch whose answer never came is said again: a node knows a packed message by its number, and a stream's frame
 //! by its message's id. A node that does not listen at the moment gets its messages when it does, or is gone.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Pipeline, Value};
+use futures_util::future::try_join_all;
+use redis::{Cmd, Pipeline, Value};
 use tokio::time::Instant;
 
 use crate::broker::redis::Shared;
@@ -141,19 +142,29 @@ impl Publisher {
 
     /// Writes what is kept of the batch, reads what was asked for, and finds out which nodes have its users.
     async fn look_up(&self, batch: &mut [Item]) -> HashMap<UserId, Vec<NodeName>> {
-        let asked = Asked::of(&self.shared, batch);
-        if asked.pipeline.is_empty() {
+        let mut asks = Ask::of(&self.shared, batch);
+        let counts: Vec<_> = asks.iter().map(|ask| ask.commands.len()).collect();
+        let pipelines = Ask::pipelines(&mut asks, self.pinned.is_some());
+        if pipelines.is_empty() {
             return HashMap::new();
         }
-        loop {
-            match self.link.run(&asked.pipeline).await {
-                Ok(answers) => return asked.read(&self.shared, batch, &answers),
+        let answers: Vec<Value> = loop {
+            match try_join_all(pipelines.iter().map(|pipeline| self.link.run_in_slot(pipeline))).await {
+                Ok(answers) => break answers.into_iter().flatten().collect(),
                 Err(_) => {
                     self.shared.metrics.failures.increment();
                     self.link.pause().await;
                 }
             }
-        }
+        };
+        let mut rest = answers.as_slice();
+        let found = asks.into_iter().zip(counts).map(|(ask, count)| {
+            let (own, after) = rest.split_at_checked(count).unwrap_or((rest, &[]));
+            rest = after;
+            let nodes = ask.read(&self.shared, batch, own);
+            (ask.user, nodes)
+        });
+        found.collect()
     }
 
     fn route(&mut self, item: Item, found: &HashMap<UserId, Vec<NodeName>>) {
@@ -327,77 +338,102 @@ impl Sent {
     }
 }
 
-/// What a batch needs to know, and the commands that ask for it.
-struct Asked {
-    pipeline: Pipeline,
-    /// Commands that only write.
-    writes: usize,
+/// What a batch has to write and to know of one user: in this order, so that whoever is not among the nodes that it
+/// answers finds what was written.
+struct Ask {
+    user: UserId,
+    commands: Vec<Cmd>,
     /// Reads of what is kept: which item, and where its answers begin.
     kept: Vec<(usize, usize)>,
-    users: Vec<UserId>,
+    is_written: bool,
+    wants_nodes: bool,
 }
 
-impl Asked {
-    fn of(shared: &Shared, batch: &[Item]) -> Self {
-        let mut asked = Self { pipeline: Pipeline::new(), writes: 0, kept: Vec::new(), users: Vec::new() };
-        let mut seen: HashSet<&UserId> = HashSet::new();
-        let mut written: HashSet<&UserId> = HashSet::new();
-        let has_others = shared.members.has_others();
-        for (at, item) in batch.iter().enumerate() {
-            match item {
-                Item::Frame(parcel) => {
-                    let ChannelId::User(user) = &parcel.channel else { continue };
-                    if let Some(limits) = &shared.recovery
-                        && recovery::wants(parcel.frame.kind())
-                    {
-                        recovery::write(&mut asked.pipeline, &shared.keys.recovery(user), &parcel.frame, limits);
-                        written.insert(user);
-                    }
-                    if has_others && seen.insert(user) {
-                        asked.users.push(user.clone());
-                    }
-                }
-                Item::End { user, .. } => {
-                    if has_others && seen.insert(user) {
-                        asked.users.push(user.clone());
-                    }
-                }
-                Item::Kept { user, .. } => {
-                    if let Some(limits) = &shared.recovery {
-                        asked.kept.push((at, asked.pipeline.len()));
-                        recovery::read(&mut asked.pipeline, &shared.keys.recovery(user), limits);
-                    }
-                }
-                Item::Tell { .. } => {}
-            }
-        }
-        if let Some(limits) = &shared.recovery {
-            for user in written {
-                asked.pipeline.cmd("PEXPIRE").arg(shared.keys.recovery(user)).arg(recovery::key_millis(limits));
-            }
-        }
-        asked.writes = asked.pipeline.len();
-        for user in &asked.users {
-            asked.pipeline.cmd("SMEMBERS").arg(shared.keys.online(user));
-        }
-        asked
+impl Ask {
+    fn new(user: &UserId) -> Self {
+        Self { user: user.clone(), commands: Vec::new(), kept: Vec::new(), is_written: false, wants_nodes: false }
     }
 
-    fn read(self, shared: &Shared, batch: &mut [Item], answers: &[Value]) -> HashMap<UserId, Vec<NodeName>> {
-        for answer in answers {
-            shared.note_refusal(answer);
+    fn of(shared: &Shared, batch: &[Item]) -> Vec<Self> {
+        let mut asks: Vec<Self> = Vec::new();
+        let mut places: HashMap<&UserId, usize> = HashMap::new();
+        let has_others = shared.members.has_others();
+        for (at, item) in batch.iter().enumerate() {
+            let user = match item {
+                Item::Frame(parcel) => match &parcel.channel {
+                    ChannelId::User(user) => user,
+                    ChannelId::Room(_) | ChannelId::Stream(_) => continue,
+                },
+                Item::End { user, .. } | Item::Kept { user, .. } => user,
+                Item::Tell { .. } => continue,
+            };
+            let place = *places.entry(user).or_insert_with(|| {
+                asks.push(Self::new(user));
+                asks.len() - 1
+            });
+            let ask = &mut asks[place];
+            match (item, &shared.recovery) {
+                (Item::Frame(parcel), Some(limits)) if recovery::wants(parcel.frame.kind()) => {
+                    ask.commands.push(recovery::write(&shared.keys.recovery(user), &parcel.frame, limits));
+                    ask.is_written = true;
+                }
+                (Item::Kept { .. }, Some(limits)) => {
+                    ask.kept.push((at, ask.commands.len()));
+                    ask.commands.extend(recovery::read(&shared.keys.recovery(user), limits));
+                }
+                _ => {}
+            }
+            ask.wants_nodes |= has_others && !matches!(item, Item::Kept { .. });
         }
-        for (item, at) in self.kept {
-            if let Some(Item::Kept { answer, .. }) = batch.get_mut(item)
+        asks.iter_mut().for_each(|ask| ask.finish(shared));
+        asks
+    }
+
+    fn finish(&mut self, shared: &Shared) {
+        if let Some(limits) = shared.recovery.as_ref().filter(|_| self.is_written) {
+            let mut expire = redis::cmd("PEXPIRE");
+            expire.arg(shared.keys.recovery(&self.user)).arg(recovery::key_millis(limits));
+            self.commands.push(expire);
+        }
+        if self.wants_nodes {
+            let mut members = redis::cmd("SMEMBERS");
+            members.arg(shared.keys.online(&self.user));
+            self.commands.push(members);
+        }
+    }
+
+    /// One pipeline; in a cluster one for each user, whose keys are all in one slot.
+    fn pipelines(asks: &mut [Self], is_cluster: bool) -> Vec<Pipeline> {
+        let mut pipelines = vec![Pipeline::new()];
+        for ask in asks {
+            if is_cluster {
+                pipelines.push(Pipeline::new());
+            }
+            if let Some(pipeline) = pipelines.last_mut() {
+                for command in ask.commands.drain(..) {
+                    pipeline.add_command(command);
+                }
+            }
+        }
+        pipelines.retain(|pipeline| !pipeline.is_empty());
+        pipelines
+    }
+
+    /// Takes its answers from the front of all answers.
+    fn read(&self, shared: &Shared, batch: &mut [Item], answers: &[Value]) -> Vec<NodeName> {
+        answers.iter().for_each(|answer| shared.note_refusal(answer));
+        for (item, at) in &self.kept {
+            if let Some(Item::Kept { answer, .. }) = batch.get_mut(*item)
                 && let Some(answer) = answer.take()
             {
-                let frames = answers.get(at..at + recovery::READ_COMMANDS).and_then(recovery::frames);
+                let frames = answers.get(*at..*at + recovery::READ_COMMANDS).and_then(recovery::frames);
                 // Whoever asked may have given up.
                 let _ = answer.send(frames);
             }
         }
-        let sets = answers.get(self.writes..).unwrap_or_default();
-        self.users.into_iter().zip(sets).map(|(user, set)| (user, shared.members.among(set))).collect()
+        match answers.last() {
+            Some(set) if self.wants_nodes => shared.members.among(set),
+            _ => Vec::new(),
+        }
     }
 }
-

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use redis::{Pipeline, Value};
+use redis::{Cmd, Value};
 
 use crate::broker::{Kept, KeptFrame};
 use crate::id::MessageId;
@@ -40,29 +40,34 @@ pub(crate) fn key_millis(limits: &RecoveryLimits) -> u64 {
     u64::try_from(limits.lifetime.saturating_mul(TAIL_LIFETIMES).as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Adds the command that keeps a frame.
-pub(crate) fn write(pipeline: &mut Pipeline, key: &str, frame: &Frame, limits: &RecoveryLimits) {
+/// The command that keeps a frame.
+pub(crate) fn write(key: &str, frame: &Frame, limits: &RecoveryLimits) -> Cmd {
     let id = frame.message_id().map(|id| id.to_string()).unwrap_or_default();
     let is_edit = frame.kind() == Kind::Edit;
     let is_hole = frame.json().len() > limits.bytes_max;
     if is_edit && !is_hole {
-        let command = pipeline.cmd("EVAL").arg(EDIT).arg(2).arg(key).arg(format!("{key}:edits"));
+        let mut command = redis::cmd("EVAL");
+        command.arg(EDIT).arg(2).arg(key).arg(format!("{key}:edits"));
         command.arg(id).arg(limits.frames_max).arg(frame.json()).arg(key_millis(limits));
-        return;
+        return command;
     }
-    let command = pipeline.cmd("XADD").arg(key).arg("MAXLEN").arg(limits.frames_max).arg("*");
+    let mut command = redis::cmd("XADD");
+    command.arg(key).arg("MAXLEN").arg(limits.frames_max).arg("*");
     if is_hole {
         // A position is the id of an ordered frame.
         command.arg("k").arg(HOLE).arg("i").arg(if is_edit { "" } else { &*id });
     } else {
         command.arg("k").arg(frame.kind().as_str()).arg("i").arg(id).arg("j").arg(frame.json());
     }
+    command
 }
 
-/// Adds the commands that read all that is kept.
-pub(crate) fn read(pipeline: &mut Pipeline, key: &str, limits: &RecoveryLimits) {
-    pipeline.cmd("TIME");
-    pipeline.cmd("XRANGE").arg(key).arg("-").arg("+").arg("COUNT").arg(limits.frames_max);
+/// The commands that read all that is kept. Each names its key, so that a cluster knows where they go.
+pub(crate) fn read(key: &str, limits: &RecoveryLimits) -> [Cmd; READ_COMMANDS] {
+    let (mut time, mut range) = (redis::cmd("EVAL"), redis::cmd("XRANGE"));
+    time.arg("return redis.call('TIME')").arg(1).arg(key);
+    range.arg(key).arg("-").arg("+").arg("COUNT").arg(limits.frames_max);
+    [time, range]
 }
 
 /// What a read answered; None if it is not what was expected.

@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{ConnectionAddr, ConnectionInfo, ErrorKind, ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult, Value};
+use redis::{
+    ConnectionAddr, ConnectionInfo, ErrorKind, ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult, Value,
+};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
@@ -148,6 +150,8 @@ impl Subscriber {
             Side::Sharded => self.subscribe_own(&lost).await?,
         };
         self.verify(&node).await?;
+        // What was said of an earlier connection says nothing of this one.
+        let _ = tokio::time::timeout(Duration::ZERO, self.shared.subscription.lost_here.notified()).await;
         self.shared.metrics.resubscriptions.increment();
         if std::mem::take(&mut self.failures) > 0 {
             tracing::info!(side = ?self.side, "subscribed at Redis again");
@@ -291,12 +295,9 @@ fn moved_to(node: &ConnectionInfo, error: &RedisError) -> Option<ConnectionInfo>
     let host = |asked: &str| if host.is_empty() { asked.to_owned() } else { host.to_owned() };
     let address = match node.addr() {
         ConnectionAddr::Tcp(asked, _) => ConnectionAddr::Tcp(host(asked), port),
-        ConnectionAddr::TcpTls { host: asked, insecure, tls_params, .. } => ConnectionAddr::TcpTls {
-            host: host(asked),
-            port,
-            insecure: *insecure,
-            tls_params: tls_params.clone(),
-        },
+        ConnectionAddr::TcpTls { host: asked, insecure, tls_params, .. } => {
+            ConnectionAddr::TcpTls { host: host(asked), port, insecure: *insecure, tls_params: tls_params.clone() }
+        }
         _ => return None,
     };
     Some(node.clone().set_addr(address))

@@ -73,7 +73,7 @@ impl ApiCode {
 
 /// A refusal: its code, and a sentence that says what is wrong and how much is allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ApiError {
+pub(crate) struct ApiError {
     pub(super) code: ApiCode,
     message: Cow<'static, str>,
 }
@@ -101,11 +101,19 @@ impl ApiError {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         match self.code {
             ApiCode::MethodNotAllowed => headers.insert(ALLOW, HeaderValue::from_static("POST")),
-            ApiCode::Overloaded | ApiCode::SpoolFull | ApiCode::Draining => headers
-                .insert(RETRY_AFTER, HeaderValue::from_static("1")),
+            ApiCode::Overloaded | ApiCode::SpoolFull | ApiCode::Draining => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"))
+            }
             _ => None,
         };
         response
+    }
+}
+
+/// The sentence alone.
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

@@ -10,12 +10,12 @@ use serde_json::value::RawValue;
 use crate::gateway::api::error::{ApiCode, ApiError};
 use crate::id::{ChannelId, MessageId};
 use crate::platform::inbound::{FILENAME_BYTES_MAX, base64_bytes};
-use crate::platform::view::read_view;
+use crate::platform::view::{ViewError, read_view};
 use crate::proto::event::{Button, EndReason};
 
 /// Which method of the adapter is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum OpKind {
+pub(crate) enum OpKind {
     Send,
     Buttons,
     File,
@@ -25,7 +25,7 @@ pub(super) enum OpKind {
 }
 
 impl OpKind {
-    pub(super) fn parse(name: &str) -> Option<Self> {
+    pub(crate) fn parse(name: &str) -> Option<Self> {
         match name {
             "send" => Some(Self::Send),
             "buttons" => Some(Self::Buttons),
@@ -39,15 +39,15 @@ impl OpKind {
 }
 
 /// One call of the adapter.
-#[derive(Debug, PartialEq)]
-pub(super) struct Op<'a> {
-    pub(super) channel: ChannelId,
-    pub(super) call: Call<'a>,
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Op<'a> {
+    pub(crate) channel: ChannelId,
+    pub(crate) call: Call<'a>,
 }
 
 /// The call without its channel.
-#[derive(Debug, PartialEq)]
-pub(super) enum Call<'a> {
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Call<'a> {
     Send { text: Cow<'a, str>, reply_to: Option<MessageId> },
     Buttons { text: Cow<'a, str>, buttons: Vec<Button>, reply_to: Option<MessageId> },
     File { filename: Cow<'a, str>, mimetype: Option<Cow<'a, str>>, data: Bytes },
@@ -57,45 +57,62 @@ pub(super) enum Call<'a> {
 }
 
 /// Every field of every body. What is absent or `null` is nothing; unknown keys are ignored; a key that is there twice
-/// is an error. What is no text stays as it came, and is read only by the call that wants it.
+/// is an error. What has the wrong type is read all the same, so that the error can name the field. `V` is how buttons
+/// are described in the form that is read.
 #[derive(serde::Deserialize)]
-struct Body<'a> {
+#[serde(bound(deserialize = "V: Deserialize<'de>"))]
+pub(crate) struct Body<'a, V> {
     #[serde(borrow, default)]
-    op: Option<Text<'a>>,
+    op: Option<Scalar<'a>>,
     #[serde(borrow, default)]
-    channel_id: Option<Text<'a>>,
+    channel_id: Option<Scalar<'a>>,
     #[serde(borrow, default)]
-    text: Option<Text<'a>>,
+    text: Option<Scalar<'a>>,
     #[serde(borrow, default)]
-    reply_to: Option<Text<'a>>,
+    reply_to: Option<Scalar<'a>>,
     #[serde(borrow, default)]
-    message_id: Option<Text<'a>>,
+    message_id: Option<Scalar<'a>>,
     #[serde(borrow, default)]
-    filename: Option<Text<'a>>,
+    filename: Option<Scalar<'a>>,
     #[serde(borrow, default)]
-    mimetype: Option<Text<'a>>,
+    mimetype: Option<Scalar<'a>>,
     #[serde(borrow, default)]
-    data: Option<Text<'a>>,
+    data: Option<Scalar<'a>>,
     #[serde(borrow, default)]
-    reason: Option<Text<'a>>,
+    reason: Option<Scalar<'a>>,
     #[serde(borrow, default)]
-    active: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    buttons: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    view: Option<&'a RawValue>,
+    active: Option<Scalar<'a>>,
+    buttons: Option<V>,
+    view: Option<V>,
+}
+
+/// Buttons as a body describes them.
+pub(crate) trait Described {
+    /// Reads them.
+    fn read(self) -> Result<Vec<Button>, ViewError>;
+}
+
+impl Described for &RawValue {
+    fn read(self) -> Result<Vec<Button>, ViewError> {
+        read_view(self.get())
+    }
 }
 
 impl<'a> Op<'a> {
     /// Reads a body. Without a kind (a line of a batch) it is named by `op`.
-    pub(super) fn parse(kind: Option<OpKind>, body: &'a [u8]) -> Result<Self, ApiError> {
+    pub(crate) fn parse(kind: Option<OpKind>, body: &'a [u8]) -> Result<Self, ApiError> {
         // Derived structs also read arrays, field by field.
         if body.trim_ascii_start().first() != Some(&b'{') {
             return Err(ApiError::new(ApiCode::BadJson, "this is not a JSON object"));
         }
-        let body: Body<'a> = serde_json::from_slice(body).map_err(|error| {
+        let body: Body<'a, &'a RawValue> = serde_json::from_slice(body).map_err(|error| {
             ApiError::new(ApiCode::BadJson, format!("this is not a JSON object as expected: {error}"))
         })?;
+        Self::read(kind, body)
+    }
+
+    /// Checks the fields of a body, in whatever form they came.
+    pub(crate) fn read<V: Described>(kind: Option<OpKind>, body: Body<'a, V>) -> Result<Self, ApiError> {
         let kind = match kind {
             Some(kind) => kind,
             None => OpKind::parse(&required(body.op, "op")?)
@@ -112,8 +129,7 @@ impl<'a> Op<'a> {
                 reply_to: message_id(body.reply_to, "reply_to")?,
             },
             OpKind::File => {
-                let data = required(body.data, "data")?;
-                let data = base64_bytes(&data).ok_or_else(|| ApiError::field("`data` is not standard base64"))?;
+                let data = data(body.data)?;
                 return file(&channel_id, required(body.filename, "filename")?, text(body.mimetype, "mimetype")?, data);
             }
             OpKind::Edit => {
@@ -122,10 +138,8 @@ impl<'a> Op<'a> {
                 Call::Edit { id, text: required(body.text, "text")? }
             }
             OpKind::Typing => {
-                let active = match body.active.map(RawValue::get) {
-                    Some("true") => true,
-                    Some("false") => false,
-                    _ => return Err(ApiError::field("`active` must be true or false")),
+                let Some(Scalar::Bool(active)) = body.active else {
+                    return Err(ApiError::field("`active` must be true or false"));
                 };
                 Call::Typing { active }
             }
@@ -141,7 +155,7 @@ impl<'a> Op<'a> {
 }
 
 /// A file from a JSON or a raw body.
-pub(super) fn file<'a>(
+pub(crate) fn file<'a>(
     channel_id: &str,
     filename: Cow<'a, str>,
     mimetype: Option<Cow<'a, str>>,
@@ -169,88 +183,120 @@ fn channel(text: &str) -> Result<ChannelId, ApiError> {
     ChannelId::parse(text).map_err(|error| ApiError::field(format!("`channel_id`: {error}")))
 }
 
-fn buttons(buttons: Option<&RawValue>, view: Option<&RawValue>) -> Result<Vec<Button>, ApiError> {
+fn buttons<V: Described>(buttons: Option<V>, view: Option<V>) -> Result<Vec<Button>, ApiError> {
     match (buttons, view) {
         (Some(described), None) | (None, Some(described)) => {
-            read_view(described.get()).map_err(|error| ApiError::field(error.to_string()))
+            described.read().map_err(|error| ApiError::field(error.to_string()))
         }
         (None, None) => Err(ApiError::field("`buttons` or `view` is missing")),
         (Some(_), Some(_)) => Err(ApiError::field("only one of `buttons` and `view` may be given")),
     }
 }
 
-fn text<'a>(field: Option<Text<'a>>, name: &str) -> Result<Option<Cow<'a, str>>, ApiError> {
+/// A file's bytes: as they are where the form has bytes, else in base64.
+fn data(field: Option<Scalar<'_>>) -> Result<Bytes, ApiError> {
     match field {
-        None => Ok(None),
-        Some(Text(Some(text))) => Ok(Some(text)),
-        Some(Text(None)) => Err(ApiError::field(format!("`{name}` must be a string"))),
+        Some(Scalar::Bytes(bytes)) => Ok(Bytes::from(bytes.into_owned())),
+        field => {
+            let text = required(field, "data")?;
+            base64_bytes(&text).ok_or_else(|| ApiError::field("`data` is not standard base64"))
+        }
     }
 }
 
-fn required<'a>(field: Option<Text<'a>>, name: &str) -> Result<Cow<'a, str>, ApiError> {
+pub(crate) fn text<'a>(field: Option<Scalar<'a>>, name: &str) -> Result<Option<Cow<'a, str>>, ApiError> {
+    match field {
+        None => Ok(None),
+        Some(Scalar::Text(text)) => Ok(Some(text)),
+        Some(_) => Err(ApiError::field(format!("`{name}` must be a string"))),
+    }
+}
+
+pub(crate) fn required<'a>(field: Option<Scalar<'a>>, name: &str) -> Result<Cow<'a, str>, ApiError> {
     text(field, name)?.ok_or_else(|| ApiError::field(format!("`{name}` is missing: it must be a string")))
 }
 
-fn message_id(field: Option<Text<'_>>, name: &str) -> Result<Option<MessageId>, ApiError> {
+pub(crate) fn message_id(field: Option<Scalar<'_>>, name: &str) -> Result<Option<MessageId>, ApiError> {
     let parse =
         |text: Cow<'_, str>| MessageId::parse(&text).map_err(|error| ApiError::field(format!("`{name}`: {error}")));
     text(field, name)?.map(parse).transpose()
 }
 
-/// A string, borrowed if it has no escapes; or nothing, for what is no string: so that the error can name the field.
-struct Text<'a>(Option<Cow<'a, str>>);
+/// A value that is whole in itself, borrowed from the body if it has no escapes; or something else, for what is none of
+/// these.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Scalar<'a> {
+    Text(Cow<'a, str>),
+    /// JSON has none.
+    Bytes(Cow<'a, [u8]>),
+    Bool(bool),
+    Other,
+}
 
-impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for Scalar<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(TextVisitor).map(Text)
+        deserializer.deserialize_any(ScalarVisitor)
     }
 }
 
-struct TextVisitor;
+struct ScalarVisitor;
 
-impl<'de> Visitor<'de> for TextVisitor {
-    type Value = Option<Cow<'de, str>>;
+impl<'de> Visitor<'de> for ScalarVisitor {
+    type Value = Scalar<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("any value")
     }
 
     fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(Some(Cow::Borrowed(text)))
+        Ok(Scalar::Text(Cow::Borrowed(text)))
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Some(Cow::Owned(text.to_owned())))
+        Ok(Scalar::Text(Cow::Owned(text.to_owned())))
     }
 
     fn visit_string<E>(self, text: String) -> Result<Self::Value, E> {
-        Ok(Some(Cow::Owned(text)))
+        Ok(Scalar::Text(Cow::Owned(text)))
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(None)
+    fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
+        Ok(Scalar::Bytes(Cow::Borrowed(bytes)))
+    }
+
+    fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+        Ok(Scalar::Bytes(Cow::Owned(bytes.to_owned())))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
+        Ok(Scalar::Bool(value))
     }
 
     fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(None)
+        Ok(Scalar::Other)
     }
 
     fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(None)
+        Ok(Scalar::Other)
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(None)
+        Ok(Scalar::Other)
+    }
+
+    /// What MessagePack calls an extension.
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<Self::Value, D::Error> {
+        IgnoredAny::deserialize(inner).map(|_| Scalar::Other)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
         while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(None)
+        Ok(Scalar::Other)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
         while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(None)
+        Ok(Scalar::Other)
     }
 }
 

@@ -57,7 +57,8 @@ impl RemoteFiles {
             return Some(error(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message));
         };
         let (method, headers) = asked;
-        let mut request = Request::builder().method(method).uri(format!("{}/files/{path}", address.trim_end_matches('/')));
+        let mut request =
+            Request::builder().method(method).uri(format!("{}/files/{path}", address.trim_end_matches('/')));
         for name in [RANGE, IF_RANGE, IF_NONE_MATCH] {
             if let Some(value) = headers.get(&name) {
                 request = request.header(name, value);
