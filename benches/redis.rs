@@ -3,6 +3,8 @@
 //!
 //! A naive publish, one `PUBLISH` a frame and each awaited, is measured in the same run.
 
+mod cpu;
+
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -25,6 +27,10 @@ use tabcast::proto::limits::{RecoveryLimits, SessionLimits};
 use tokio::runtime::{Builder, Runtime};
 
 type Failed = Box<dyn Error>;
+
+/// The binary's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// What a frame says: 200 bytes of JSON in all.
 const TEXT: &str = "The quick brown fox jumps over the lazy dog, and then once more over the same dog.";
@@ -78,7 +84,7 @@ fn node(runtime: &Runtime, url: &str, recovery: Option<RecoveryLimits>) -> Resul
     let broker = RedisBroker::new(settings, runtime.handle().clone())?;
     let settings = EngineSettings { shards: 1, ..EngineSettings::default() };
     let engine = Engine::with_broker(settings, Arc::clone(&broker) as Arc<dyn Broker>);
-    assert!(runtime.block_on(broker.joined(Duration::from_secs(5))), "Redis does not answer");
+    assert!(runtime.block_on(broker.joined(Duration::from_secs(15))), "Redis does not answer: {broker:?}");
     Ok(engine)
 }
 
@@ -90,10 +96,11 @@ fn event(engine: &Engine) -> Event<'static> {
     Event::Message { id: MessageId::random(), text: TEXT, sender: "star", reply_to: None, timestamp: engine.now() }
 }
 
-/// Publishes as fast as the spool takes it, and waits for the last to be gone. Frames a second of CPU, and of time.
-fn flood(engine: &Engine, channel: &ChannelId, frames: usize) -> Result<(f64, f64), Failed> {
+/// Publishes as fast as the spool takes it, and waits for the last to be gone. Frames a second of CPU: of all, and of
+/// what the broker does behind the spool; and a second of time.
+fn flood(engine: &Engine, channel: &ChannelId, frames: usize) -> Result<String, Failed> {
     let broker = engine.broker().metrics().ok_or("no metrics")?;
-    let (before, start) = (spent(), now());
+    let (before, here, start) = (spent(), cpu::spent(), now());
     let sent = || broker.packed_frames.value() + broker.stream_frames.value();
     let goal = sent() + frames as u64;
     for _ in 0..frames {
@@ -105,8 +112,13 @@ fn flood(engine: &Engine, channel: &ChannelId, frames: usize) -> Result<(f64, f6
     while sent() < goal {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let (cpu, time) = (spent() - before, start.elapsed());
-    Ok((frames as f64 / cpu.as_secs_f64(), frames as f64 / time.as_secs_f64()))
+    let (all, here, time) = (spent() - before, cpu::spent() - here, start.elapsed());
+    let million = |time: Duration| frames as f64 / time.as_secs_f64() / 1e6;
+    let (behind, time) = (million(all.saturating_sub(here)), million(time));
+    Ok(format!(
+        "{:.3} million a CPU-second with encoding and fan-out, {behind:.3} behind the spool; {time:.3} a second",
+        million(all)
+    ))
 }
 
 /// A shard on a thread of its own, with one tab of `user`, which tells of each frame.
@@ -213,35 +225,43 @@ fn main() -> Result<(), Failed> {
     if let Some(place) = arguments.iter().position(|argument| argument == "receive") {
         return receive(&arguments[place + 1]);
     }
+    // Without a name all questions are asked.
+    let named: Vec<_> = arguments.iter().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let asks = |name: &str| named.is_empty() || named.iter().any(|named| *named == name);
     let server = Server::start()?;
     let (runtime, url) = (runtime()?, server.url());
     let million =
         |(cpu, time): (f64, f64)| format!("{:.3} million a CPU-second, {:.3} a second", cpu / 1e6, time / 1e6);
-
-    println!("naive PUBLISH, each awaited: {}", million(naive(&runtime, &url, 100_000)?));
     let alone = node(&runtime, &url, None)?;
-    let stream = ChannelId::parse("sse:load")?;
-    flood(&alone, &stream, 50_000)?;
-    println!("sg:sse publishes, encoding included: {}", million(flood(&alone, &stream, 1_000_000)?));
-
-    let mut receiver = Command::new(std::env::current_exe()?)
-        .args(["receive", &url])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let output = receiver.stdout.take().ok_or("no output")?;
-    BufReader::new(output).read_line(&mut String::new())?;
-    let user = ChannelId::parse("u")?;
-    flood(&alone, &user, 50_000)?;
-    println!("packed frames for a node, encoding included: {}", million(flood(&alone, &user, 2_000_000)?));
-    let recovering = node(&runtime, &url, Some(RecoveryLimits::default()))?;
-    println!("the same, kept for recovery too: {}", million(flood(&recovering, &user, 200_000)?));
-    drop(receiver.stdin.take());
-    receiver.wait()?;
-
-    let other = node(&runtime, &url, None)?;
-    for rate in [1_000, 50_000] {
-        latency(&runtime, &alone, &other, rate, 5)?;
+    if asks("naive") {
+        println!("naive PUBLISH, each awaited: {}", million(naive(&runtime, &url, 100_000)?));
+    }
+    if asks("streams") {
+        let stream = ChannelId::parse("sse:load")?;
+        flood(&alone, &stream, 50_000)?;
+        println!("sg:sse publishes: {}", flood(&alone, &stream, 1_000_000)?);
+    }
+    if asks("packed") {
+        let mut receiver = Command::new(std::env::current_exe()?)
+            .args(["receive", &url])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let output = receiver.stdout.take().ok_or("no output")?;
+        BufReader::new(output).read_line(&mut String::new())?;
+        let user = ChannelId::parse("u")?;
+        flood(&alone, &user, 50_000)?;
+        println!("packed frames for a node: {}", flood(&alone, &user, 2_000_000)?);
+        let recovering = node(&runtime, &url, Some(RecoveryLimits::default()))?;
+        println!("the same, kept for recovery too: {}", flood(&recovering, &user, 200_000)?);
+        drop(receiver.stdin.take());
+        receiver.wait()?;
+    }
+    if asks("latency") {
+        let other = node(&runtime, &url, None)?;
+        for rate in [1_000, 50_000] {
+            latency(&runtime, &alone, &other, rate, 5)?;
+        }
     }
     Ok(())
 }

@@ -7,10 +7,11 @@ pub mod redis;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use atomic_waker::AtomicWaker;
 
 use crate::id::{ChannelId, MessageId, RequestId, UserId};
 use crate::metrics::BrokerMetrics;
@@ -66,22 +67,67 @@ pub enum Forwarded {
 /// # Cancel safety
 /// Dropping it changes nothing.
 #[derive(Debug)]
-pub struct Receipt(oneshot::Receiver<usize>);
+pub struct Receipt(Arc<Progress>);
+
+/// The end that writes a receipt. Dropped, all is known.
+#[derive(Debug)]
+pub struct ReceiptWriter(Arc<Progress>);
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// Nodes that took it.
+    ///
+    /// # Ordering
+    /// Relaxed: who reads it before the end gets some of them; the end is ordered by `is_over`.
+    nodes: AtomicUsize,
+    /// # Ordering
+    /// Release by the writer, Acquire by the reader: all of `nodes` is there with it.
+    is_over: AtomicBool,
+    reader: AtomicWaker,
+}
 
 impl Receipt {
     /// A receipt, and the end that writes it.
     #[must_use]
-    pub fn new() -> (oneshot::Sender<usize>, Self) {
-        let (sender, receiver) = oneshot::channel();
-        (sender, Self(receiver))
+    pub fn new() -> (ReceiptWriter, Self) {
+        let progress = Arc::new(Progress::default());
+        (ReceiptWriter(Arc::clone(&progress)), Self(progress))
+    }
+
+    /// Nodes that have taken it by now.
+    #[must_use]
+    pub fn so_far(&self) -> usize {
+        self.0.nodes.load(Ordering::Relaxed)
+    }
+}
+
+impl ReceiptWriter {
+    /// So many nodes have taken it.
+    pub fn add(&self, nodes: usize) {
+        self.0.nodes.fetch_add(nodes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for ReceiptWriter {
+    fn drop(&mut self) {
+        self.0.is_over.store(true, Ordering::Release);
+        self.0.reader.wake();
     }
 }
 
 impl Future for Receipt {
     type Output = usize;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<usize> {
-        Pin::new(&mut self.0).poll(context).map(Result::unwrap_or_default)
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<usize> {
+        let progress = &self.0;
+        if !progress.is_over.load(Ordering::Acquire) {
+            progress.reader.register(context.waker());
+            // It may have been over just before.
+            if !progress.is_over.load(Ordering::Acquire) {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(progress.nodes.load(Ordering::Relaxed))
     }
 }
 

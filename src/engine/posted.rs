@@ -49,10 +49,14 @@ impl Posted {
     /// Dropping it changes nothing: the frame is on its way.
     pub async fn settled(self) -> Delivery {
         let Self { mut delivery, waits } = self;
-        let Some(Waits { receipt, deadline }) = waits else { return delivery };
-        match tokio::time::timeout_at(deadline, receipt).await {
+        let Some(Waits { mut receipt, deadline }) = waits else { return delivery };
+        match tokio::time::timeout_at(deadline, &mut receipt).await {
             Ok(nodes) => delivery.nodes = nodes,
-            Err(_) => delivery.nobody = delivery.nobody.map(|_| Nobody::Waiting),
+            Err(_) => {
+                // One of them may have died: the others count.
+                delivery.nodes = receipt.so_far();
+                delivery.nobody = delivery.nobody.map(|_| Nobody::Waiting);
+            }
         }
         delivery.nobody = delivery.nobody.filter(|_| delivery.nodes == 0);
         delivery

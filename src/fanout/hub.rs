@@ -342,6 +342,12 @@ impl Hub {
         self.stripes.forget(user);
     }
 
+    /// Takes a session out of the registry.
+    pub(crate) fn disconnect(&self, session: &SessionRef) {
+        self.registry.disconnect(session);
+        self.tell_edge(session.user());
+    }
+
     /// Takes a session out of the registry between two posts that are kept: who counted it has pushed to its shard by now.
     pub(crate) fn unlist(&self, session: &SessionRef) {
         let stripe = self.stripes.hold(&ChannelId::User(session.user().clone()));

@@ -72,6 +72,11 @@ use crate::proto::limits::RecoveryLimits;
 /// A log line of one sort at most so often.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often it is looked again for what others do.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// How long a node waits for those that do not say that they know of it.
+const SEEN_TIME: Duration = Duration::from_secs(1);
+
 /// What a broker is made with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedisSettings {
@@ -276,7 +281,14 @@ pub struct RedisBroker {
 
 impl std::fmt::Debug for RedisBroker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisBroker").field("node", &self.shared.me).finish_non_exhaustive()
+        let shared = &self.shared;
+        f.debug_struct("RedisBroker")
+            .field("node", &shared.me)
+            .field("has_joined", &shared.presence.has_joined())
+            .field("nodes", &shared.members.count())
+            .field("unseen", &shared.members.unseen())
+            .field("canary_age", &shared.canary_age())
+            .finish_non_exhaustive()
     }
 }
 
@@ -321,22 +333,27 @@ impl RedisBroker {
         &self.shared.endpoint
     }
 
-    /// Waits until Redis knows of this node, all other nodes do, and a message to oneself has come home; at most until
-    /// `deadline` has passed. False if it had to be given up: the node works, alone, until Redis is there.
+    /// Waits until Redis knows of this node, a message to oneself has come home, and the other nodes have said that they
+    /// know of it; at most until `deadline` has passed. One that does not say so within a second may have died just now,
+    /// and is not waited for. False if Redis does not answer: the node works, alone, until it does.
     ///
     /// # Cancel safety
     /// Dropping it changes nothing.
     pub async fn joined(&self, deadline: Duration) -> bool {
         let shared = &self.shared;
         let joined = async {
-            while shared.canary.load(Ordering::Relaxed) == 0
-                || !shared.presence.has_joined()
-                || shared.members.unseen() > 0
-            {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+            while shared.canary.load(Ordering::Relaxed) == 0 || !shared.presence.has_joined() {
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
         };
-        tokio::time::timeout(deadline, joined).await.is_ok()
+        let has_joined = tokio::time::timeout(deadline, joined).await.is_ok();
+        let seen = async {
+            while shared.members.unseen() > 0 {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        let _ = tokio::time::timeout(if has_joined { SEEN_TIME } else { Duration::ZERO }, seen).await;
+        has_joined
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -458,7 +475,7 @@ impl Broker for RedisBroker {
         Box::pin(async move {
             presence::leave(&self.shared).await;
             while !self.shared.spool.is_empty() || self.shared.spool.bytes() > 0 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
         })
     }

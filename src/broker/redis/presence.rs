@@ -281,9 +281,8 @@ impl Worker {
                     let is_first = !self.written.contains_key(&user);
                     let entry = self.written.entry(user.clone()).or_insert(Entry { tabs, hold: now });
                     entry.tabs = tabs;
-                    if tabs == 0 {
-                        entry.hold = entry.hold.max(now + HOLD);
-                    }
+                    // Who was expected and has come is not waited for any more.
+                    entry.hold = if tabs == 0 { now + HOLD } else { now };
                     if is_first || self.refresh.len() < self.written.len() {
                         self.refresh.push_back((now + USER_REFRESH, user));
                     }

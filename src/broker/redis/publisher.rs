@@ -11,6 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use futures_util::future::try_join_all;
 use redis::{Cmd, Pipeline, Value};
 use tokio::time::Instant;
@@ -34,6 +35,9 @@ const PACKED_BYTES: usize = 256 << 10;
 const CANARY_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a node that did not listen is left alone.
 const NODE_PAUSE: Duration = Duration::from_millis(50);
+
+/// Which nodes the users of a batch are on.
+type Found = HashMap<UserId, Vec<NodeName>, RandomState>;
 
 /// What waits for one destination.
 #[derive(Default)]
@@ -88,7 +92,7 @@ pub(crate) struct Publisher {
     link: Link,
     /// In a cluster, the one node that plain publishes go through.
     pinned: Option<Link>,
-    outboxes: HashMap<Destination, Outbox>,
+    outboxes: HashMap<Destination, Outbox, RandomState>,
     streams: VecDeque<(RequestId, Arc<Parcel>)>,
     canary_at: Instant,
 }
@@ -98,7 +102,7 @@ impl Publisher {
         let endpoint = shared.endpoint.clone();
         let pinned = endpoint.is_cluster().then(|| Link::pinned(endpoint.clone(), "publish-pinned"));
         let link = Link::new(endpoint, "publish");
-        Self { shared, link, pinned, outboxes: HashMap::new(), streams: VecDeque::new(), canary_at: Instant::now() }
+        Self { shared, link, pinned, outboxes: HashMap::default(), streams: VecDeque::new(), canary_at: Instant::now() }
     }
 
     /// # Cancel safety
@@ -141,12 +145,12 @@ impl Publisher {
     }
 
     /// Writes what is kept of the batch, reads what was asked for, and finds out which nodes have its users.
-    async fn look_up(&self, batch: &mut [Item]) -> HashMap<UserId, Vec<NodeName>> {
+    async fn look_up(&self, batch: &mut [Item]) -> Found {
         let mut asks = Ask::of(&self.shared, batch);
         let counts: Vec<_> = asks.iter().map(|ask| ask.commands.len()).collect();
         let pipelines = Ask::pipelines(&mut asks, self.pinned.is_some());
         if pipelines.is_empty() {
-            return HashMap::new();
+            return Found::default();
         }
         let answers: Vec<Value> = loop {
             match try_join_all(pipelines.iter().map(|pipeline| self.link.run_in_slot(pipeline))).await {
@@ -167,7 +171,7 @@ impl Publisher {
         found.collect()
     }
 
-    fn route(&mut self, item: Item, found: &HashMap<UserId, Vec<NodeName>>) {
+    fn route(&mut self, item: Item, found: &Found) {
         match item {
             Item::Frame(parcel) => match &parcel.channel {
                 ChannelId::User(user) => {
@@ -356,7 +360,7 @@ impl Ask {
 
     fn of(shared: &Shared, batch: &[Item]) -> Vec<Self> {
         let mut asks: Vec<Self> = Vec::new();
-        let mut places: HashMap<&UserId, usize> = HashMap::new();
+        let mut places: HashMap<&UserId, usize, RandomState> = HashMap::default();
         let has_others = shared.members.has_others();
         for (at, item) in batch.iter().enumerate() {
             let user = match item {

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::broker::redis::keys::NodeName;
 use crate::broker::redis::packed::Record;
-use crate::broker::{Kept, SpoolFull};
+use crate::broker::{Kept, ReceiptWriter, SpoolFull};
 use crate::id::{ChannelId, UserId};
 use crate::metrics::BrokerMetrics;
 use crate::proto::disconnect::Disconnect;
@@ -41,16 +41,14 @@ pub(crate) enum Destination {
 pub(crate) struct Parcel {
     pub(crate) channel: ChannelId,
     pub(crate) frame: Frame,
-    /// Relaxed: read by whoever drops the last handle, which orders it.
-    reached: AtomicUsize,
-    receipt: Mutex<Option<oneshot::Sender<usize>>>,
+    receipt: ReceiptWriter,
     spool: Arc<Spool>,
 }
 
 impl Parcel {
     /// So many nodes have taken it.
     pub(crate) fn reach(&self, nodes: usize) {
-        self.reached.fetch_add(nodes, Ordering::Relaxed);
+        self.receipt.add(nodes);
     }
 
     fn bytes(&self) -> usize {
@@ -61,11 +59,6 @@ impl Parcel {
 impl Drop for Parcel {
     fn drop(&mut self) {
         self.spool.release(self.bytes());
-        let receipt = self.receipt.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(receipt) = receipt.take() {
-            // Whoever asked may not wait any more.
-            let _ = receipt.send(self.reached.load(Ordering::Relaxed));
-        }
     }
 }
 
@@ -93,7 +86,7 @@ impl Spool {
         self: &Arc<Self>,
         channel: &ChannelId,
         frame: &Frame,
-        receipt: oneshot::Sender<usize>,
+        receipt: ReceiptWriter,
     ) -> Result<(), SpoolFull> {
         let bytes = frame.bytes() + ITEM_BYTES;
         let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -102,13 +95,7 @@ impl Spool {
             self.metrics.refused_frames.increment();
             return Err(SpoolFull);
         }
-        let parcel = Parcel {
-            channel: channel.clone(),
-            frame: frame.clone(),
-            reached: AtomicUsize::new(0),
-            receipt: Mutex::new(Some(receipt)),
-            spool: Arc::clone(self),
-        };
+        let parcel = Parcel { channel: channel.clone(), frame: frame.clone(), receipt, spool: Arc::clone(self) };
         self.push(Item::Frame(Arc::new(parcel)));
         Ok(())
     }
@@ -189,6 +176,7 @@ mod tests {
         other.reach(2);
         drop(parcel);
         assert!((&mut receipt).now_or_never().is_none());
+        assert_eq!(receipt.so_far(), 3);
         drop(other);
         assert_eq!(receipt.now_or_never(), Some(3));
         assert_eq!(spool.push_frame(&channel, &frame, Receipt::new().0), Ok(()));

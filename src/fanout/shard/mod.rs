@@ -393,7 +393,7 @@ impl Shard {
         if let Some(handle) = self.slab.session_ref(self.index, slot) {
             match &self.slab.get(slot).answer {
                 Some(answer) => self.hub.leave_stream(&answer.request, handle.address(), ending),
-                None => drop(self.hub.registry().disconnect(&handle)),
+                None => self.hub.disconnect(&handle),
             }
         }
         while let Some(&membership) = self.slab.get(slot).rooms.last() {
