@@ -3,8 +3,6 @@
 //!
 //! A naive publish, one `PUBLISH` a frame and each awaited, is measured in the same run.
 
-mod cpu;
-
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -73,9 +71,13 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// What this process has spent on processors.
+/// What was spent on processors: by this process, or by this thread of it.
+fn spent_by(clock: ClockId) -> Duration {
+    clock_gettime(clock).try_into().expect("a clock that does not go below nothing")
+}
+
 fn spent() -> Duration {
-    clock_gettime(ClockId::ProcessCPUTime).try_into().expect("a clock that does not go below nothing")
+    spent_by(ClockId::ProcessCPUTime)
 }
 
 fn node(runtime: &Runtime, url: &str, recovery: Option<RecoveryLimits>) -> Result<Engine, Failed> {
@@ -100,7 +102,7 @@ fn event(engine: &Engine) -> Event<'static> {
 /// what the broker does behind the spool; and a second of time.
 fn flood(engine: &Engine, channel: &ChannelId, frames: usize) -> Result<String, Failed> {
     let broker = engine.broker().metrics().ok_or("no metrics")?;
-    let (before, here, start) = (spent(), cpu::spent(), now());
+    let (before, here, start) = (spent(), spent_by(ClockId::ThreadCPUTime), now());
     let sent = || broker.packed_frames.value() + broker.stream_frames.value();
     let goal = sent() + frames as u64;
     for _ in 0..frames {
@@ -112,7 +114,7 @@ fn flood(engine: &Engine, channel: &ChannelId, frames: usize) -> Result<String, 
     while sent() < goal {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let (all, here, time) = (spent() - before, cpu::spent() - here, start.elapsed());
+    let (all, here, time) = (spent() - before, spent_by(ClockId::ThreadCPUTime) - here, start.elapsed());
     let million = |time: Duration| frames as f64 / time.as_secs_f64() / 1e6;
     let (behind, time) = (million(all.saturating_sub(here)), million(time));
     Ok(format!(

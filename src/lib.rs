@@ -7,10 +7,10 @@
 //!
 //! ```text
 //!  worker ─ HTTP API ─┐                                        ┌─ shard 0: slab of sessions ─► WebSocket tabs, event streams
-//!                     ├─► platform ─► proto ─► engine ─► hub ──┤  (one thread, one writer)     one write each
+//!  worker ─ Redis    ─┼─► platform ─► proto ─► engine ─► hub ──┤  (one thread, one writer)     one write each
 //!  embedder ─ call ───┘   Event      Frame      │  ▲            ├─ shard 1: …
 //!                                               ▼  │            └─ mailbox: an embedder's own task (a Stream)
-//!                                             broker ◄──► other nodes
+//!                                       broker (memory | Redis) ◄──► other nodes
 //! ```
 //!
 //! # Where to start
@@ -32,7 +32,7 @@
 //! | [`metrics`] | counters, gauges and histograms: a set a shard, summed when somebody asks | |
 //! | [`platform`] | the adapter trait and WebChat: calls into events, clients' text into commands; the worker's queue | |
 //! | [`fanout`] | who is connected and where, frames into sessions, slow consumers, heartbeats | |
-//! | [`broker`] | between nodes: one trait, its delivery guarantee in its documentation | |
+//! | [`broker`] | between nodes: one trait, its delivery guarantee in its documentation; in memory, and through Redis | `redis` for that |
 //! | [`engine`] | joins these: what an embedder holds | |
 //! | [`driver`] | runs shards on threads: runtimes, sockets, clocks | `driver` |
 //! | [`config`] | file, environment and flags into typed settings, checked once | `gateway` |
@@ -47,7 +47,7 @@
 //! - No publisher does work per tab, only per shard; it waits for no peer, and no tab waits for another.
 //! - No queue, map, buffer or string that a peer can grow is without a bound in bytes.
 //! - No registry guard is held across an `.await`, nor while frames are offered; displaced values are dropped after it.
-//! - No panic is reachable from the network.
+//! - No panic is reachable from the network or from Redis.
 //! - No idle tab owns a task, a timer, a read buffer or queue memory.
 //!
 //! # Delivery
@@ -66,14 +66,17 @@
 //!   and `GET /files/{id}/{filename}` of the gateway. It is there before its frame is; a file that was refused has none.
 //! - A tab that comes back names its position, the last ordered frame that it has. What it missed comes before anything
 //!   live, whole and once, or it is told of a gap: see [`RecoveryLimits`](proto::limits::RecoveryLimits). Rooms are not
-//!   kept.
+//!   kept. Kept in memory, it is there on the node that the tab was on; kept in Redis, on every node.
 //! - An answer to a request is a stream with one reader. One that was opened as detachable goes on when its reader
 //!   leaves, and is found again from its beginning; of any other, whoever produces it is told that nobody wants it any
 //!   more: see [`fanout::streams`].
 //! - A full inbox is an overloaded node, not a slow peer: the publish waits up to a deadline and is then refused with
 //!   [`Overloaded`](proto::delivery::PublishError::Overloaded), nothing having been posted anywhere.
 //! - A person's message is acked once the worker's queue has a place for it. In-process handlers get it at most once;
-//!   the webhook repeats it until it is answered, so that its receiver may see it more than once, by the same id.
+//!   the webhook repeats it until it is answered, so that its receiver may see it more than once, by the same id. On a
+//!   stream of Redis it is acked once it is there, and read at least once.
+//! - Between nodes a frame is delivered at most once, in the order of the node that published it; while Redis is away it
+//!   waits, within a bound: see [`broker`] and `broker::redis`.
 //!
 //! # Features
 //! | feature | what it adds | default |
@@ -81,6 +84,7 @@
 //! | (none) | engine, fan-out, adapter, wire forms; of tokio only its queues and timers | |
 //! | `driver` | shards on threads with real sockets: tokio's net, mio, hyper | yes |
 //! | `gateway` | the HTTP edge: routes, tokens and keys, the page, the webhook | yes |
+//! | `redis` | many nodes as one through Redis; with `gateway`, workers on streams | yes |
 //! | `cli` | what only the binary needs: arguments, logging, the allocator | yes |
 
 pub mod broker;

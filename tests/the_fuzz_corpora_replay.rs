@@ -15,6 +15,9 @@ mod inbound;
 mod json_writer;
 #[path = "../fuzz/bodies/openai_request.rs"]
 mod openai_request;
+#[cfg(feature = "redis")]
+#[path = "../fuzz/bodies/packed.rs"]
+mod packed;
 #[path = "../fuzz/bodies/websocket_reader.rs"]
 mod websocket_reader;
 
@@ -61,6 +64,12 @@ fn the_json_writer_replays() {
 #[test]
 fn openai_requests_replay() {
     replay("openai_request", openai_request::run);
+}
+
+#[test]
+#[cfg(feature = "redis")]
+fn packed_messages_replay() {
+    replay("packed", packed::run);
 }
 
 #[test]

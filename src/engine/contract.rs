@@ -1,5 +1,7 @@
 //! What every broker keeps: one suite, run in memory, through a real Redis, and through a cluster.
 
+#![expect(clippy::large_futures, reason = "a test holds whole nodes")]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -321,7 +323,7 @@ async fn nothing_is_missed_or_doubled_on_the_way(make: Make<'_>) {
         let ids: Vec<_> = (0..20).map(|_| MessageId::random()).collect();
         sent += ids.len();
         let last = ids[ids.len() - 1];
-        let publishing = tokio::spawn(async move {
+        let publishing = async {
             for (n, id) in ids.into_iter().enumerate() {
                 let text = (first + n).to_string();
                 let (sender, timestamp) = ("star", Timestamp::from_micros(1));
@@ -329,9 +331,8 @@ async fn nothing_is_missed_or_doubled_on_the_way(make: Make<'_>) {
                 drop(engine.submit(&channel("ann"), event).await.unwrap());
                 tokio::time::sleep(Duration::from_micros(200)).await;
             }
-        });
-        let tab = node.tab("ann", Resume::After(vec![position])).await;
-        publishing.await.unwrap();
+        };
+        let (tab, ()) = tokio::join!(node.tab("ann", Resume::After(vec![position])), publishing);
         let expected: Vec<_> = (first..sent).map(|n| n.to_string()).collect();
         let heard = node.hears(tab, expected.len()).await;
         assert_eq!(heard, expected, "round {round}");

@@ -2,7 +2,8 @@
 //! to the other nodes. It keeps files for a while, so that their links resolve.
 
 pub mod client;
-#[cfg(all(test, feature = "redis"))]
+#[cfg(test)]
+#[cfg(feature = "redis")]
 mod contract;
 pub mod files;
 pub mod intake;

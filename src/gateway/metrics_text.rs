@@ -121,9 +121,7 @@ impl Page<'_, '_> {
             ("broker_failures", "Times that Redis was not reached", &broker.failures),
             ("broker_resubscriptions", "Times that everything was subscribed anew", &broker.resubscriptions),
         ];
-        for (name, help, counter) in counters {
-            self.counter(name, help, counter.value())?;
-        }
+        counters.iter().try_for_each(|(name, help, counter)| self.counter(name, help, counter.value()))?;
         self.gauge("broker_spool_bytes", "Bytes that wait for Redis now", broker.spool_bytes.value())?;
         self.gauge("broker_nodes", "Nodes that are alive", broker.nodes.value())?;
         let canary = "How long the last message to oneself took, in microseconds";
@@ -175,7 +173,19 @@ impl Page<'_, '_> {
             &engine.http_responses,
         )?;
         let worker = "Messages for the worker, by outcome";
-        self.family("worker_messages", worker, "outcome", &engine.worker_messages)
+        self.family("worker_messages", worker, "outcome", &engine.worker_messages)?;
+        let streams = &engine.streams_of_workers;
+        let counters = [
+            ("worker_stream_appended_messages", "Messages appended to workers' stream", &streams.appended),
+            ("worker_stream_failed_messages", "Messages that were not", &streams.append_failures),
+            ("worker_stream_read_entries", "Entries of workers that were read", &streams.read),
+            ("worker_stream_handed_off_entries", "Entries handed to the engine", &streams.handed_off),
+            ("worker_stream_doubled_entries", "Entries with the key of an earlier one", &streams.doubled),
+            ("worker_stream_dead_entries", "Entries that were set aside", &streams.dead),
+            ("worker_stream_acked_entries", "Entries that were acknowledged", &streams.acked),
+            ("worker_stream_takeovers", "How often this node began to read", &streams.takeovers),
+        ];
+        counters.iter().try_for_each(|(name, help, counter)| self.counter(name, help, counter.value()))
     }
 
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {

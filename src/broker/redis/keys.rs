@@ -28,7 +28,6 @@ impl NodeName {
 
     /// What the ids of its files begin with.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the first half")]
     pub const fn tag(self) -> u32 {
         (self.0 >> 32) as u32
     }

@@ -304,6 +304,7 @@ impl Link {
     }
 
     /// A link for reads that block: an answer may take `block` longer than others.
+    #[cfg(feature = "gateway")]
     pub(crate) fn blocking(endpoint: Endpoint, role: &'static str, block: Duration) -> Self {
         let response_timeout = Some(endpoint.timeout + block);
         Self::with(Shared {
@@ -438,6 +439,7 @@ impl Link {
     }
 
     /// Gives the connection up, so that the next call makes another.
+    #[cfg(feature = "gateway")]
     pub(crate) async fn give_up(&self) {
         self.shared.state.lock().await.connection = None;
     }

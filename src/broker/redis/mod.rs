@@ -329,6 +329,7 @@ impl RedisBroker {
         self.shared.me
     }
 
+    #[cfg(feature = "gateway")]
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.shared.endpoint
     }
@@ -478,5 +479,44 @@ impl Broker for RedisBroker {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_streams_frame_is_taken_from_whoever_publishes_it() {
+        let id = "00000000-0000-4000-8000-000000000001";
+        let check = |json: &str, expected: Option<(Kind, bool, &str)>| {
+            let frame = stream_frame(json.replace("$ID", id).as_bytes());
+            let got = frame.map(|frame| {
+                let json = String::from_utf8(frame.json().to_vec()).unwrap();
+                (frame.kind(), frame.message_id().is_some(), json)
+            });
+            let expected = expected.map(|(kind, has_id, json)| (kind, has_id, json.replace("$ID", id)));
+            assert_eq!(got, expected, "{json}");
+        };
+        let same = |json: &'static str, kind, has_id| check(json, Some((kind, has_id, json)));
+        same(r#"{"type":"message","id":"$ID","text":"\u65e5"}"#, Kind::Message, true);
+        same(r#"{"type":"message","text":"from an old worker"}"#, Kind::Message, false);
+        same(r#"{"buttons":[],"type":"message","id":"$ID","text":""}"#, Kind::Buttons, true);
+        same(r#"{"type":"edit","id":"$ID","text":"a"}"#, Kind::Edit, true);
+        same(r#"{"type":"typing","active":true}"#, Kind::Typing, false);
+        same(r#"{"type":"end","reason":"stop"}"#, Kind::End, false);
+        check("{\n \"type\": \"end\"\n}", Some((Kind::End, false, r#"{"type":"end"}"#)));
+        for bad in [
+            "",
+            "{}",
+            "[]",
+            r#"{"type":"hello"}"#,
+            r#"{"type":1}"#,
+            r#"{"type":"edit","text":"of nothing"}"#,
+            "{\"type\":\"end\"} x",
+        ] {
+            check(bad, None);
+        }
+        assert!(stream_frame(b"{\"type\":\"end\",\"a\":\"\xff\"}").is_none());
     }
 }

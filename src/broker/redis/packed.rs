@@ -242,8 +242,12 @@ impl Sequences {
     }
 }
 
-/// Whatever comes, a message is read to an end or refused; what was read is written as the same again.
-#[cfg(any(test, fuzzing))]
+/// For tests and fuzzers: whatever comes, a message is read to an end or refused; what was read is written as the same
+/// again.
+///
+/// # Panics
+/// If it is not.
+#[doc(hidden)]
 pub fn check(data: &[u8]) {
     let Ok(mut message) = Message::read(data) else { return };
     let mut again = Vec::new();

@@ -119,7 +119,8 @@ impl Publisher {
             for item in batch.drain(..) {
                 self.route(item, &found);
             }
-            self.flush().await;
+            // In a box, so that what a task holds is small.
+            Box::pin(self.flush()).await;
             shared.metrics.spool_bytes.store(shared.spool.bytes() as u64);
         }
     }

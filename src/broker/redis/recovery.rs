@@ -111,3 +111,68 @@ fn kept(entry: &Value, now: Duration) -> Option<KeptFrame> {
     let frame = Frame::relay(kind, Some(id?), None, json);
     Some(KeptFrame::Frame { frame, age: now.saturating_sub(written) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    fn entry(id: &str, fields: &[&str]) -> Value {
+        Value::Array(vec![bulk(id), Value::Array(fields.iter().map(|field| bulk(field)).collect())])
+    }
+
+    fn read(entries: Vec<Value>) -> Option<Vec<String>> {
+        let time = Value::Array(vec![bulk("100"), bulk("0")]);
+        let shown = |kept: KeptFrame| match kept {
+            KeptFrame::Frame { frame, age } => format!("{} {}s", frame.kind().as_str(), age.as_secs()),
+            KeptFrame::Hole { id } => format!("hole {}", id.is_some()),
+        };
+        Some(frames(&[time, Value::Array(entries)])?.into_iter().map(shown).collect())
+    }
+
+    #[test]
+    fn entries_are_read_whole_or_nothing_is_known() {
+        const ID: &str = "00000000-0000-4000-8000-000000000001";
+        let good = || {
+            vec![
+                entry("90000-0", &["k", "message", "i", ID, "j", "{}"]),
+                entry("95000-1", &["k", "edit", "i", ID, "j", "{}"]),
+                entry("99000-0", &["k", "hole", "i", ID]),
+                entry("99000-1", &["k", "hole", "i", ""]),
+            ]
+        };
+        assert_eq!(read(good()).unwrap(), ["message 10s", "edit 5s", "hole true", "hole false"]);
+        for bad in [
+            entry("x", &["k", "message", "i", ID, "j", "{}"]),
+            entry("1-0", &["k", "typing", "i", ID, "j", "{}"]),
+            entry("1-0", &["k", "message", "i", "x", "j", "{}"]),
+            entry("1-0", &["k", "message", "i", ID]),
+            entry("1-0", &["k", "message", "i", ID, "j", "{\n}"]),
+            Value::Nil,
+        ] {
+            assert_eq!(read([good(), vec![bad]].concat()), None);
+        }
+        assert!(frames(&[Value::Nil, Value::Array(Vec::new())]).is_none());
+    }
+
+    #[test]
+    fn what_is_too_large_leaves_a_mark() {
+        use crate::proto::event::{Event, Timestamp};
+        let limits = RecoveryLimits { bytes_max: 200, ..RecoveryLimits::default() };
+        let (id, timestamp) = (MessageId::random(), Timestamp::from_micros(1));
+        let sent = |event: &Event<'_>| {
+            let packed = write("key", &Frame::encode(event), &limits).get_packed_command();
+            String::from_utf8_lossy(&packed).into_owned()
+        };
+        let message = |text| Event::Message { id, text, sender: "s", reply_to: None, timestamp };
+        let long = "x".repeat(200);
+        assert!(sent(&message("short")).contains("short"));
+        let hole = sent(&message(&long));
+        assert!(hole.contains(HOLE) && hole.contains(&id.to_string()) && !hole.contains("xxx"));
+        let hole = sent(&Event::Edit { id, text: &long, timestamp });
+        assert!(hole.contains(HOLE) && !hole.contains(&id.to_string()));
+    }
+}

@@ -294,3 +294,18 @@ proptest! {
         prop_assert_eq!(serde_json::from_str::<Value>(&escaped).unwrap(), serde_json::from_str::<Value>(&json).unwrap());
     }
 }
+
+#[test]
+fn a_text_in_ascii_says_the_same() {
+    let texts = ["", "plain ~", "\u{7f}\u{80}", "日本", "\u{1f980}", "\u{2028}\u{ffff}"];
+    for text in texts {
+        let json = serde_json::to_string(text).unwrap();
+        let mut ascii = Vec::new();
+        escape_non_ascii(json.as_bytes(), &mut ascii);
+        assert!(ascii.iter().all(|byte| matches!(byte, b' '..=b'~')), "{text:?}");
+        assert_eq!(serde_json::from_slice::<String>(&ascii).unwrap(), text);
+    }
+    let mut ascii = Vec::new();
+    escape_non_ascii("é\u{1f980}".as_bytes(), &mut ascii);
+    assert_eq!(ascii, br"\u00e9\ud83e\udd80");
+}
