@@ -170,14 +170,14 @@ sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
 print(*(s.getsockname()[1] for s in sockets))')
 read -r redis_port first_port second_port <<<"$free_ports"
 sed -i -e "s|6379|$redis_port|g; s|8080|$first_port|g; s|8081|$second_port|g; s|cargo run --release --|exec $gateway|" ./*.sh
-sed -e 's|&$||' 01.sh | while read -r line; do echo "$line" >"command.$((++n))"; done
-for command in command.*; do
+sed -e 's|&$||' 01.sh | split -l 1 - command.
+for command in command.a?; do
   bash "$command" >"$command.log" 2>&1 &
   processes+=($!)
-  [ "$command" != command.1 ] || until_true redis-cli -p "$redis_port" ping || die "Redis does not start" "$command.log"
+  [ "$command" != command.aa ] || until_true redis-cli -p "$redis_port" ping || die "Redis does not start" "$command.log"
 done
 for port in "$first_port" "$second_port"; do
-  until_true curl -fsS "http://127.0.0.1:$port/readyz" || die "a node does not start" command.3.log
+  until_true curl -fsS "http://127.0.0.1:$port/readyz" || die "a node does not start" command.ac.log
 done
 address=http://127.0.0.1:$first_port
 run_sh 02.sh
