@@ -4,10 +4,16 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use redis::Value;
+use tokio::time::Instant;
 
 use crate::broker::redis::keys::NodeName;
+
+/// How long after a connection was lost what is in Redis may not be complete: until every node has noticed, has connected
+/// again and has written what it has.
+const DOUBT: Duration = Duration::from_secs(5);
 
 /// The nodes that are alive, and those that are known to know of this one.
 #[derive(Debug)]
@@ -23,6 +29,8 @@ pub(crate) struct Members {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Until then Redis may not know all that it knew: it may have come back empty.
+    doubtful: Option<Instant>,
     others: HashSet<NodeName>,
     /// Those that have said that they know of this node.
     seen_by: HashSet<NodeName>,
@@ -40,13 +48,21 @@ impl Members {
         result
     }
 
-    /// Replaces the nodes that are alive.
+    /// Replaces the nodes that are alive; while that is doubtful, those that were are too.
     pub(crate) fn set(&self, live: impl IntoIterator<Item = NodeName>) {
-        let others: HashSet<_> = live.into_iter().filter(|node| *node != self.me).collect();
+        let mut others: HashSet<_> = live.into_iter().filter(|node| *node != self.me).collect();
         self.change(|state| {
+            if state.is_doubtful() {
+                others.extend(&state.others);
+            }
             state.seen_by.retain(|node| others.contains(node));
             state.others = others;
         });
+    }
+
+    /// A connection was lost: Redis may come back empty, and the other nodes write what they have only then.
+    pub(crate) fn doubt(&self) {
+        self.change(|state| state.doubtful = Some(Instant::now() + DOUBT));
     }
 
     /// A node has told that it is there.
@@ -92,6 +108,17 @@ impl Members {
         let named = members.iter().filter_map(node);
         self.change(|state| named.filter(|node| state.others.contains(node)).collect())
     }
+
+    /// Those that may have what a set in Redis is about: all that are alive, while it may not be complete.
+    pub(crate) fn at_least_among(&self, set: &Value) -> Vec<NodeName> {
+        if self.change(|state| state.is_doubtful()) { self.others() } else { self.among(set) }
+    }
+}
+
+impl State {
+    fn is_doubtful(&self) -> bool {
+        self.doubtful.is_some_and(|until| Instant::now() < until)
+    }
 }
 
 /// A node's name as an answer has it.
@@ -99,5 +126,31 @@ pub(crate) fn node(value: &Value) -> Option<NodeName> {
     match value {
         Value::BulkString(name) => NodeName::parse(std::str::from_utf8(name).ok()?),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn nodes_are_not_given_up_while_redis_may_have_come_back_empty() {
+        let [me, a, b] = [NodeName(1), NodeName(2), NodeName(3)];
+        let members = Members::new(me);
+        members.set([me, a, b]);
+        let set = Value::Array(vec![Value::BulkString(a.to_string().into_bytes())]);
+        assert_eq!((members.count(), members.at_least_among(&set)), (3, vec![a]));
+        members.doubt();
+        members.set([me]);
+        assert_eq!(members.count(), 3);
+        assert_eq!(members.at_least_among(&Value::Array(Vec::new())).len(), 2, "whoever may have it");
+        assert!(members.among(&Value::Array(Vec::new())).is_empty());
+        tokio::time::advance(DOUBT).await;
+        assert_eq!(members.at_least_among(&set), [a]);
+        members.set([me, b]);
+        assert_eq!((members.count(), members.is_live(a), members.has_others()), (2, false, true));
+        assert_eq!(members.unseen(), 1);
+        members.seen_by(b);
+        assert_eq!(members.unseen(), 0);
     }
 }

@@ -40,6 +40,8 @@ const NODE_LIFETIME: Duration = Duration::from_secs(6);
 const NODE_KEYS_LIFETIME: Duration = Duration::from_secs(60);
 /// Users of one pipeline.
 const BATCH: usize = 1_000;
+/// Tabs that may wait for their user to be written.
+const EXPECTED_MAX: usize = 65_536;
 /// How often it is looked for who is due.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -100,7 +102,13 @@ impl Presence {
     /// A tab of the user is about to come: told when others know of it.
     pub(crate) fn expect(&self, user: &UserId) -> Option<oneshot::Receiver<()>> {
         let (sender, receiver) = oneshot::channel();
-        self.asked().expected.push((user.clone(), sender));
+        let mut asked = self.asked();
+        if asked.expected.len() >= EXPECTED_MAX {
+            // Redis is away: what is true is written when it is back.
+            return None;
+        }
+        asked.expected.push((user.clone(), sender));
+        drop(asked);
         self.bell.notify_one();
         Some(receiver)
     }
@@ -336,6 +344,7 @@ pub(crate) async fn keep_alive(shared: Arc<Shared>) {
             }
             Err(_) => {
                 shared.metrics.failures.increment();
+                shared.members.doubt();
                 shared.presence.is_stale.store(true, Ordering::Relaxed);
                 link.pause().await;
             }
@@ -358,6 +367,7 @@ async fn say_alive(shared: &Shared, link: &Link) -> RedisResult<Vec<NodeName>> {
     let Some(Value::Array(alive)) = answers.first() else { return Ok(Vec::new()) };
     let [Value::Int(new), Value::Array(live), Value::Array(dead)] = &alive[..] else { return Ok(Vec::new()) };
     if *new == 1 && shared.presence.has_joined() {
+        shared.members.doubt();
         shared.presence.is_stale.store(true, Ordering::Relaxed);
     }
     let before = shared.members.others();

@@ -33,6 +33,8 @@ const BATCH_BYTES: usize = 1 << 20;
 const PACKED_BYTES: usize = 256 << 10;
 /// How often a message to oneself goes out.
 const CANARY_INTERVAL: Duration = Duration::from_millis(500);
+/// How long streams' frames wait after Redis was away: a node that reads one subscribes again within that time.
+const STREAM_PAUSE: Duration = Duration::from_millis(1_200);
 /// How long a node that did not listen is left alone.
 const NODE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -94,6 +96,8 @@ pub(crate) struct Publisher {
     pinned: Option<Link>,
     outboxes: HashMap<Destination, Outbox, RandomState>,
     streams: VecDeque<(RequestId, Arc<Parcel>)>,
+    /// Streams' frames wait until then for their readers to be subscribed again.
+    streams_from: Instant,
     canary_at: Instant,
 }
 
@@ -102,7 +106,8 @@ impl Publisher {
         let endpoint = shared.endpoint.clone();
         let pinned = endpoint.is_cluster().then(|| Link::pinned(endpoint.clone(), "publish-pinned"));
         let link = Link::new(endpoint, "publish");
-        Self { shared, link, pinned, outboxes: HashMap::default(), streams: VecDeque::new(), canary_at: Instant::now() }
+        let (outboxes, streams, now) = (HashMap::default(), VecDeque::new(), Instant::now());
+        Self { shared, link, pinned, outboxes, streams, streams_from: now, canary_at: now }
     }
 
     /// # Cancel safety
@@ -128,7 +133,8 @@ impl Publisher {
     /// When there is something to do without an item.
     fn due(&self) -> Instant {
         let pauses = self.outboxes.values().filter(|outbox| !outbox.is_empty()).filter_map(|outbox| outbox.not_before);
-        pauses.chain([self.canary_at]).min().unwrap_or(self.canary_at)
+        let streams = (!self.streams.is_empty()).then_some(self.streams_from);
+        pauses.chain(streams).fold(self.canary_at, Instant::min)
     }
 
     /// A message to oneself, unless one waits already.
@@ -146,7 +152,7 @@ impl Publisher {
     }
 
     /// Writes what is kept of the batch, reads what was asked for, and finds out which nodes have its users.
-    async fn look_up(&self, batch: &mut [Item]) -> Found {
+    async fn look_up(&mut self, batch: &mut [Item]) -> Found {
         let mut asks = Ask::of(&self.shared, batch);
         let counts: Vec<_> = asks.iter().map(|ask| ask.commands.len()).collect();
         let pipelines = Ask::pipelines(&mut asks, self.pinned.is_some());
@@ -156,10 +162,7 @@ impl Publisher {
         let answers: Vec<Value> = loop {
             match try_join_all(pipelines.iter().map(|pipeline| self.link.run_in_slot(pipeline))).await {
                 Ok(answers) => break answers.into_iter().flatten().collect(),
-                Err(_) => {
-                    self.shared.metrics.failures.increment();
-                    self.link.pause().await;
-                }
+                Err(_) => self.failed().await,
             }
         };
         let mut rest = answers.as_slice();
@@ -218,12 +221,17 @@ impl Publisher {
             };
             match result {
                 Ok((plain, sharded)) => self.settle(sent, plain, sharded),
-                Err(_) => {
-                    self.shared.metrics.failures.increment();
-                    self.link.pause().await;
-                }
+                Err(_) => self.failed().await,
             }
         }
+    }
+
+    /// Redis may have lost everything, and every subscription.
+    async fn failed(&mut self) {
+        self.shared.metrics.failures.increment();
+        self.shared.members.doubt();
+        self.streams_from = Instant::now() + STREAM_PAUSE;
+        self.link.pause().await;
     }
 
     /// What was for nodes that are gone is for nobody.
@@ -245,7 +253,9 @@ impl Publisher {
         let mut sent = Sent::default();
         let mut bytes = 0;
         let mut text = Vec::new();
-        for (request, parcel) in &self.streams {
+        let now = Instant::now();
+        let streams = self.streams.iter().filter(|_| self.streams_from <= now);
+        for (request, parcel) in streams {
             if sent.streams >= BATCH_ITEMS || bytes >= BATCH_BYTES {
                 break;
             }
@@ -255,7 +265,6 @@ impl Publisher {
             sent.plain.cmd("PUBLISH").arg(keys.stream(request)).arg(&text[..]);
             sent.streams += 1;
         }
-        let now = Instant::now();
         for (to, outbox) in &mut self.outboxes {
             if outbox.not_before.is_some_and(|then| now < then) {
                 continue;
@@ -437,7 +446,7 @@ impl Ask {
             }
         }
         match answers.last() {
-            Some(set) if self.wants_nodes => shared.members.among(set),
+            Some(set) if self.wants_nodes => shared.members.at_least_among(set),
             _ => Vec::new(),
         }
     }
