@@ -455,8 +455,12 @@ impl Settings {
     /// Where other nodes find this one: `node_url`, or `listen` if that is one address.
     #[must_use]
     pub fn node_address(&self) -> Option<String> {
-        let listens = || (!self.listen.ip().is_unspecified()).then(|| format!("http://{}", self.listen));
-        self.node_url.clone().or_else(listens)
+        self.node_url.clone().or_else(|| Self::address_at(self.listen))
+    }
+
+    /// The same for an address whose port was chosen by the system.
+    pub(crate) fn address_at(listen: SocketAddr) -> Option<String> {
+        (!listen.ip().is_unspecified() && listen.port() != 0).then(|| format!("http://{listen}"))
     }
 
     /// The limits of the files that are kept.

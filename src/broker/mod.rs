@@ -174,6 +174,17 @@ pub enum KeptFrame {
     },
 }
 
+impl KeptFrame {
+    /// The message that it is, or is about.
+    #[must_use]
+    pub fn id(&self) -> Option<MessageId> {
+        match self {
+            Self::Frame { frame, .. } => frame.message_id(),
+            Self::Hole { id } => *id,
+        }
+    }
+}
+
 /// Carries frames between nodes.
 ///
 /// # Delivery guarantee

@@ -213,11 +213,12 @@ impl Engine {
         // What was posted before is forwarded before: whatever is not collected from here on is in what is kept.
         let (missed, mut reading) = {
             let _sequence = self.sequence(&channel);
-            (hub.begin_return(user), broker.kept(*node, user))
+            (hub.begin_return(user, positions), broker.kept(*node, user))
         };
         for pause in READ_AGAIN {
             let kept = reading.await.unwrap_or_default();
-            if resume::find(&missed, kept, positions, limits) {
+            let has_newest = kept.iter().any(|kept| kept.id() == positions.first().copied());
+            if resume::find(&missed, kept, positions, limits) && has_newest {
                 break;
             }
             // A publisher that is slow may be about to keep the very frame.

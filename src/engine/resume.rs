@@ -9,7 +9,12 @@ use crate::id::MessageId;
 use crate::proto::frame::{Class, Frame};
 use crate::proto::limits::RecoveryLimits;
 
-/// Looks for the first of `positions` that is known in what is kept, and notes what is behind it. False if none is.
+/// Looks for `positions`, the newest first, in what is kept, and notes what a tab has missed that has them. False if
+/// none is known.
+///
+/// What several nodes publish at once is not in the same order on every node. A tab that names several positions says
+/// what it has: what is kept behind the middle one of them, and is none of them, it does not have. One that names one
+/// gets what is behind it.
 ///
 /// What is kept is bounded there by its frames; here its bytes and its age are, by the same rules as in memory.
 pub(super) fn find(missed: &Missed, kept: Vec<KeptFrame>, positions: &[MessageId], limits: &RecoveryLimits) -> bool {
@@ -33,7 +38,18 @@ pub(super) fn find(missed: &Missed, kept: Vec<KeptFrame>, positions: &[MessageId
         }
     }
     backlog.expire(end, limits.lifetime, &mut displaced);
-    match positions.iter().find_map(|position| backlog.since(*position)) {
+    let is_ordered = |frame: &Frame| frame.class() == Class::Ordered;
+    let has = |frame: &Frame| is_ordered(frame) && frame.message_id().is_some_and(|id| positions.contains(&id));
+    let known: Vec<MessageId> = backlog.frames().filter(|frame| has(frame)).filter_map(Frame::message_id).collect();
+    let behind = match known.len() {
+        // It may be right before the first that is held.
+        0 | 1 => positions.iter().find_map(|position| backlog.since(*position)),
+        count => backlog.since(known[count / 2]).map(|mut frames| {
+            frames.retain(|frame| !has(frame));
+            frames
+        }),
+    };
+    match behind {
         Some(frames) => {
             missed.set(&all, frames);
             true
@@ -74,7 +90,7 @@ mod tests {
         let limits = RecoveryLimits { frames_max: 8, ..RecoveryLimits::default() };
         let check = |steps: &str, positions: &[u128], expected: Option<&[u128]>| {
             let returning = Arc::new(Returning::default());
-            let missed = returning.begin(&UserId::parse("u").unwrap());
+            let missed = returning.begin(&UserId::parse("u").unwrap(), &[]);
             let positions: Vec<_> = positions.iter().copied().map(id).collect();
             find(&missed, steps.split_whitespace().map(kept).collect(), &positions, &limits);
             let found = returning.finish(&missed, Address::new(0, 0, 0), 0);
@@ -85,6 +101,10 @@ mod tests {
         check("m1 m2 e1 m3", &[1], Some(&[2, 1, 3]));
         check("m1 m2 m2 m3", &[1], Some(&[2, 3]));
         check("m1 m2", &[9, 2], Some(&[]));
+        // Another node's order: what is none of those that the tab has is missed.
+        check("m1 m2 m5 m3 m4 m6", &[4, 3, 2, 1], Some(&[6]));
+        check("m1 m2 m3 m5 m4 e3 m6", &[4, 3, 2, 1], Some(&[5, 3, 6]));
+        check("m3 m4 m5", &[4, 3, 2, 1], Some(&[5]));
         check("m1 m2", &[9], None);
         check("", &[1], None);
         check("m1 h2 m3", &[1], None);

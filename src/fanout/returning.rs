@@ -13,8 +13,8 @@ use foldhash::quality::RandomState;
 
 use crate::fanout::registry::Sessions;
 use crate::fanout::session::Address;
-use crate::id::UserId;
-use crate::proto::frame::Frame;
+use crate::id::{MessageId, UserId};
+use crate::proto::frame::{Class, Frame};
 
 /// Frames that are collected for one user. As many as a session's queue may hold: more could not be replayed.
 const FRAMES_MAX: usize = 512;
@@ -43,17 +43,32 @@ struct State {
     late: Vec<Late>,
 }
 
-/// What a tab has had from a replay, and may come again live.
+/// What a tab has, and may come again live.
 struct Late {
     tab: Address,
+    /// From its replay.
     frames: HashSet<u64>,
+    /// From before.
+    messages: Vec<MessageId>,
     until: u64,
+}
+
+impl Late {
+    fn has(&self, frame: &Frame, digest: u64) -> bool {
+        self.frames.contains(&digest) || is_one_of(frame, &self.messages)
+    }
+}
+
+fn is_one_of(frame: &Frame, messages: &[MessageId]) -> bool {
+    frame.class() == Class::Ordered && frame.message_id().is_some_and(|id| messages.contains(&id))
 }
 
 /// What a tab has missed, as it was kept elsewhere. While it lives, what is posted to its user is collected.
 pub struct Missed {
     returning: Arc<Returning>,
     user: UserId,
+    /// What the tab says that it has.
+    messages: Vec<MessageId>,
     found: Mutex<Option<Found>>,
 }
 
@@ -106,12 +121,13 @@ impl Returning {
     }
 
     /// Begins to collect for a tab of the user. Call it before what is kept is read.
-    pub(crate) fn begin(self: &Arc<Self>, user: &UserId) -> Missed {
+    pub(crate) fn begin(self: &Arc<Self>, user: &UserId, messages: &[MessageId]) -> Missed {
         let mut users = self.users();
         users.entry(user.clone()).or_default().tabs += 1;
         self.count.store(users.len(), Ordering::Release);
         drop(users);
-        Missed { returning: Arc::clone(self), user: user.clone(), found: Mutex::new(None) }
+        let (returning, messages) = (Arc::clone(self), messages.to_vec());
+        Missed { returning, user: user.clone(), messages, found: Mutex::new(None) }
     }
 
     /// Whether a post has to be shown to [`Self::pass`].
@@ -132,7 +148,7 @@ impl Returning {
         }
         let sessions = sessions?;
         let digest = self.digest(frame);
-        let has_it = |tab: Address| state.late.iter().any(|late| late.tab == tab && late.frames.contains(&digest));
+        let has_it = |tab: Address| state.late.iter().any(|late| late.tab == tab && late.has(frame, digest));
         if !sessions.iter().any(|session| has_it(session.address())) {
             return Some(sessions);
         }
@@ -150,11 +166,12 @@ impl Returning {
         }
         for frame in &state.posted {
             // What was both kept and posted has come: it does not come again.
-            if !kept.remove(&self.digest(frame)) {
+            if !kept.remove(&self.digest(frame)) && !is_one_of(frame, &missed.messages) {
                 frames.push(frame.clone());
             }
         }
-        state.late.push(Late { tab, frames: kept, until: now + LATE_SECONDS });
+        let messages = missed.messages.clone();
+        state.late.push(Late { tab, frames: kept, messages, until: now + LATE_SECONDS });
         Some(frames)
     }
 
@@ -176,7 +193,6 @@ impl Returning {
 mod tests {
     use super::*;
     use crate::fanout::session::{Identity, SessionRef};
-    use crate::id::MessageId;
     use crate::proto::event::{Event, Timestamp};
 
     fn frame(text: &str) -> Frame {
@@ -203,10 +219,11 @@ mod tests {
         let all: Vec<_> = ["old", "both", "on its way", "live"].iter().map(|text| frame(text)).collect();
         let [old, both, late, live] = &all[..] else { panic!() };
         assert!(!returning.is_busy());
-        let missed = returning.begin(&user());
+        let before = frame("had before, and on its way");
+        let missed = returning.begin(&user(), &[before.message_id().unwrap()]);
         assert!(returning.is_busy());
         let others: Sessions = Arc::from([tab(1)]);
-        for posted in [both, live] {
+        for posted in [both, &before, live] {
             let addressed = returning.pass(&user(), posted, Some(Arc::clone(&others))).unwrap();
             assert_eq!(addressed.len(), 1);
         }
@@ -217,6 +234,7 @@ mod tests {
         // What comes late is for the others, and for whoever came after.
         let both_tabs: Sessions = Arc::from([tab(1), tab(2)]);
         let addressed = |frame| returning.pass(&user(), frame, Some(Arc::clone(&both_tabs))).unwrap();
+        assert_eq!(addressed(&before).len(), 1);
         assert_eq!(addressed(late).iter().map(|tab| tab.address().slot()).collect::<Vec<_>>(), [1]);
         let next = frame("next");
         assert_eq!(addressed(&next).len(), 2);
@@ -228,7 +246,7 @@ mod tests {
     #[test]
     fn a_replay_that_is_not_whole_is_none() {
         let returning = Arc::new(Returning::default());
-        let missed = returning.begin(&user());
+        let missed = returning.begin(&user(), &[]);
         assert!(returning.finish(&missed, tab(1).address(), 0).is_none(), "nothing was found");
         missed.set(&[], Vec::new());
         for _ in 0..=FRAMES_MAX {

@@ -202,6 +202,7 @@ impl Running {
         let listen = settings.listen;
         let threads = ShardThreads::start(gateway.engine.hub(), &start, &edges)
             .map_err(|error| ServeError::Listen { listen, error })?;
+        node.listens_at(&gateway.settings, threads.address());
         Ok(Self { gateway, threads, inlet, node })
     }
 

@@ -36,6 +36,7 @@ pub(crate) mod presence;
 pub(crate) mod publisher;
 pub(crate) mod recovery;
 pub(crate) mod spool;
+mod stream_frame;
 pub(crate) mod subscriber;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -61,9 +62,10 @@ use crate::broker::redis::packed::{Follows, Message, Record, Sequences};
 use crate::broker::redis::presence::Presence;
 use crate::broker::redis::publisher::Publisher;
 use crate::broker::redis::spool::{Destination, Item, Spool};
+use crate::broker::redis::stream_frame::stream_frame;
 use crate::broker::redis::subscriber::{Side, Subscriber, Subscriptions};
 use crate::broker::{Broker, BrokerFuture, Forwarded, Kept, NodeId, OnlineUser, Peer, Receipt, SpoolFull, Unhealthy};
-use crate::id::{ChannelId, MessageId, RequestId, UserId};
+use crate::id::{ChannelId, RequestId, UserId};
 use crate::metrics::BrokerMetrics;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::{Frame, Kind};
@@ -186,7 +188,7 @@ impl Shared {
         let follows = {
             let mut inbound = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
             let sequences = if is_own { &mut inbound.own } else { &mut inbound.every };
-            sequences.note(message.publisher, message.sequence)
+            sequences.note(message.publisher, message.number)
         };
         match follows {
             Follows::Next => {}
@@ -234,42 +236,6 @@ impl Shared {
         inbound.own.keep(|node| self.members.is_live(node));
         inbound.every.keep(|node| self.members.is_live(node));
     }
-}
-
-/// What a stream's frame has to have; the rest goes through as it is.
-#[derive(serde::Deserialize)]
-struct StreamFrame<'f> {
-    #[serde(rename = "type")]
-    kind: &'f str,
-    #[serde(default)]
-    id: Option<&'f str>,
-    #[serde(borrow, default)]
-    buttons: Option<&'f serde_json::value::RawValue>,
-}
-
-/// A frame as somebody published it for a stream: any of the frames of CONTRACT's table, from a node or from a worker.
-pub(crate) fn stream_frame(payload: &[u8]) -> Option<Frame> {
-    let parsed: StreamFrame<'_> = serde_json::from_slice(payload).ok()?;
-    let kind = match parsed.kind {
-        "message" if parsed.buttons.is_some() => Kind::Buttons,
-        "message" => Kind::Message,
-        "file" => Kind::File,
-        "edit" => Kind::Edit,
-        "typing" => Kind::Typing,
-        "end" => Kind::End,
-        _ => return None,
-    };
-    let id = parsed.id.and_then(|id| MessageId::parse(id).ok());
-    let text = std::str::from_utf8(payload).ok()?;
-    if kind == Kind::Edit && id.is_none() {
-        return None;
-    }
-    // A line feed between two keys would end a line of an event stream.
-    if text.bytes().any(|byte| byte < b' ') {
-        let compact: serde_json::Value = serde_json::from_str(text).ok()?;
-        return Some(Frame::relay(kind, id, None, &compact.to_string()));
-    }
-    Some(Frame::relay(kind, id, None, text))
 }
 
 /// A node of a deployment on one Redis. One engine holds it.
@@ -332,6 +298,11 @@ impl RedisBroker {
     #[cfg(feature = "gateway")]
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.shared.endpoint
+    }
+
+    /// Where other nodes reach this one over HTTP from now on: for whoever knows its port only once it listens.
+    pub fn set_address(&self, address: String) {
+        self.shared.presence.set_address(address);
     }
 
     /// Waits until Redis knows of this node, a message to oneself has come home, and the other nodes have said that they
@@ -479,44 +450,5 @@ impl Broker for RedisBroker {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_streams_frame_is_taken_from_whoever_publishes_it() {
-        let id = "00000000-0000-4000-8000-000000000001";
-        let check = |json: &str, expected: Option<(Kind, bool, &str)>| {
-            let frame = stream_frame(json.replace("$ID", id).as_bytes());
-            let got = frame.map(|frame| {
-                let json = String::from_utf8(frame.json().to_vec()).unwrap();
-                (frame.kind(), frame.message_id().is_some(), json)
-            });
-            let expected = expected.map(|(kind, has_id, json)| (kind, has_id, json.replace("$ID", id)));
-            assert_eq!(got, expected, "{json}");
-        };
-        let same = |json: &'static str, kind, has_id| check(json, Some((kind, has_id, json)));
-        same(r#"{"type":"message","id":"$ID","text":"\u65e5"}"#, Kind::Message, true);
-        same(r#"{"type":"message","text":"from an old worker"}"#, Kind::Message, false);
-        same(r#"{"buttons":[],"type":"message","id":"$ID","text":""}"#, Kind::Buttons, true);
-        same(r#"{"type":"edit","id":"$ID","text":"a"}"#, Kind::Edit, true);
-        same(r#"{"type":"typing","active":true}"#, Kind::Typing, false);
-        same(r#"{"type":"end","reason":"stop"}"#, Kind::End, false);
-        check("{\n \"type\": \"end\"\n}", Some((Kind::End, false, r#"{"type":"end"}"#)));
-        for bad in [
-            "",
-            "{}",
-            "[]",
-            r#"{"type":"hello"}"#,
-            r#"{"type":1}"#,
-            r#"{"type":"edit","text":"of nothing"}"#,
-            "{\"type\":\"end\"} x",
-        ] {
-            check(bad, None);
-        }
-        assert!(stream_frame(b"{\"type\":\"end\",\"a\":\"\xff\"}").is_none());
     }
 }

@@ -1,7 +1,7 @@
 //! Frames from node to node: many in one message, each with its finished bytes.
 //!
 //! ```text
-//! message  = version u8 · publisher u64 · sequence u64 · record*
+//! message  = version u8 · publisher u64 · epoch u32 · sequence u64 · record*
 //! record   = 1 · kind u8 · id [u8; 16] · channel · length u32 · JSON     a frame
 //!          | 2 · reason u8 · user                                        the user's sessions end
 //!          | 3                                                           the publisher has come: answer it
@@ -11,7 +11,8 @@
 //! text     = length u16 · UTF-8
 //! ```
 //! Numbers are big-endian. The sequence counts a publisher's messages on one pub/sub channel from 1: one that is not
-//! the next tells that something was lost, or comes twice.
+//! the next tells that something was lost, or comes twice. A publisher that gave its reader up, and finds it alive after
+//! all, begins anew with a higher epoch.
 
 use crate::broker::redis::keys::NodeName;
 use crate::id::{ChannelId, MessageId, RoomName, UserId};
@@ -58,10 +59,14 @@ pub(crate) enum Unreadable {
     Text,
 }
 
+/// Which message of its publisher it is: the epoch, and its place in it.
+pub(crate) type Number = (u32, u64);
+
 /// Begins a message.
-pub(crate) fn begin(out: &mut Vec<u8>, publisher: NodeName, sequence: u64) {
+pub(crate) fn begin(out: &mut Vec<u8>, publisher: NodeName, (epoch, sequence): Number) {
     out.push(VERSION);
     out.extend_from_slice(&publisher.0.to_be_bytes());
+    out.extend_from_slice(&epoch.to_be_bytes());
     out.extend_from_slice(&sequence.to_be_bytes());
 }
 
@@ -116,7 +121,7 @@ fn ending_number(ending: Disconnect) -> u8 {
 #[derive(Debug)]
 pub(crate) struct Message<'m> {
     pub(crate) publisher: NodeName,
-    pub(crate) sequence: u64,
+    pub(crate) number: Number,
     rest: &'m [u8],
 }
 
@@ -129,8 +134,9 @@ impl<'m> Message<'m> {
             return Err(Unreadable::Version(version));
         }
         let publisher = NodeName(u64::from_be_bytes(number(&mut rest)?));
+        let epoch = u32::from_be_bytes(number(&mut rest)?);
         let sequence = u64::from_be_bytes(number(&mut rest)?);
-        Ok(Self { publisher, sequence, rest })
+        Ok(Self { publisher, number: (epoch, sequence), rest })
     }
 
     /// The next record; None at the end. After an error there is nothing more to be had.
@@ -207,7 +213,7 @@ fn text<'m>(rest: &mut &'m [u8]) -> Result<&'m str, Unreadable> {
 /// What is known of the messages of other publishers on one pub/sub channel.
 #[derive(Debug, Default)]
 pub(crate) struct Sequences {
-    last: std::collections::HashMap<NodeName, u64>,
+    last: std::collections::HashMap<NodeName, Number>,
 }
 
 /// How a message follows the one before it.
@@ -222,17 +228,15 @@ pub(crate) enum Follows {
 }
 
 impl Sequences {
-    pub(crate) fn note(&mut self, publisher: NodeName, sequence: u64) -> Follows {
-        match self.last.insert(publisher, sequence) {
-            None => Follows::Next,
-            Some(last) if sequence > last => match sequence - last - 1 {
-                0 => Follows::Next,
-                lost => Follows::Gap(lost),
-            },
-            Some(last) => {
-                self.last.insert(publisher, last);
-                Follows::Again
-            }
+    pub(crate) fn note(&mut self, publisher: NodeName, number: Number) -> Follows {
+        let last = self.last.entry(publisher).or_insert((0, 0));
+        if number <= *last {
+            return Follows::Again;
+        }
+        let (epoch, sequence) = std::mem::replace(last, number);
+        match number.1.saturating_sub(sequence) {
+            lost if number.0 == epoch && lost > 1 => Follows::Gap(lost - 1),
+            _ => Follows::Next,
         }
     }
 
@@ -251,7 +255,7 @@ impl Sequences {
 pub fn check(data: &[u8]) {
     let Ok(mut message) = Message::read(data) else { return };
     let mut again = Vec::new();
-    begin(&mut again, message.publisher, message.sequence);
+    begin(&mut again, message.publisher, message.number);
     let mut is_whole = true;
     while let Some(record) = message.next() {
         match record {
@@ -295,7 +299,7 @@ mod tests {
 
     fn packed(records: &[Record]) -> Vec<u8> {
         let mut out = Vec::new();
-        begin(&mut out, NodeName(5), 9);
+        begin(&mut out, NodeName(5), (3, 9));
         assert!(records.iter().all(|record| put(&mut out, record)));
         out
     }
@@ -305,7 +309,7 @@ mod tests {
         let records = records();
         let bytes = packed(&records);
         let mut message = Message::read(&bytes).unwrap();
-        assert_eq!((message.publisher, message.sequence), (NodeName(5), 9));
+        assert_eq!((message.publisher, message.number), (NodeName(5), (3, 9)));
         for record in &records {
             let read = message.next().unwrap().unwrap();
             match (record, &read) {
@@ -336,7 +340,7 @@ mod tests {
             }
         }
         assert_eq!(Message::read(&[2; 20]).unwrap_err(), Unreadable::Version(2));
-        assert_eq!(Message::read(&[1; 16]).unwrap_err(), Unreadable::Short);
+        assert_eq!(Message::read(&[1; 20]).unwrap_err(), Unreadable::Short);
         let stream = ChannelId::parse("sse:r").unwrap();
         let record = Record::Frame { channel: stream, frame: Frame::ping() };
         assert!(!put(&mut Vec::new(), &record));
@@ -347,19 +351,22 @@ mod tests {
         let mut sequences = Sequences::default();
         let (a, b) = (NodeName(1), NodeName(2));
         let steps = [
-            (a, 7, Follows::Next),
-            (a, 8, Follows::Next),
-            (b, 1, Follows::Next),
-            (a, 8, Follows::Again),
-            (a, 3, Follows::Again),
-            (a, 12, Follows::Gap(3)),
-            (a, 13, Follows::Next),
-            (b, 2, Follows::Next),
+            (a, (1, 7), Follows::Next),
+            (a, (1, 8), Follows::Next),
+            (b, (1, 1), Follows::Next),
+            (a, (1, 8), Follows::Again),
+            (a, (1, 3), Follows::Again),
+            (a, (1, 12), Follows::Gap(3)),
+            (a, (1, 13), Follows::Next),
+            (b, (1, 2), Follows::Next),
+            (a, (4, 1), Follows::Next),
+            (a, (4, 3), Follows::Gap(1)),
+            (a, (1, 14), Follows::Again),
         ];
-        for (publisher, sequence, expected) in steps {
-            assert_eq!(sequences.note(publisher, sequence), expected, "{publisher} {sequence}");
+        for (publisher, number, expected) in steps {
+            assert_eq!(sequences.note(publisher, number), expected, "{publisher} {number:?}");
         }
         sequences.keep(|publisher| publisher == b);
-        assert_eq!(sequences.note(a, 1), Follows::Next);
+        assert_eq!(sequences.note(a, (1, 1)), Follows::Next);
     }
 }

@@ -58,7 +58,7 @@ return {new, live, dead}";
 
 /// What the parts of presence tell each other.
 pub(crate) struct Presence {
-    address: Option<String>,
+    address: Mutex<Option<String>>,
     asked: Mutex<Asked>,
     bell: Notify,
     /// Redis knows of this node.
@@ -82,7 +82,7 @@ struct Asked {
 impl Presence {
     pub(crate) fn new(address: Option<String>) -> Self {
         Self {
-            address,
+            address: Mutex::new(address),
             asked: Mutex::default(),
             bell: Notify::new(),
             has_joined: AtomicBool::new(false),
@@ -93,6 +93,10 @@ impl Presence {
 
     fn asked(&self) -> MutexGuard<'_, Asked> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_address(&self, address: String) {
+        *self.address.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
     }
 
     pub(crate) fn has_joined(&self) -> bool {
@@ -358,7 +362,8 @@ async fn say_alive(shared: &Shared, link: &Link) -> RedisResult<Vec<NodeName>> {
     let mut pipeline = Pipeline::new();
     pipeline.cmd("EVAL").arg(ALIVE).arg(1).arg(shared.keys.nodes()).arg(&me).arg(millis(NODE_LIFETIME));
     pipeline.cmd("PEXPIRE").arg(shared.keys.node_users(shared.me)).arg(millis(NODE_KEYS_LIFETIME));
-    if let Some(address) = &shared.presence.address {
+    let address = shared.presence.address.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(address) = address {
         let key = shared.keys.node_address(shared.me);
         pipeline.cmd("SET").arg(key).arg(address).arg("PX").arg(millis(NODE_KEYS_LIFETIME));
     }

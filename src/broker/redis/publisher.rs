@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::broker::redis::Shared;
 use crate::broker::redis::keys::NodeName;
 use crate::broker::redis::link::Link;
-use crate::broker::redis::packed::{self, Record};
+use crate::broker::redis::packed::{self, Number, Record};
 use crate::broker::redis::recovery;
 use crate::broker::redis::spool::{Destination, Item, Parcel};
 use crate::id::{ChannelId, RequestId, UserId};
@@ -47,7 +47,7 @@ struct Outbox {
     waiting: VecDeque<Out>,
     /// A packed message that was not answered, with what is in it.
     under_way: Option<(Vec<u8>, Vec<Out>)>,
-    sequence: u64,
+    number: Number,
     not_before: Option<Instant>,
 }
 
@@ -64,9 +64,9 @@ impl Outbox {
     /// The message that is next, packed now if it was not before.
     fn message(&mut self, publisher: NodeName) -> Option<&[u8]> {
         if self.under_way.is_none() && !self.waiting.is_empty() {
-            self.sequence += 1;
+            self.number.1 += 1;
             let (mut bytes, mut inside) = (Vec::with_capacity(512), Vec::new());
-            packed::begin(&mut bytes, publisher, self.sequence);
+            packed::begin(&mut bytes, publisher, self.number);
             while bytes.len() < PACKED_BYTES
                 && let Some(out) = self.waiting.pop_front()
             {
@@ -99,6 +99,8 @@ pub(crate) struct Publisher {
     /// Streams' frames wait until then for their readers to be subscribed again.
     streams_from: Instant,
     canary_at: Instant,
+    /// Outboxes that there have been.
+    epochs: u32,
 }
 
 impl Publisher {
@@ -107,7 +109,7 @@ impl Publisher {
         let pinned = endpoint.is_cluster().then(|| Link::pinned(endpoint.clone(), "publish-pinned"));
         let link = Link::new(endpoint, "publish");
         let (outboxes, streams, now) = (HashMap::default(), VecDeque::new(), Instant::now());
-        Self { shared, link, pinned, outboxes, streams, streams_from: now, canary_at: now }
+        Self { shared, link, pinned, outboxes, streams, streams_from: now, canary_at: now, epochs: 0 }
     }
 
     /// # Cancel safety
@@ -144,9 +146,9 @@ impl Publisher {
             return;
         }
         self.canary_at = now + CANARY_INTERVAL;
-        let outbox = self.outboxes.entry(Destination::Node(self.shared.me)).or_default();
+        let micros = self.shared.micros().max(1);
+        let outbox = self.outbox(Destination::Node(self.shared.me));
         if outbox.is_empty() {
-            let micros = self.shared.micros().max(1);
             outbox.waiting.push_back(Out::Record(Record::Canary { micros }));
         }
     }
@@ -204,7 +206,16 @@ impl Publisher {
     }
 
     fn put(&mut self, to: Destination, out: Out) {
-        self.outboxes.entry(to).or_default().waiting.push_back(out);
+        self.outbox(to).waiting.push_back(out);
+    }
+
+    /// A new one has an epoch of its own: whoever it is for may have been given up before.
+    fn outbox(&mut self, to: Destination) -> &mut Outbox {
+        let epochs = &mut self.epochs;
+        self.outboxes.entry(to).or_insert_with(|| {
+            *epochs += 1;
+            Outbox { number: (*epochs, 0), ..Outbox::default() }
+        })
     }
 
     /// Sends what waits, until nothing is left but what is for nodes that do not listen now.

@@ -5,7 +5,7 @@ use crate::fanout::registry::TooManyTabs;
 use crate::fanout::returning::Missed;
 use crate::fanout::session::SessionRef;
 use crate::fanout::shard::Resume;
-use crate::id::{ChannelId, UserId};
+use crate::id::{ChannelId, MessageId, UserId};
 use crate::proto::frame::Frame;
 
 /// Whoever wants to know that a user's sessions have changed: a hint to look at what is true.
@@ -62,9 +62,9 @@ impl Hub {
         let _ = self.edges.set(edges);
     }
 
-    /// Begins to collect what is posted to a user, for a tab whose past is kept elsewhere.
-    pub(crate) fn begin_return(&self, user: &UserId) -> Missed {
-        self.returning.begin(user)
+    /// Begins to collect what is posted to a user, for a tab that has these messages and whose past is kept elsewhere.
+    pub(crate) fn begin_return(&self, user: &UserId, messages: &[MessageId]) -> Missed {
+        self.returning.begin(user, messages)
     }
 
     /// Lets go what recovery holds of a user: not all of it comes here any more.

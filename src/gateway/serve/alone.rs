@@ -1,5 +1,6 @@
 //! The gateway without Redis: one node.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::runtime::Runtime;
@@ -39,6 +40,8 @@ impl Node {
     ) -> Option<StreamWorker> {
         None
     }
+
+    pub(super) fn listens_at(&self, _settings: &Settings, _address: SocketAddr) {}
 
     pub(super) fn stop_consuming(&self) {}
 

@@ -1,5 +1,6 @@
 //! The gateway as one node of many.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,6 +109,13 @@ impl Node {
         self.stop = Some(Stop { consuming, appending });
         let handler = Arc::new(RedisWorker::new(Arc::clone(&started.appender)));
         Some(StreamWorker { handler, durable: Arc::new(Stream(started.appender)) })
+    }
+
+    /// This node listens there: others find its files.
+    pub(super) fn listens_at(&self, settings: &Settings, address: SocketAddr) {
+        if let (Some(broker), None, Some(address)) = (&self.broker, &settings.node_url, Settings::address_at(address)) {
+            broker.set_address(address);
+        }
     }
 
     /// Another node reads what workers answer from now on.

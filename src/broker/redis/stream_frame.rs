@@ -1,0 +1,243 @@
+//! A stream's frame as somebody published it: a node, or a worker in any language. What is inside is written anew, in
+//! the one form that everything behind here knows.
+
+use std::borrow::Cow;
+use std::time::SystemTime;
+
+use crate::id::MessageId;
+use crate::proto::event::{ButtonStyle, EndReason, Timestamp};
+use crate::proto::frame::{Frame, Kind};
+
+/// Whose messages they are if nobody says so.
+const SENDER: &str = "star";
+
+/// All that a frame may have.
+#[derive(serde::Deserialize)]
+struct Published<'f> {
+    #[serde(borrow, rename = "type")]
+    kind: Cow<'f, str>,
+    #[serde(borrow, default)]
+    id: Option<Cow<'f, str>>,
+    #[serde(borrow, default)]
+    text: Option<Cow<'f, str>>,
+    #[serde(borrow, default)]
+    sender: Option<Cow<'f, str>>,
+    #[serde(borrow, default)]
+    reply_to: Option<Cow<'f, str>>,
+    #[serde(borrow, default)]
+    buttons: Option<Vec<Button<'f>>>,
+    #[serde(borrow, default)]
+    filename: Option<Cow<'f, str>>,
+    #[serde(borrow, default)]
+    mimetype: Option<Cow<'f, str>>,
+    #[serde(borrow, default)]
+    data: Option<Cow<'f, str>>,
+    #[serde(default)]
+    size: Option<u64>,
+    #[serde(default)]
+    active: Option<bool>,
+    #[serde(borrow, default)]
+    reason: Option<Cow<'f, str>>,
+    #[serde(default)]
+    timestamp: Option<f64>,
+}
+
+/// A button, with its keys in the order of our own.
+#[derive(serde::Deserialize, serde::Serialize)]
+struct Button<'f> {
+    #[serde(borrow, default)]
+    label: Cow<'f, str>,
+    #[serde(borrow, default)]
+    custom_id: Cow<'f, str>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    emoji: Option<Cow<'f, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    style: Option<ButtonStyle>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    url: Option<Cow<'f, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    disabled: Option<bool>,
+}
+
+/// The same in the order and the form of our own frames.
+#[derive(serde::Serialize)]
+struct Written<'f> {
+    #[serde(rename = "type")]
+    kind: &'f str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filename: Option<&'f str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mimetype: Option<&'f str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'f str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'f str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sender: Option<&'f str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reply_to: Option<&'f str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    buttons: Option<&'f [Button<'f>]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    active: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'f str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp: Option<f64>,
+}
+
+impl Published<'_> {
+    /// None: something is missing that its kind cannot be without.
+    fn written(&self, kind: Kind, id: Option<MessageId>) -> Option<Written<'_>> {
+        let mut written = Written {
+            kind: &self.kind,
+            id: id.map(|id| id.to_string()),
+            filename: None,
+            mimetype: None,
+            data: None,
+            size: None,
+            text: None,
+            sender: None,
+            reply_to: None,
+            buttons: None,
+            active: None,
+            reason: None,
+            timestamp: Some(self.timestamp.unwrap_or_else(|| Timestamp::from(SystemTime::now()).as_seconds())),
+        };
+        match kind {
+            Kind::Message | Kind::Buttons => {
+                written.text = Some(self.text.as_deref()?);
+                written.sender = Some(self.sender.as_deref().unwrap_or(SENDER));
+                written.reply_to = self.reply_to.as_deref();
+                written.buttons = self.buttons.as_deref();
+            }
+            Kind::File => {
+                let data = self.data.as_deref()?;
+                written.filename = Some(self.filename.as_deref()?);
+                written.mimetype = Some(self.mimetype.as_deref().unwrap_or("application/octet-stream"));
+                written.size = Some(self.size.unwrap_or_else(|| decoded_bytes(data)));
+                written.data = Some(data);
+            }
+            Kind::Edit => written.text = Some(self.text.as_deref()?),
+            Kind::Typing => (written.active, written.timestamp) = (Some(self.active?), None),
+            _ => {
+                let reason = self.reason.as_deref().unwrap_or("stop");
+                EndReason::parse(reason)?;
+                (written.reason, written.timestamp) = (Some(reason), None);
+            }
+        }
+        Some(written)
+    }
+}
+
+/// Bytes that padded base64 stands for.
+fn decoded_bytes(base64: &str) -> u64 {
+    let digits = base64.trim_end_matches('=').len() as u64;
+    digits * 3 / 4
+}
+
+/// Reads a frame; None if it is none of the table of frames.
+pub(crate) fn stream_frame(payload: &[u8]) -> Option<Frame> {
+    let published: Published<'_> = serde_json::from_str(std::str::from_utf8(payload).ok()?).ok()?;
+    let kind = match &*published.kind {
+        "message" if published.buttons.is_some() => Kind::Buttons,
+        "message" => Kind::Message,
+        "file" => Kind::File,
+        "edit" => Kind::Edit,
+        "typing" => Kind::Typing,
+        "end" => Kind::End,
+        _ => return None,
+    };
+    let given = published.id.as_deref().and_then(|id| MessageId::parse(id).ok());
+    let id = match kind {
+        Kind::Typing | Kind::End => None,
+        // There is no edit of nothing.
+        Kind::Edit => Some(given?),
+        _ => Some(given.unwrap_or_else(MessageId::random)),
+    };
+    // Every key is a string, and a float that JSON has is finite.
+    let json = serde_json::to_string(&published.written(kind, id)?).ok()?;
+    Some(Frame::relay(kind, id, None, &json))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::event;
+    use crate::proto::event::Event;
+    use crate::proto::json;
+
+    #[test]
+    fn our_own_frames_come_out_as_they_went_in() {
+        let (id, timestamp) = (MessageId::random(), Timestamp::from_micros(1_763_836_800_123_456));
+        let buttons = [event::Button {
+            label: "A".to_owned(),
+            custom_id: "a".to_owned(),
+            style: Some(ButtonStyle::Danger),
+            ..event::Button::default()
+        }];
+        let text = "a\n\"日\u{2028}\u{7f}\u{1f980}";
+        let events = [
+            Event::Message { id, text, sender: "star", reply_to: Some(id), timestamp },
+            Event::Buttons { id, text, sender: "star", reply_to: None, buttons: &buttons, timestamp },
+            Event::File { id, filename: "f \"", mimetype: "m/m", data: b"abcd", timestamp },
+            Event::Edit { id, text, timestamp },
+            Event::Typing { active: true },
+            Event::End { reason: EndReason::Cancelled },
+        ];
+        for event in &events {
+            let frame = Frame::encode(event);
+            let mut ascii = Vec::new();
+            json::escape_non_ascii(frame.json(), &mut ascii);
+            let read = stream_frame(&ascii).unwrap();
+            assert_eq!(
+                (read.kind(), read.message_id(), String::from_utf8_lossy(read.json())),
+                (frame.kind(), frame.message_id(), String::from_utf8_lossy(frame.json()))
+            );
+        }
+    }
+
+    #[test]
+    fn what_others_write_is_understood_or_refused() {
+        const ID: &str = "00000000-0000-4000-8000-000000000001";
+        let check = |json: &str, expected: Option<&str>| {
+            let read = stream_frame(json.replace("$ID", ID).as_bytes());
+            let json_read = read.map(|frame| String::from_utf8(frame.json().to_vec()).unwrap());
+            assert_eq!(json_read, expected.map(|expected| expected.replace("$ID", ID)), "{json}");
+        };
+        check(
+            "{\n \"timestamp\": 1.5, \"text\": \"hi\", \"type\": \"message\", \"id\": \"$ID\", \"x\": [1]}",
+            Some(r#"{"type":"message","id":"$ID","text":"hi","sender":"star","timestamp":1.5}"#),
+        );
+        check(r#"{ "reason": "stop", "type": "end" }"#, Some(r#"{"type":"end","reason":"stop"}"#));
+        check(r#"{"type":"end"}"#, Some(r#"{"type":"end","reason":"stop"}"#));
+        check(r#"{"active":false,"type":"typing"}"#, Some(r#"{"type":"typing","active":false}"#));
+        let file = r#"{"type":"file","id":"$ID","filename":"f","data":"YWI=","timestamp":1}"#;
+        let written = concat!(
+            r#"{"type":"file","id":"$ID","filename":"f","mimetype":"application/octet-stream","#,
+            r#""data":"YWI=","size":2,"timestamp":1.0}"#
+        );
+        check(file, Some(written));
+        assert!(stream_frame(br#"{"type":"message","text":"without an id"}"#).unwrap().message_id().is_some());
+        for bad in [
+            "",
+            "{}",
+            "[]",
+            r#"{"type":"hello"}"#,
+            r#"{"type":1}"#,
+            r#"{"type":"message"}"#,
+            r#"{"type":"message","text":1}"#,
+            r#"{"type":"edit","text":"of nothing"}"#,
+            r#"{"type":"end","reason":"because"}"#,
+            r#"{"type":"typing"}"#,
+            r#"{"type":"end"} x"#,
+        ] {
+            check(bad, None);
+        }
+        assert!(stream_frame(b"{\"type\":\"end\",\"a\":\"\xff\"}").is_none());
+    }
+}
