@@ -1,0 +1,356 @@
+"""Redis killed, frozen, paused, cut off, slow: what is local goes on, and what was waiting arrives when it is back."""
+
+import base64
+import json
+import os
+import threading
+import time
+import unittest
+
+from gateway import PATIENCE, until
+from redis_nodes import NodesTest, Watch, is_online, texts, until_ready
+from redis_server import Link
+from redis_worker import RedisWorker
+
+RESUMED = 2.0  # seconds after Redis is back, at most
+LOCAL = 1.0  # seconds that a send to a tab of the same node may take, whatever Redis does
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Flow:
+    """Numbered texts through one node to a user on another, one after the other, and what became of each."""
+
+    pace = 0.02
+
+    def __init__(self, gateway, user, tab):
+        self.gateway = gateway
+        self.user = user
+        self.answers = []  # (monotonic time, status, body), by number
+        self.watch = Watch(tab)
+        self.is_over = threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        while not self.is_over.wait(self.pace):
+            moment = time.monotonic()
+            answer = self.gateway.post("send", {"channel_id": self.user, "text": f"{len(self.answers)}"})
+            self.answers.append((moment, answer.status, answer.json()))
+
+    def stop(self):
+        self.is_over.set()
+        self.thread.join(PATIENCE)
+
+    def taken(self):
+        return [number for number, (_, status, _) in enumerate(self.answers) if status == 200]
+
+    def arrived(self):
+        return [int(text) for text in self.watch.texts()]
+
+    def first_after(self, moment):
+        """When the first text that was sent after a moment arrived, if one did."""
+        for came, frame in list(self.watch.seen):
+            if frame["type"] == "message" and self.sent(int(frame["text"])) >= moment:
+                return came
+        return None
+
+    def sent(self, number):
+        # What has arrived may not be answered yet: then it was sent just now.
+        return self.answers[number][0] if number < len(self.answers) else time.monotonic()
+
+
+class FaultsTest(NodesTest):
+    """`far` has a tab on the second node and gets a flow through the first; `near` has tabs on the first one only."""
+
+    settings = {"redis_canary_deadline": "1s"}
+
+    def setUp(self):
+        super().setUp()
+        for gateway in self.gateways:
+            until_ready(gateway)
+        self.far, self.near, self.both = (f"{self.user}-{name}" for name in ("far", "near", "both"))
+        a, b = self.gateways
+        self.near_tab = self.tab(a, self.near)
+        self.both_tabs = [self.tab(a, self.both), self.tab(b, self.both)]
+        self.flow = Flow(a, self.far, self.tab(b, self.far))
+        self.addCleanup(self.flow.stop)
+        until("it flows", lambda: len(self.flow.arrived()) > 5)
+        self.locals = 0
+
+    def assert_local(self):
+        """Tabs of the node that a send goes through get it in time, be its user elsewhere too or not."""
+        self.locals += 1
+        a = self.gateways[0]
+        for user, tab in ((self.near, self.near_tab), (self.both, self.both_tabs[0])):
+            begin = time.monotonic()
+            answering = self.apart(self.send, a, f"local {self.locals}", user)
+            frame = tab.until(lambda frame: frame.get("text") == f"local {self.locals}", 2 * PATIENCE)[-1]
+            self.assertLess(time.monotonic() - begin, LOCAL, f"{user} got {frame} late")
+            self.assertIs(answering.result(PATIENCE)["delivered"], True)
+        self.assertEqual(self.flow.gateway.http("GET", "/healthz").status, 200)
+
+    def during(self, seconds):
+        """Looks at local delivery again and again, until so much time has passed."""
+        end = time.monotonic() + seconds
+        while True:
+            self.assert_local()
+            if (left := end - time.monotonic()) <= 0:
+                return
+            self.flow.is_over.wait(min(left, 0.3))
+
+    def resumed(self, back, what="resumed"):
+        """From the moment that Redis was back to the first text that was sent since and arrived."""
+        first = until("delivery resumes", lambda: self.flow.first_after(back))
+        print(f"{what} after {first - back:.2f} s", flush=True)
+        self.assertLess(first - back, RESUMED)
+
+    def assert_all_arrived(self, may_miss=False):
+        """Everything that was taken arrives, once and in order; what was refused was refused with a code."""
+        self.flow.stop()
+        taken = self.flow.taken()
+        self.assertTrue(taken)
+        until("the last text arrives", lambda: self.flow.arrived()[-1:] == taken[-1:])
+        arrived = self.flow.arrived()
+        self.assertEqual(arrived, sorted(set(arrived)), "once and in order")
+        missing = sorted(set(taken) - set(arrived))
+        if not may_miss:
+            self.assertEqual([(number, self.flow.answers[number]) for number in missing], [])
+        for _, status, body in self.flow.answers:
+            if status != 200:
+                self.assertEqual(status, 503)
+                self.assertTrue(body["error"]["code"])
+        return missing
+
+    def assert_whole_again(self):
+        """Both ways, and the tabs that are on both nodes."""
+        a, b = self.gateways
+        for gateway in (a, b):
+            until("both nodes are reached", lambda: self.send(gateway, f"whole {gateway.port}", self.both)["nodes"] == 1, RESUMED + 1)
+            for tab in self.both_tabs:
+                tab.until(lambda frame: frame.get("text") == f"whole {gateway.port}")
+        until("who is where is known", lambda: is_online(a, self.far) and is_online(b, self.near), 5)
+        for gateway in self.gateways:
+            until_ready(gateway, 5)
+
+    def until_unready(self, since):
+        for gateway in self.gateways:
+            until("the canary is missed", lambda: gateway.http("GET", "/readyz").status == 503, 1 + 2)
+        error = self.gateways[0].http("GET", "/readyz").json()["error"]
+        self.assertTrue(error["code"])
+        print(f"not ready after {time.monotonic() - since:.2f} s", flush=True)
+
+
+def cpu_seconds(gateway):
+    with open(f"/proc/{gateway.process.pid}/stat") as stat:
+        fields = stat.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+class OneRedis(FaultsTest):
+    def test_killed_and_started_again_empty(self):
+        a, b = self.gateways
+        self.redis.stop()
+        begin = time.monotonic()
+        self.during(0.5)
+        self.until_unready(begin)
+        # Somebody comes while it is away: at home here at once, and known elsewhere afterwards.
+        late = f"{self.user}-late"
+        came = time.monotonic()
+        tab = b.tab(late)
+        self.addCleanup(tab.close)
+        self.send(b, "welcome", late)
+        self.assertEqual(tab.frame()["text"], "welcome")
+        self.assertLess(time.monotonic() - came, 2 * LOCAL)
+        self.during(1)
+        self.redis.restart()
+        back = time.monotonic()
+        self.resumed(back)
+        for gateway in self.gateways:
+            until_ready(gateway, 5)
+        print(f"ready after {time.monotonic() - back:.2f} s", flush=True)
+        self.assert_all_arrived()
+        self.assert_whole_again()
+        until("who came meanwhile is reached", lambda: self.send(a, "late", late)["nodes"] == 1, 5)
+        self.assertEqual(set(texts(tab.until(lambda frame: frame["text"] == "late"))), {"late"})
+
+    def test_frozen_for_five_seconds(self):
+        self.redis.pause()
+        begin = time.monotonic()
+        try:
+            self.until_unready(begin)
+            self.during(begin + 5 - time.monotonic())
+        finally:
+            self.redis.resume()
+        self.resumed(time.monotonic())
+        self.assert_all_arrived()
+        self.assert_whole_again()
+
+    def test_paused_for_three_seconds(self):
+        self.redis.client_pause(3)
+        begin = time.monotonic()
+        self.during(2.8)
+        self.resumed(begin + 3)
+        self.assert_all_arrived()
+        self.assert_whole_again()
+
+    def test_an_outage_costs_little_and_is_told_in_few_lines(self):
+        self.flow.stop()
+        for fault, mend in ((self.redis.stop, self.redis.restart), (self.redis.pause, self.redis.resume)):
+            with self.subTest(fault.__name__):
+                lines = [gateway.log_text().count("\n") for gateway in self.gateways]
+                fault()
+                try:
+                    begin = time.monotonic()
+                    self.until_unready(begin)
+                    before, measured = [cpu_seconds(gateway) for gateway in self.gateways], time.monotonic()
+                    until("three seconds are over", lambda: time.monotonic() > measured + 3)
+                    shares = [(cpu_seconds(gateway) - used) / (time.monotonic() - measured) for gateway, used in zip(self.gateways, before)]
+                    told = [gateway.log_text().count("\n") - count for gateway, count in zip(self.gateways, lines)]
+                finally:
+                    mend()
+                print(f"{max(shares):.1%} of a core, {max(told)} lines in {time.monotonic() - begin:.1f} s", flush=True)
+                self.assertLess(max(shares), 0.2)
+                self.assertLess(max(told), 20, self.gateways[0].log_text()[-3000:])
+                self.assertGreater(min(told), 0, "it is told")
+                self.assert_whole_again()
+
+    def test_the_connections_of_each_role_are_cut(self):
+        roles = self.redis.roles()
+        self.assertGreaterEqual(set(roles), {"publish", "subscribe"})
+        for role in roles:
+            with self.subTest(role):
+                missed = len(self.flow.answers)
+                self.assertGreater(self.redis.kill_clients(role), 0)
+                killed = time.monotonic()
+                self.assert_local()
+                self.resumed(killed, f"{role} cut: resumed")
+                until("the role is taken again", lambda: role in self.redis.roles(), 10)
+                self.assertGreater(len(self.flow.answers), missed)
+        self.assert_all_arrived()
+        self.assert_whole_again()
+
+    def test_a_subscriber_that_is_too_slow_for_redis_comes_back(self):
+        a, b = self.gateways
+        overruns = lambda: self.redis.control.info("stats")["client_output_buffer_limit_disconnections"]
+        before = overruns()
+        self.redis.pubsub_buffer(128 << 10)
+        try:
+            content = base64.b64encode(bytes(300_000)).decode()
+            answering = self.apart(a.post, "file", {"channel_id": self.far, "filename": "large", "data": content})
+            until("Redis cuts the subscriber", lambda: overruns() > before, 5)
+            cut = time.monotonic()
+            self.assert_local()
+            self.resumed(cut, "subscriber overrun: resumed")
+            self.assertIn(answering.result(PATIENCE).status, (200, 503))
+            # What is larger than the limit cannot get there; it must not come again and again either.
+            count = overruns()
+            self.during(2)
+            self.assertLessEqual(overruns(), count + 1)
+        finally:
+            self.redis.pubsub_buffer(32 << 20)
+        missing = self.assert_all_arrived(may_miss=True)
+        print(f"{len(missing)} texts were in the buffer that Redis threw away", flush=True)
+        self.assertLess(len(missing), RESUMED / Flow.pace)
+        self.assert_whole_again()
+
+
+class ASmallSpool(FaultsTest):
+    settings = {**FaultsTest.settings, "redis_spool_bytes_max": "64KiB"}
+
+    def test_what_does_not_fit_is_refused_with_a_code_and_what_was_taken_arrives(self):
+        a = self.gateways[0]
+        self.redis.stop()
+        text = "x" * 1_000
+        taken, refusal = [], None
+        for number in range(400):
+            answer = a.post("send", {"channel_id": self.far, "text": f"spooled {number} {text}"})
+            if answer.status != 200:
+                refusal = answer
+                break
+            taken.append(f"spooled {number} {text}")
+        self.assertIsNotNone(refusal, "64 KiB have an end")
+        self.assertEqual((refusal.status, refusal.json()["error"]["code"]), (503, "overloaded"))
+        self.assertTrue(20 < len(taken) < 80, f"{len(taken)} were taken")
+        self.assert_local()
+        self.redis.restart()
+        self.resumed(time.monotonic())
+        self.flow.stop()
+        spooled = lambda: [text for text in self.flow.watch.texts() if text.startswith("spooled")]
+        until("all that was taken arrives", lambda: len(spooled()) >= len(taken))
+        self.assertEqual(spooled(), taken)
+        self.assert_whole_again()
+
+
+class ASlowLink(FaultsTest):
+    """Each gateway has a wire of its own to Redis."""
+
+    settings = {**FaultsTest.settings, "redis_canary_deadline": "2s"}
+
+    @classmethod
+    def node(cls, **settings):
+        link = Link(cls.redis.port)
+        cls.addClassCleanup(link.remove)
+        cls.links = [*getattr(cls, "links", []), link]
+        return super().node(redis=link.url, **settings)
+
+    def tearDown(self):
+        for link in self.links:
+            link.delay = 0.0
+            link.mend()
+
+    def test_a_hundred_milliseconds_delay_frames_and_do_not_hold_them_up(self):
+        a = self.gateways[0]
+        for link in self.links:
+            link.delay = 0.1
+        self.during(1)
+        self.resumed(time.monotonic(), "over a link of 100 ms: arrived")
+        lines = [json.dumps({"op": "send", "channel_id": self.far, "text": f"{1_000_000 + number}"}) for number in range(500)]
+        begin = time.monotonic()
+        self.flow.stop()
+        self.assertEqual(a.http("POST", "/api/batch", "\n".join(lines).encode(), {"Content-Type": "application/x-ndjson"}, timeout=60).status, 200)
+        until("the batch arrives", lambda: self.flow.arrived()[-1] == 1_000_499)
+        print(f"500 frames over a link of 100 ms in {time.monotonic() - begin:.2f} s", flush=True)
+        self.assertLess(time.monotonic() - begin, 10, "not a round trip for each")
+        arrived = self.flow.arrived()
+        self.assertEqual(arrived[-500:], list(range(1_000_000, 1_000_500)))
+        self.assertEqual(arrived[:-500], self.flow.taken())
+        self.assertTrue(all(gateway.http("GET", "/readyz").status == 200 for gateway in self.gateways), "slow is not gone")
+        self.assert_whole_again()
+
+    def test_one_node_is_cut_off(self):
+        a, b = self.gateways
+        self.links[0].cut()
+        begin = time.monotonic()
+        self.during(0.5)
+        until("it is not ready", lambda: a.http("GET", "/readyz").status == 503, 2 + 2)
+        self.assertEqual(b.http("GET", "/readyz").status, 200, "the other one is")
+        self.assert_local()
+        self.links[0].mend()
+        self.resumed(time.monotonic())
+        self.assert_all_arrived()
+        self.assert_whole_again()
+        print(f"cut off for {time.monotonic() - begin:.2f} s in all", flush=True)
+
+
+class TheChatSurvives(NodesTest):
+    settings = {"worker": "redis"}
+
+    def test_the_workers_streams_are_there_again_after_redis_was_emptied(self):
+        a, b = self.gateways
+        worker = RedisWorker(self.redis.client(decode_responses=False)).start()
+        self.addCleanup(worker.stop)
+        tabs = [self.tab(a), self.tab(b)]
+        for number, disturb in enumerate((lambda: None, lambda: (self.redis.stop(), self.redis.restart()), self.redis.control.flushall, lambda: [self.redis.kill_clients(role) for role in self.redis.roles()])):
+            with self.subTest(number):
+                disturb()
+                back = time.monotonic()
+                text = f"after {number}"
+                until("it is taken", lambda: tabs[0].ask(type="message", text=text)["type"] == "ack")
+                for tab in tabs:
+                    tab.find("message", text=f"You said: {text}")
+                print(f"chat resumed after {time.monotonic() - back:.2f} s", flush=True)
+                self.assertLess(time.monotonic() - back, 8, "a lease that was lost is taken within its time")
+
+
+if __name__ == "__main__":
+    unittest.main()
