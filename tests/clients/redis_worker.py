@@ -131,16 +131,17 @@ class RedisWorker:
         return {"type": "message", "text": f"You said: {message['content']}"}
 
     def tell(self, entry, message):
-        """Answers a request of /v1 until all is said, or nobody listens any more."""
+        """Answers a request of /v1, by a message that grows, until all is said or nobody listens any more."""
         request = message["channel_id"].removeprefix("sse:")
+        # Made of the question's, so that it is the same when the question is answered again.
+        answer = str(uuid.uuid5(uuid.UUID(message["message_id"]), "answer"))
+        words = f"You said: {message['content']}".split(" ")
         number = 0
-        for word in f"You said: {message['content']}".split(" "):
-            if request in self.cancelled:
-                break
-            self.say(message, number, type="message", text=word)
+        while number < len(words) and request not in self.cancelled:
             number += 1
+            self.say(message, number, type="message" if number == 1 else "edit", message_id=answer, text=" ".join(words[:number]))
             time.sleep(self.pause)
-        self.say(message, number, type="end", reason="cancelled" if request in self.cancelled else "stop")
+        self.say(message, number + 1, type="end", reason="cancelled" if request in self.cancelled else "stop")
         self.ack(entry)
 
     # ---- running ----

@@ -7,9 +7,9 @@ import threading
 import time
 import unittest
 
-from gateway import PATIENCE, until
+from gateway import PATIENCE, Gateway, until
 from redis_nodes import NodesTest, Watch, is_online, texts, until_ready
-from redis_server import Link
+from redis_server import Link, RedisServer
 from redis_worker import RedisWorker
 
 RESUMED = 2.0  # seconds after Redis is back, at most
@@ -252,6 +252,31 @@ class OneRedis(FaultsTest):
         print(f"{len(missing)} texts were in the buffer that Redis threw away", flush=True)
         self.assertLess(len(missing), RESUMED / Flow.pace)
         self.assert_whole_again()
+
+
+class BeforeRedis(unittest.TestCase):
+    def test_a_gateway_that_starts_first_serves_its_own_tabs_and_joins_later(self):
+        server = RedisServer()
+        self.addCleanup(server.remove)
+        server.stop()
+        gateways = []
+        for _ in range(2):
+            gateways.append(Gateway(redis=server.url, worker="redis", recovery="redis", redis_canary_deadline="1s"))
+            self.addCleanup(gateways[-1].stop)
+        tabs = [gateway.tab("early") for gateway in gateways]
+        for gateway, tab in zip(gateways, tabs):
+            self.addCleanup(tab.close)
+            begin = time.monotonic()
+            self.assertIs(gateway.api("send", {"channel_id": "early", "text": "local"})["delivered"], True)
+            self.assertEqual(tab.frame()["text"], "local")
+            self.assertLess(time.monotonic() - begin, LOCAL)
+            self.assertEqual(gateway.http("GET", "/readyz").status, 503)
+        server.restart()
+        for gateway in gateways:
+            until_ready(gateway, 5)
+        until("one reaches the other", lambda: gateways[0].api("send", {"channel_id": "early", "text": "joined"})["nodes"] == 1, 5)
+        for tab in tabs:
+            tab.find("message", text="joined")
 
 
 class ASmallSpool(FaultsTest):

@@ -3,13 +3,14 @@
 import base64
 import json
 import random
+import signal
 import threading
 import time
 import unittest
 import uuid
 
 from gateway import PATIENCE, until
-from redis_nodes import NodesTest, is_online, texts
+from redis_nodes import NodesTest, is_online, texts, until_ready
 from redis_server import published
 from scripted import content
 
@@ -186,17 +187,20 @@ class WhoIsThere(NodesTest):
         self.assertNotEqual(elsewhere["node"], came["node"])
 
 
-class ANodeDies(NodesTest):
-    def test_its_users_are_offline_within_ten_seconds_and_all_else_goes_on(self):
+class NodesThatGo(NodesTest):
+    def test_the_users_of_a_dead_node_are_offline_within_ten_seconds_and_all_else_goes_on(self):
         a, b = self.gateways
-        doomed = self.node()
-        lost, both, here = (f"{self.user}-{name}" for name in ("lost", "both", "here"))
+        doomed, frozen = self.node(), self.node()
+        lost, both, asleep, here = (f"{self.user}-{name}" for name in ("lost", "both", "asleep", "here"))
         self.tab(doomed, lost)
         self.tab(doomed, both)
+        sleeper = self.tab(frozen, asleep)
         tabs = [self.tab(a, both), self.tab(b, here)]
-        until("the others know of its users", lambda: is_online(a, lost) and is_online(b, lost))
+        self.assertTrue(all(is_online(gateway, user) for gateway in self.gateways for user in (lost, asleep)))
         self.assert_report(self.send(a, "before", both), 1, 1)
         doomed.process.kill()
+        frozen.process.send_signal(signal.SIGSTOP)
+        self.addCleanup(frozen.process.send_signal, signal.SIGCONT)
         begin = time.monotonic()
         # Its users have to go offline by themselves; what is sent meanwhile must not suffer.
         for number in range(20):
@@ -206,11 +210,45 @@ class ANodeDies(NodesTest):
         self.assertEqual(texts(tabs[1].until(lambda frame: frame["text"] == "19")), [f"{number}" for number in range(20)])
         self.assertLess(time.monotonic() - begin, 5)
         for gateway in self.gateways:
-            until("its users are offline", lambda: not is_online(gateway, lost), 12)
+            for user in (lost, asleep):
+                until("its users are offline", lambda: not is_online(gateway, user), 12)
         print(f"offline after {time.monotonic() - begin:.2f} s", flush=True)
         self.assertTrue(is_online(a, both) and is_online(b, both))
         until("it is not counted any more", lambda: self.send(b, "after", both)["nodes"] == 1, 5)
         self.assert_report(self.send(a, "x", lost), 0, 0)
+        # A node that only slept is one of them again, with its users.
+        frozen.process.send_signal(signal.SIGCONT)
+        for gateway in self.gateways:
+            until("they are online again", lambda: is_online(gateway, asleep), 10)
+        until("they are reached again", lambda: self.send(a, "good morning", asleep)["nodes"] == 1, 5)
+        sleeper.find("message", text="good morning")
+
+    def test_a_node_that_is_told_to_leave_takes_its_users_with_it(self):
+        a, b = self.gateways
+        leaving = self.node(drain_spread="1s", drain_deadline="5s")
+        tab = self.tab(leaving)
+        self.assertTrue(is_online(a, self.user))
+        leaving.terminate()
+        self.assertEqual(tab.closed()[0][0], 1012)
+        until("it has left", lambda: leaving.process.poll() is not None)
+        self.assertEqual(leaving.process.returncode, 0)
+        for gateway in (a, b):
+            until("its users are offline at once", lambda: not is_online(gateway, self.user), 2)
+        self.assert_report(self.send(b, "x"), 0, 0)
+
+
+class AnotherDeployment(NodesTest):
+    def test_with_another_prefix_shares_nothing(self):
+        a, b = self.gateways
+        stranger = self.node(redis_prefix="other:")
+        until_ready(stranger)
+        here, there = self.tab(a), self.tab(stranger)
+        self.assert_report(self.send(b, "ours"), 0, 1)
+        self.assert_report(self.send(stranger, "theirs"), 1, 0)
+        self.assertEqual((here.frame()["text"], there.frame()["text"]), ("ours", "theirs"))
+        self.assertEqual([len(gateway.http("GET", "/api/users").json()["users"]) for gateway in (b, stranger)], [1, 1])
+        names = [*self.redis.control.keys("*"), *self.redis.control.pubsub_channels("*")]
+        self.assertEqual([name for name in names if not name.startswith(("sg:", "other:"))], [])
 
 
 class AnswersOfOtherNodes(NodesTest):
