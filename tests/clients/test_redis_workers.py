@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import threading
 import time
 import unittest
 import uuid
@@ -278,7 +277,7 @@ class WhatIsAcked(WorkersTest):
                 self.assertNotEqual(frame["type"], "ack", f"Redis cannot have it: {frame}")
                 if frame["type"] == "error":
                     answers[frame["client_id"]] = frame
-            self.assertTrue(other.frames.empty() or answers.keys() < set(clients), "what was refused has no echo")
+            self.assertTrue(other.frames.empty(), "no ack, no echo")
         finally:
             end()
         self.until_answered(tab, set(clients), answers)
