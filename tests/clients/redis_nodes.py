@@ -104,6 +104,21 @@ def texts(frames):
     return [frame["text"] for frame in frames if frame["type"] == "message"]
 
 
+def gather(tab, *wanted):
+    """The first frames that have the values of each of `wanted`, in whatever order they come."""
+    found = {}
+
+    def note(frame):
+        for at, values in enumerate(wanted):
+            if at not in found and all(frame.get(name) == value for name, value in values.items()):
+                found[at] = frame
+                break
+        return len(found) == len(wanted)
+
+    tab.until(note)
+    return [found[at] for at in range(len(wanted))]
+
+
 def is_online(gateway, user):
     """What one node says of a user, wherever the user's tabs are."""
     answer = gateway.http("GET", f"/api/users/{urllib.parse.quote(user, safe='')}")

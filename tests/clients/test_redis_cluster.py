@@ -4,7 +4,7 @@ import time
 import unittest
 
 from gateway import until
-from redis_nodes import is_online
+from redis_nodes import gather, is_online
 from redis_server import RedisCluster
 from redis_worker import RedisWorker
 from scripted import content
@@ -50,9 +50,10 @@ class ThreeMasters(FaultsTest):
     def test_the_worker_answers_tabs_and_v1_on_both_nodes(self):
         tabs = [self.tab(gateway) for gateway in self.gateways]
         for number, tab in enumerate(tabs):
-            self.assertEqual(tab.ask(type="message", text=f"question {number}")["type"], "ack")
-            for one in tabs:
-                one.find("message", text=f"You said: question {number}")
+            tab.send({"type": "message", "text": f"question {number}", "client_id": f"{number}"})
+            gather(tab, {"type": "ack", "client_id": f"{number}"}, {"text": f"You said: question {number}"})
+            [other] = set(tabs) - {tab}
+            gather(other, {"text": f"You said: question {number}"})
         for gateway in self.gateways:
             self.assertEqual(content(self.ask(self.client(gateway), "some words", stream=True)), "You said: some words")
 
@@ -86,7 +87,7 @@ class ThreeMasters(FaultsTest):
             owner = self.redis.owner(slot)
             self.redis.migrate_slot(slot, self.redis.servers[(self.redis.servers.index(owner) + 1) % 3])
             moved = time.monotonic()
-            until("it is taken", lambda: tabs[0].ask(type="message", text=f"moved {number}")["type"] == "ack")
+            tabs[0].send({"type": "message", "text": f"moved {number}"})
             for tab in tabs:
                 tab.find("message", text=f"You said: moved {number}")
             print(f"{key} moved: answered after {time.monotonic() - moved:.2f} s", flush=True)

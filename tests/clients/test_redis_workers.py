@@ -11,7 +11,7 @@ import uuid
 import msgpack
 
 from gateway import PATIENCE, until
-from redis_nodes import NodesTest, Watch, texts
+from redis_nodes import NodesTest, Watch, gather, texts
 from redis_worker import RedisWorker, pack, unpack
 from scripted import content
 
@@ -62,12 +62,12 @@ class AChat(WorkersTest):
         a, b = self.gateways
         tabs = [self.tab(a), self.tab(b)]
         for number, tab in enumerate([*tabs, *tabs]):
-            ack = tab.ask(type="message", text=f"question {number} ü")
-            self.assertEqual(ack["type"], "ack", ack)
-            chats = [{frame["sender"]: frame for frame in (one.frame(), one.frame())} for one in tabs]
-            self.assertEqual(chats[0], chats[1], "the same messages, with the same ids")
-            self.assertEqual({sender: frame["text"] for sender, frame in chats[0].items()}, {self.user: f"question {number} ü", "star": f"You said: question {number} ü"})
-            self.assertEqual(chats[0][self.user]["id"], ack["id"])
+            tab.send({"type": "message", "text": f"question {number} ü", "client_id": f"{number}"})
+            wanted = {"sender": self.user, "text": f"question {number} ü"}, {"sender": "star", "text": f"You said: question {number} ü"}
+            ack, *chat = gather(tab, {"type": "ack", "client_id": f"{number}"}, *wanted)
+            self.assertEqual(chat[0]["id"], ack["id"])
+            [other] = set(tabs) - {tab}
+            self.assertEqual(gather(other, *wanted), chat, "the same messages, with the same ids")
         self.assertTrue(all(tab.frames.empty() for tab in tabs), "each once")
 
     def test_no_answer_comes_before_its_question(self):
@@ -106,11 +106,12 @@ class AChat(WorkersTest):
         one.send({"type": "message", "text": "/buttons"})
         shown = [tab.until(lambda frame: frame.get("buttons"))[-1] for tab in (one, other)]
         self.assertEqual(shown[0], shown[1])
-        ack = other.ask(type="button", message_id=shown[0]["id"], custom_id="this")
+        other.send({"type": "button", "message_id": shown[0]["id"], "custom_id": "this", "client_id": "press"})
+        edit = {"type": "edit", "id": shown[0]["id"], "text": "You chose this"}
+        ack, _ = gather(other, {"type": "ack", "client_id": "press"}, edit)
+        gather(one, edit)
         asked = self.asked(ack["id"])
         self.assertEqual((asked["content"], asked["extra"]["button"]), ("this", {"message_id": shown[0]["id"], "custom_id": "this"}))
-        for tab in (one, other):
-            self.assertEqual(tab.find("edit", id=shown[0]["id"])["text"], "You chose this")
 
     def test_a_file_of_the_worker_s_has_a_link_on_both_nodes(self):
         a, b = self.gateways
@@ -129,11 +130,12 @@ class AChat(WorkersTest):
         members = [self.tab(a), self.tab(b, f"{self.user}-b")]
         for tab in members:
             self.assertEqual(tab.ask(type="join", room=room)["type"], "ack")
-        ack = members[0].ask(type="message", text="hello all", room=room)
+        members[0].send({"type": "message", "text": "hello all", "room": room, "client_id": "hello"})
+        wanted = {"sender": self.user, "text": "hello all"}, {"sender": "star", "text": "You said: hello all"}
+        ack, *chat = gather(members[0], {"type": "ack", "client_id": "hello"}, *wanted)
+        self.assertEqual(gather(members[1], *wanted), chat)
         asked = self.asked(ack["id"])
         self.assertEqual((asked["channel_id"], asked["room_name"], asked["is_dm"]), (f"room:{room}", room, False))
-        for tab in members:
-            self.assertEqual(texts(tab.until(lambda frame: frame.get("sender") == "star")), ["hello all", "You said: hello all"])
 
     def test_answers_of_v1_on_both_nodes(self):
         for gateway in self.gateways:
