@@ -485,7 +485,9 @@ class FilesOfOtherNodes(NodesTest):
         answer = a.api("file", {"channel_id": self.user, "filename": "bild ü.png", "mimetype": "image/png", "data": base64.b64encode(data).decode()})
         path = "/files/" + answer["url"].removeprefix("webchat://file/")
         got = [gateway.http("GET", path) for gateway in (a, b)]
-        self.assertEqual([(one.status, one.body) for one in got], [(200, data)] * 2)
+        for one in got:
+            self.assertEqual((one.status, one.body[:200]), (200, data[:200]))
+            self.assertTrue(one.body == data, "all of it")
         for name in ("Content-Type", "Content-Disposition", "X-Content-Type-Options", "Content-Security-Policy", "ETag", "Accept-Ranges"):
             self.assertEqual(got[0].headers[name], got[1].headers[name], name)
         part = b.http("GET", path, headers={"Range": "bytes=256-259"})
