@@ -432,7 +432,7 @@ class TabsThatComeBackElsewhere(NodesTest):
 
     def come_and_go(self, count, publishers):
         """What a tab sees whose connection breaks again and again, each time to another node or the same, while some publish."""
-        position = self.send(self.gateways[0], "start")["id"]
+        positions = [self.send(self.gateways[0], "start")["id"]]  # as the page does: up to 16, the newest first
 
         def publish(gateway):
             for number in range(count):
@@ -449,11 +449,11 @@ class TabsThatComeBackElsewhere(NodesTest):
         seen, rounds = [], 0
         while seen[-1:] != ["end"]:
             rounds += 1
-            tab = self.tab_after(dice.choice(self.gateways), position)
+            tab = self.tab_after(dice.choice(self.gateways), ",".join(positions))
             for _ in range(dice.randrange(1, 12)):
                 frame = tab.frame()
                 self.assertEqual(frame["type"], "message", f"{frame} in round {rounds} after {seen[-1:]}")
-                position = frame["id"]
+                positions = [frame["id"], *positions][:16]
                 seen.append(frame["text"])
                 if frame["text"] == "end":
                     break

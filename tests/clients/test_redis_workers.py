@@ -70,17 +70,6 @@ class AChat(WorkersTest):
             self.assertEqual(gather(other, *wanted), chat, "the same messages, with the same ids")
         self.assertTrue(all(tab.frames.empty() for tab in tabs), "each once")
 
-    def test_no_answer_comes_before_its_question(self):
-        for number, sender in enumerate(self.gateways):
-            with self.subTest(number):
-                user = f"{self.user}-{number}"
-                tabs = [self.tab(gateway, user) for gateway in self.gateways]
-                asking = tabs[self.gateways.index(sender)]
-                for question in range(50):
-                    asking.send({"type": "message", "text": f"{question}"})
-                    for tab in tabs:
-                        self.assertEqual([frame["text"] for frame in (tab.frame(), tab.frame())], [f"{question}", f"You said: {question}"])
-
     def test_what_the_worker_is_told(self):
         a, b = self.gateways
         tab = self.tab(a)

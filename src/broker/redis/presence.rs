@@ -61,6 +61,8 @@ pub(crate) struct Presence {
     address: Mutex<Option<String>>,
     asked: Mutex<Asked>,
     bell: Notify,
+    /// This node is reached elsewhere.
+    moved: Notify,
     /// Redis knows of this node.
     ///
     /// # Ordering
@@ -85,6 +87,7 @@ impl Presence {
             address: Mutex::new(address),
             asked: Mutex::default(),
             bell: Notify::new(),
+            moved: Notify::new(),
             has_joined: AtomicBool::new(false),
             is_stale: AtomicBool::new(false),
             has_left: AtomicBool::new(false),
@@ -97,6 +100,7 @@ impl Presence {
 
     pub(crate) fn set_address(&self, address: String) {
         *self.address.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+        self.moved.notify_one();
     }
 
     pub(crate) fn has_joined(&self) -> bool {
@@ -341,7 +345,10 @@ pub(crate) async fn keep_alive(shared: Arc<Shared>) {
                     let _ = clean_up(&shared, &link, node).await;
                 }
                 if shared.presence.has_joined() {
-                    tick.tick().await;
+                    tokio::select! {
+                        _ = tick.tick() => {}
+                        () = shared.presence.moved.notified() => {}
+                    }
                 } else {
                     shared.presence.has_joined.store(true, Ordering::Relaxed);
                 }
