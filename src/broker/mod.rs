@@ -203,6 +203,12 @@ pub trait Broker: Send + Sync + 'static {
     /// [`SpoolFull`]: no node gets it.
     fn forward(&self, from: NodeId, channel: &ChannelId, frame: &Frame) -> Result<Forwarded, SpoolFull>;
 
+    /// Whether every node that takes a frame of the channel is counted.
+    fn counts_all(&self, channel: &ChannelId) -> bool {
+        let _ = channel;
+        true
+    }
+
     /// Ready once what others publish from then on to `channel` reaches this node, or once that takes too long: a session
     /// of the channel is about to be opened.
     fn expect<'a>(&'a self, node: NodeId, channel: &'a ChannelId) -> BrokerFuture<'a, ()> {

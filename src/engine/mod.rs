@@ -347,6 +347,7 @@ impl Engine {
                 // While nobody answers, nobody is waited for.
                 let patience = broker.health().map_or(Duration::ZERO, |()| settings.publish_deadline);
                 let deadline = tokio::time::Instant::now() + patience;
+                delivery.at_least = !broker.counts_all(channel);
                 Ok(Ok(Posted::elsewhere(delivery, receipt, deadline)))
             }
             // Whoever is here has it; a repeat would double it.

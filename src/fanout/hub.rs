@@ -221,7 +221,7 @@ impl Hub {
                     }
                     let post = || Post::Room { room: Arc::clone(&room), frame: frame.clone() };
                     self.post_to(channel, &shards, frame.bytes(), post)?;
-                    Ok(Delivery { tabs, nodes: 0, nobody: None })
+                    Ok(Delivery::here(tabs))
                 }
             },
             ChannelId::Stream(request) => {
@@ -253,7 +253,7 @@ impl Hub {
         if !is_kept && !is_missed {
             let Some(sessions) = self.registry.get_sessions(user) else { return Ok(nobody(Nobody::Offline)) };
             self.post_to(channel, &shards_of(&sessions), frame.bytes(), || post(&sessions))?;
-            return Ok(Delivery { tabs: sessions.len(), nodes: 0, nobody: None });
+            return Ok(Delivery::here(sessions.len()));
         }
         let mut displaced = Displaced::new();
         let mut stripe = self.stripes.hold(channel);
@@ -279,7 +279,7 @@ impl Hub {
         keep(Presence::Present);
         drop(stripe);
         self.ring(parked);
-        Ok(Delivery { tabs, nodes: 0, nobody: None })
+        Ok(Delivery::here(tabs))
     }
 
     /// What recovery holds of a channel, oldest first.
@@ -574,7 +574,7 @@ impl Hub {
 }
 
 const fn nobody(reason: Nobody) -> Delivery {
-    Delivery { tabs: 0, nodes: 0, nobody: Some(reason) }
+    Delivery::to_nobody(reason)
 }
 
 fn shards_of(sessions: &Sessions) -> Shards {

@@ -160,8 +160,8 @@ struct Given {
 /// Bytes that a mailbox may hold while the process is over its budget.
 const MAILBOX_BYTES_OVER_BUDGET: usize = 64 << 10;
 
-const MISSING: Delivery = Delivery { tabs: 0, nodes: 0, nobody: Some(Nobody::NoSuchStream) };
-const TAKEN: Delivery = Delivery { tabs: 1, nodes: 0, nobody: None };
+const MISSING: Delivery = Delivery::to_nobody(Nobody::NoSuchStream);
+const TAKEN: Delivery = Delivery::here(1);
 
 impl std::fmt::Debug for Streams {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

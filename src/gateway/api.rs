@@ -10,6 +10,8 @@
 //! | `/api/end` | `{channel_id, reason?}`, `reason` one of stop (default), error, timeout, cancelled | the same |
 //! | `/api/batch` | lines of `{"op":"send", …}`, `op` being one of the names above | one line for each, in order |
 //!
+//! Through a Redis Cluster, `nodes` of a room or a stream is a lower bound, and `at_least` is true beside it.
+//!
 //! What reached nobody has a `reason` beside the counts: `offline`, `no_such_stream`, `empty_room`, or
 //! `waiting`: other nodes have not answered in time, and get it when they can be reached. An error is
 //! `{"error":{"code","message"}}`; the codes are in [`ApiCode`]. `Idempotency-Key` makes a repeat answer as
@@ -340,7 +342,7 @@ mod tests {
         for (reason, name) in
             [(Nobody::Offline, "offline"), (Nobody::EmptyRoom, "empty_room"), (Nobody::Waiting, "waiting")]
         {
-            outlet.set_delivery(Delivery { tabs: 0, nodes: 0, nobody: Some(reason) });
+            outlet.set_delivery(Delivery::to_nobody(reason));
             let answer = format!(r#"{{"delivered":false,"tabs":0,"nodes":0,"reason":"{name}"}}"#);
             check("typing", r#"{"channel_id":"u","active":false}"#, "webchat:u typing false", &answer).await;
         }
@@ -549,7 +551,7 @@ mod tests {
         outlet.refuse(PublishError::Overloaded);
         let response = ask(&api, "POST /api/send", &headers, body).now_or_never().unwrap();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
-        outlet.set_delivery(Delivery { tabs: 1, nodes: 0, nobody: None });
+        outlet.set_delivery(Delivery::here(1));
         let response = ask(&api, "POST /api/send", &headers, body).now_or_never().unwrap();
         assert_eq!((response.status(), outlet.take().len()), (StatusCode::OK, 1));
     }

@@ -171,7 +171,7 @@ impl<O: Outlet> WebChat<O> {
         let Submitted { id, posted } = submitted;
         let delivery = match posted {
             Some(posted) => self.outlet.settle(posted).await,
-            None => Delivery { tabs: 0, nodes: 0, nobody: Some(Nobody::NoSuchStream) },
+            None => Delivery::to_nobody(Nobody::NoSuchStream),
         };
         Report { id, delivery }
     }
@@ -450,7 +450,7 @@ mod tests {
     #[test]
     fn send_returns_the_id_that_was_published_even_if_nobody_was_there() {
         let (outlet, chat) = chat();
-        outlet.set_delivery(Delivery { tabs: 0, nodes: 0, nobody: Some(Nobody::Offline) });
+        outlet.set_delivery(Delivery::to_nobody(Nobody::Offline));
         let id = now(chat.send(&channel("alice"), " <b> ")).unwrap();
         assert_eq!(outlet.take(), [format!("webchat:alice message {id} sender=star text=' <b> ' at=7.5")]);
     }
@@ -459,12 +459,12 @@ mod tests {
     fn send_report_tells_who_was_addressed_and_carries_reply_to() {
         let (outlet, chat) = chat();
         let parent = MessageId::random();
-        outlet.set_delivery(Delivery { tabs: 2, nodes: 1, nobody: None });
+        outlet.set_delivery(Delivery { nodes: 1, ..Delivery::here(2) });
         let report = {
             let options = SendOptions { reply_to: Some(parent), ..SendOptions::default() };
             now(chat.send_report(&channel("room:r"), "", options)).unwrap()
         };
-        assert_eq!(report.delivery, Delivery { tabs: 2, nodes: 1, nobody: None });
+        assert_eq!(report.delivery, Delivery { nodes: 1, ..Delivery::here(2) });
         let id = report.id.unwrap();
         assert_eq!(outlet.take(), [format!("room:r message {id} sender=star reply_to={parent} text='' at=7.5")]);
     }
@@ -516,7 +516,7 @@ mod tests {
         assert_eq!(now(chat.edit_message(&channel("u"), id, "new")), Ok(true));
         outlet.set_delivery(Delivery::default());
         assert_eq!(now(chat.edit_message(&channel("u"), id, "new")), Ok(false));
-        outlet.set_delivery(Delivery { tabs: 0, nodes: 1, nobody: None });
+        outlet.set_delivery(Delivery { nodes: 1, ..Delivery::here(0) });
         assert_eq!(now(chat.edit_message(&channel("u"), id, "new")), Ok(true));
         assert_eq!(outlet.take()[0], format!("webchat:u edit {id} text='new' at=7.5"));
     }
@@ -622,7 +622,7 @@ mod tests {
     fn an_end_goes_to_streams_only() {
         let (outlet, chat) = chat();
         let report = now(chat.end_report(&channel("sse:r"), EndReason::Stop)).unwrap();
-        assert_eq!(report, Report { id: None, delivery: Delivery { tabs: 1, nodes: 0, nobody: None } });
+        assert_eq!(report, Report { id: None, delivery: Delivery::here(1) });
         for id in ["u", "room:r"] {
             let report = now(chat.end_report(&channel(id), EndReason::Stop)).unwrap();
             assert_eq!(report.delivery.nobody, Some(Nobody::NoSuchStream));

@@ -8,11 +8,25 @@ pub struct Delivery {
     pub tabs: usize,
     /// Other nodes that took it.
     pub nodes: usize,
+    /// Whether there may be more of them: a Redis Cluster does not count all subscribers of a room or a stream.
+    pub at_least: bool,
     /// Why it was nobody, if it was nobody.
     pub nobody: Option<Nobody>,
 }
 
 impl Delivery {
+    /// Posted to so many sessions of this node.
+    #[must_use]
+    pub const fn here(tabs: usize) -> Self {
+        Self { tabs, nodes: 0, at_least: false, nobody: None }
+    }
+
+    /// There was nobody.
+    #[must_use]
+    pub const fn to_nobody(reason: Nobody) -> Self {
+        Self { tabs: 0, nodes: 0, at_least: false, nobody: Some(reason) }
+    }
+
     /// Accepted for at least one live session here, or by at least one other node.
     #[must_use]
     pub const fn is_delivered(&self) -> bool {

@@ -372,6 +372,11 @@ impl Broker for RedisBroker {
         Ok(Forwarded::Later(receipt))
     }
 
+    /// A cluster's node counts the subscribers that it has itself.
+    fn counts_all(&self, channel: &ChannelId) -> bool {
+        matches!(channel, ChannelId::User(_)) || !self.shared.endpoint.is_cluster()
+    }
+
     fn expect<'a>(&'a self, _node: NodeId, channel: &'a ChannelId) -> BrokerFuture<'a, ()> {
         Box::pin(async move {
             let confirmed = match channel {

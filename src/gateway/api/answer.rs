@@ -54,6 +54,9 @@ fn write(report: &Report, url: Option<&str>, body: &mut Vec<u8>) {
     let delivered = delivery.is_delivered();
     // Writing to a Vec cannot fail.
     drop(write!(body, "\"delivered\":{delivered},\"tabs\":{},\"nodes\":{}", delivery.tabs, delivery.nodes));
+    if delivery.at_least {
+        body.extend_from_slice(b",\"at_least\":true");
+    }
     if let Some(nobody) = delivery.nobody {
         let reason = match nobody {
             Nobody::Offline => "offline",
