@@ -341,7 +341,8 @@ settings! {
     redis_outbound_stream: Option<String> = None;
     /// The gateways' group. Default none: the prefix and gateway:webchat.
     redis_outbound_group: Option<String> = None;
-    /// About how many entries a stream keeps (MAXLEN ~). Default 100000, at least 1000.
+    /// About how many entries a stream keeps (MAXLEN ~); outbound, those that are not acknowledged stay. Default 100000, at
+    /// least 1000.
     redis_stream_entries_max: usize = 100_000;
     /// How inbound envelopes are written: json (default) or msgpack.
     redis_envelope: EnvelopeForm = EnvelopeForm::Json;

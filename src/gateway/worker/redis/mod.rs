@@ -39,7 +39,7 @@ pub(crate) struct StreamSettings {
     pub(crate) outbound_stream: String,
     /// The gateways' group.
     pub(crate) outbound_group: String,
-    /// About how many entries the inbound stream keeps (MAXLEN ~).
+    /// About how many entries a stream keeps (MAXLEN ~); of the outbound one, those that are not acknowledged stay.
     pub(crate) entries_max: usize,
     /// How inbound envelopes are written.
     pub(crate) form: EnvelopeForm,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use redis::{RedisResult, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
@@ -20,6 +21,20 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_millis(100);
 /// How long the end of a turn waits for what was handed on, and then for the lease to be given back.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// How often the stream is made shorter.
+const TRIM_EVERY: Duration = Duration::from_secs(30);
+
+/// Takes the oldest entries of a stream that is too long, if all its groups are done with them.
+const TRIM: &str = "
+local max = tonumber(ARGV[1])
+if redis.call('XLEN', KEYS[1]) <= max then return 0 end
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local of = {}
+  for at = 1, #group, 2 do of[group[at]] = group[at + 1] end
+  if not of.lag or of.pending + of.lag >= max then return 0 end
+end
+return redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', max)";
 
 /// Why a turn ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +72,7 @@ pub(super) struct Consumer {
     pub(super) reading: Link,
     pub(super) commands: Link,
     pub(super) entry_bytes_max: usize,
+    entries_max: usize,
     pub(super) hand_off: Arc<dyn HandOff>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) shutdown: watch::Receiver<bool>,
@@ -72,7 +88,7 @@ impl Consumer {
         metrics: Arc<Metrics>,
         shutdown: watch::Receiver<bool>,
     ) -> Self {
-        let StreamSettings { outbound_stream: stream, outbound_group: group, node, entry_bytes_max, .. } = settings;
+        let StreamSettings { outbound_stream: stream, outbound_group: group, node, .. } = settings;
         let lease = Lease::new(endpoint, &stream, &node);
         let names = Names { lease: lease.key().to_owned(), dead: format!("{stream}:dead"), group, stream };
         Self {
@@ -80,7 +96,8 @@ impl Consumer {
             names,
             reading: Link::blocking(endpoint.clone(), "outbound", BLOCK),
             commands: Link::new(endpoint.clone(), "acks"),
-            entry_bytes_max,
+            entry_bytes_max: settings.entry_bytes_max,
+            entries_max: settings.entries_max,
             hand_off,
             metrics,
             shutdown,
@@ -131,6 +148,16 @@ impl Consumer {
         if is_known { spread(ASK_EVERY) } else { REST }
     }
 
+    /// Workers may not trim what they write: for as long as the turn lasts it is done here.
+    async fn keep_short(&self) {
+        loop {
+            sleep(TRIM_EVERY).await;
+            if let Err(error) = trim(&self.commands, &self.names.stream, self.entries_max).await {
+                tracing::debug!(%error, stream = self.names.stream, "the stream could not be trimmed");
+            }
+        }
+    }
+
     async fn turn(&self, tenure: &Tenure) -> End {
         let flight = Flight::default();
         // Every place among those that are not acknowledged has one here, so that it is never full.
@@ -154,10 +181,21 @@ impl Consumer {
         tokio::select! {
             end = Box::pin(work) => end,
             () = self.lease.keep(tenure) => End::Lost,
+            () = self.keep_short() => End::Lost,
             // What hangs does not keep the turn from others.
             () = async { stopped(&mut shutdown).await; sleep(2 * GRACE).await } => End::Stopped,
         }
     }
+}
+
+/// Trims a stream to about so many entries; of those that are not acknowledged none goes.
+///
+/// # Errors
+/// Redis did not answer, or refused.
+pub(super) async fn trim(link: &Link, stream: &str, entries_max: usize) -> RedisResult<Value> {
+    let mut trim = redis::cmd("EVAL");
+    trim.arg(TRIM).arg(1).arg(stream).arg(entries_max);
+    link.query(trim).await
 }
 
 /// Between three and five quarters of `time`, so that nodes do not ask at once.

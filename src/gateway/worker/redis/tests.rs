@@ -19,6 +19,7 @@ use crate::gateway::worker::redis::envelope::Outbound;
 use crate::gateway::worker::redis::hand_off::{HandOffError, Settled};
 use crate::gateway::worker::redis::inbound::{AppendError, MESSAGE_TIMEOUT, RedisWorker};
 use crate::gateway::worker::redis::lease::Lease;
+use crate::gateway::worker::redis::outbound;
 use crate::platform::adapter::{BotIdentity, MessageHandler};
 use crate::platform::message::IncomingMessage;
 use crate::platform::recording::Recorder;
@@ -248,6 +249,32 @@ async fn entries_are_handed_on_in_order_and_acknowledged() {
     assert_eq!(node.desk.ids.lock().unwrap()[0], id.to_string());
     node.shut_down().await;
     assert_eq!(worker.ask_text(&["EXISTS", LEASE]).await, "0", "the lease is given back");
+}
+
+#[tokio::test]
+async fn a_stream_is_trimmed_of_what_every_group_is_done_with() {
+    let server = RedisServer::start();
+    let worker = Worker(server.link());
+    for n in 0..1_500 {
+        worker.say(&n.to_string()).await;
+    }
+    let link = server.link();
+    let trimmed = async |max| outbound::trim(&link, OUT, max).await.unwrap();
+    let node = Node::start(&server, "a");
+    until("acked", async || {
+        let acked = node.metrics.engine.streams_of_workers.acked.value();
+        if acked == 1_500 { "acked".to_owned() } else { acked.to_string() }
+    })
+    .await;
+    node.shut_down().await;
+    // Nobody reads now: what comes is not yet done with.
+    for n in 0..400 {
+        worker.say(&n.to_string()).await;
+    }
+    assert_eq!(trimmed(300).await, Value::Int(0));
+    assert_eq!(worker.ask_text(&["XLEN", OUT]).await, "1900");
+    assert!(matches!(trimmed(1_000).await, Value::Int(count) if (800..=900).contains(&count)));
+    assert_eq!(trimmed(2_000).await, Value::Int(0));
 }
 
 #[tokio::test]
