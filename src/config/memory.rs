@@ -20,6 +20,10 @@ const BODY_FORMS: u64 = 3;
 const PARSE_FORMS: u64 = 3;
 /// What the values of one `/v1` request may take while they are parsed, beside its bytes.
 const REQUEST_BYTES: u64 = 64 << 20;
+/// Messages that wait to be appended to workers' stream.
+const APPENDER_BYTES: u64 = 64 << 20;
+/// Files of other nodes that are held at one time.
+const REMOTE_FILES: u64 = 16;
 /// Threads for what is not a shard's, large bodies among it.
 pub(crate) const CONTROL_THREADS: usize = 2;
 /// A remembered client id with its user and message id.
@@ -36,8 +40,13 @@ fn term(count: usize, bytes_each: u64) -> u64 {
 }
 
 impl Settings {
-    const fn spool_bytes(&self) -> u64 {
-        if self.redis.is_empty() { 0 } else { self.redis_spool_bytes_max as u64 }
+    /// Frames that wait for Redis and from it, messages that wait for workers' stream, files of other nodes.
+    fn redis_bytes(&self) -> u64 {
+        if self.redis.is_empty() {
+            return 0;
+        }
+        let spools = term(self.redis_spool_bytes_max, 2);
+        spools.saturating_add(APPENDER_BYTES).saturating_add(term(self.file_bytes_max, REMOTE_FILES))
     }
 
     /// The terms of the most memory, in bytes, that the process may take in user space, for settings from
@@ -57,7 +66,7 @@ impl Settings {
             ),
             ("incomplete messages, and those between tabs and queue: 2 × inbound_bytes_max", term(2, inbound)),
             ("worker's queue: worker_queue_bytes_max", self.worker_queue_bytes_max as u64),
-            ("frames that wait for Redis: redis_spool_bytes_max, if there is Redis", self.spool_bytes()),
+            ("with Redis: 2 × redis_spool_bytes_max, 64 MiB for workers, 16 × file_bytes_max", self.redis_bytes()),
             ("request bodies, and what they decode to: 3 × bodies_bytes_max", term(self.bodies_bytes_max, BODY_FORMS)),
             (
                 "bodies that are being parsed: 2 threads × 3 × body_bytes_max",
@@ -107,7 +116,7 @@ mod tests {
             ("idempotency_keys_max = 10_001", 1 << 10),
             ("client_ids_max = 100_001", 640),
             ("answers_max = 20_001", 1 << 10),
-            ("redis = ['redis://h']", 64 << 20),
+            ("redis = ['redis://h']", (2 * 64 + 64 + 16 * 16) << 20),
             ("shards = 3", (64 << 20) + 4096 * 64 + (8 << 20)),
         ] {
             assert_eq!(sum(toml).checked_signed_diff(base), Some(more), "{toml}");

@@ -123,7 +123,7 @@ impl std::fmt::Debug for Engine {
 }
 
 /// Pauses between attempts to read what a tab has missed: whoever kept its position last may be a moment late.
-const READ_AGAIN: [Duration; 3] = [Duration::from_millis(30), Duration::from_millis(100), Duration::from_millis(300)];
+const READ_AGAIN: [Duration; 2] = [Duration::from_millis(30), Duration::from_millis(150)];
 
 impl Engine {
     /// An engine on its own.
@@ -215,14 +215,15 @@ impl Engine {
             let _sequence = self.sequence(&channel);
             (hub.begin_return(user, positions), broker.kept(*node, user))
         };
-        for pause in READ_AGAIN {
-            let kept = reading.await.unwrap_or_default();
+        let mut pauses = READ_AGAIN.iter();
+        while let Some(kept) = reading.await {
             let has_newest = kept.iter().any(|kept| kept.id() == positions.first().copied());
             if resume::find(&missed, kept, positions, limits) && has_newest {
                 break;
             }
             // A publisher that is slow may be about to keep the very frame.
-            tokio::time::sleep(pause).await;
+            let Some(pause) = pauses.next() else { break };
+            tokio::time::sleep(*pause).await;
             reading = broker.kept(*node, user);
         }
         Resume::Missed(Arc::new(missed))
@@ -329,8 +330,8 @@ impl Engine {
         let Inner { hub, broker, node, settings, .. } = &*self.inner;
         let here = |delivery| Ok(Ok(Posted::here(delivery)));
         // A stream has one reader: if that is here, nobody else gets it.
-        let is_ours = matches!(channel, ChannelId::Stream(request) if hub.has_stream(request));
-        if is_ours || !broker.wants(*node, channel, frame.kind()) {
+        let is_ours = || matches!(channel, ChannelId::Stream(request) if hub.has_stream(request));
+        if !broker.wants(*node, channel, frame.kind()) || is_ours() {
             return here(hub.post(channel, frame)?);
         }
         let sequence = self.sequence(channel);

@@ -18,6 +18,9 @@ use crate::proto::frame::{Class, Frame};
 
 /// Frames that are collected for one user. As many as a session's queue may hold: more could not be replayed.
 const FRAMES_MAX: usize = 512;
+/// Their bytes, after which no more are collected.
+const BYTES_MAX: usize = 1 << 20;
+
 /// For so many seconds after a replay, what was in it may still be on its way here.
 const LATE_SECONDS: u64 = 15;
 
@@ -38,6 +41,7 @@ struct State {
     /// Tabs that are on their way.
     tabs: usize,
     posted: Vec<Frame>,
+    bytes: usize,
     /// More was posted than is collected.
     is_over: bool,
     late: Vec<Late>,
@@ -92,7 +96,7 @@ impl Drop for Missed {
         if let Some(state) = users.get_mut(&self.user) {
             state.tabs -= 1;
             if state.tabs == 0 {
-                state.posted = Vec::new();
+                (state.posted, state.bytes) = (Vec::new(), 0);
                 state.is_over = false;
                 if state.late.is_empty() {
                     users.remove(&self.user);
@@ -106,7 +110,9 @@ impl Drop for Missed {
 impl Missed {
     /// Notes what was found: all that is kept, and what of it the tab does not have.
     pub(crate) fn set(&self, kept: &[Frame], frames: Vec<Frame>) {
-        let kept = kept.iter().map(|frame| self.returning.digest(frame)).collect();
+        // An edit that comes twice changes nothing; one that is left out could leave an older one as the last.
+        let kept = kept.iter().filter(|frame| frame.class() == Class::Ordered);
+        let kept = kept.map(|frame| self.returning.digest(frame)).collect();
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(Found { frames, kept });
     }
 }
@@ -140,7 +146,8 @@ impl Returning {
         let mut users = self.users();
         let Some(state) = users.get_mut(user) else { return sessions };
         if state.tabs > 0 {
-            if state.posted.len() < FRAMES_MAX {
+            if state.posted.len() < FRAMES_MAX && state.bytes < BYTES_MAX {
+                state.bytes += frame.bytes();
                 state.posted.push(frame.clone());
             } else {
                 state.is_over = true;

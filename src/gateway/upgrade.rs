@@ -152,13 +152,19 @@ impl ShardEdge {
             let response = error_with(status, "limit_reached", message, (RETRY_AFTER, "5"));
             Box::new(self.refuse(HandshakeOutcome::LimitReached, response))
         };
-        if self.gateway.engine.hub().registry().total_connections() >= self.gateway.settings.tabs_max {
-            return Err(full(StatusCode::SERVICE_UNAVAILABLE, "this node has as many tabs as it may have"));
+        let is_full = || self.gateway.engine.hub().registry().total_connections() >= self.gateway.settings.tabs_max;
+        let all = || full(StatusCode::SERVICE_UNAVAILABLE, "this node has as many tabs as it may have");
+        if is_full() {
+            return Err(all());
         }
         // What other nodes publish has to reach this one before the tab hears anything.
         let engine = &self.gateway.engine;
         engine.expect(&ChannelId::User(claims.user.clone())).await;
         let resume = engine.resume(&claims.user, resume).await;
+        // Others may have come meanwhile.
+        if is_full() {
+            return Err(all());
+        }
         let now = engine.now();
         let identity = identity(claims, now);
         let expires_in = identity

@@ -111,7 +111,12 @@ impl Members {
 
     /// Those that may have what a set in Redis is about: all that are alive, while it may not be complete.
     pub(crate) fn at_least_among(&self, set: &Value) -> Vec<NodeName> {
-        if self.change(|state| state.is_doubtful()) { self.others() } else { self.among(set) }
+        if self.is_doubtful() { self.others() } else { self.among(set) }
+    }
+
+    /// Whether what is in Redis may not be complete.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.change(|state| state.is_doubtful())
     }
 }
 

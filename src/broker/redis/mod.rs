@@ -22,8 +22,8 @@
 //!   is back. Past the bound a frame that has nobody here is refused; one that has is delivered here only, and counted.
 //! - What was under way when a connection broke is said again, and known again by its number: it is not doubled. (Others who
 //!   listen to `sg:sse:R` can see a frame twice: its message id tells.)
-//! - A node that is not subscribed for a moment gets its messages when it is again. What Redis took and could not pass
-//!   on (it died, or cut the subscriber for its output buffer) is lost, and known by the numbers: `lost_messages`.
+//! - A node that is not subscribed for a moment gets its own messages when it is again; what is for a room it misses. What
+//!   Redis took and could not pass on (it died, or cut the subscriber for its output buffer) is lost, and known by the numbers: `lost_messages`.
 //!   A stream's frame that finds nobody subscribed is lost, and reported as not delivered.
 //! - With `recovery = "redis"`, what a tab has missed by any of this it gets when it comes back, whole, or it is told of a gap.
 
@@ -41,6 +41,7 @@ pub(crate) mod subscriber;
 #[cfg(test)]
 pub(crate) mod testing;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -74,6 +75,8 @@ use crate::proto::limits::RecoveryLimits;
 /// A log line of one sort at most so often.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Users whose kept frames are forgotten at one time.
+const HOLES: usize = 1_024;
 /// How often it is looked again for what others do.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How long a node waits for those that do not say that they know of it.
@@ -132,6 +135,8 @@ pub(crate) struct Shared {
     /// Relaxed: a clock's reading, publishes nothing.
     canary: AtomicU64,
     refusal_logged: Mutex<Option<Instant>>,
+    /// Users of whose frames not all are kept: what is kept of them is of no use any more.
+    holes: Mutex<HashSet<UserId>>,
 }
 
 /// What is known of who said what.
@@ -156,15 +161,31 @@ impl Shared {
         Duration::from_micros(self.micros().saturating_sub(self.canary.load(Ordering::Relaxed)))
     }
 
-    /// Counts what the server refused, and tells of it now and then.
-    pub(crate) fn note_refusal(&self, answer: &Value) {
-        let Some(reason) = refused(answer) else { return };
+    /// Counts what the server refused, and tells of it now and then. True if it did refuse.
+    pub(crate) fn note_refusal(&self, answer: &Value) -> bool {
+        let Some(reason) = refused(answer) else { return false };
         self.metrics.refused_commands.increment();
         let mut logged = self.refusal_logged.lock().unwrap_or_else(PoisonError::into_inner);
         if logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
             *logged = Some(Instant::now());
             tracing::warn!(%reason, "Redis refuses a command");
         }
+        true
+    }
+
+    /// Whether what is kept of a user has a hole.
+    pub(crate) fn note_hole(&self, user: &UserId, has_hole: bool) {
+        let mut holes = self.holes.lock().unwrap_or_else(PoisonError::into_inner);
+        if has_hole {
+            holes.insert(user.clone());
+        } else {
+            holes.remove(user);
+        }
+    }
+
+    /// Some of the users of whose frames not all are kept: as many as one batch forgets.
+    pub(crate) fn some_holes(&self) -> Vec<UserId> {
+        self.holes.lock().unwrap_or_else(PoisonError::into_inner).iter().take(HOLES).cloned().collect()
     }
 
     /// A message on one of the subscribed channels. Must not wait.
@@ -283,6 +304,7 @@ impl RedisBroker {
             canary_deadline: settings.canary_deadline,
             canary: AtomicU64::new(0),
             refusal_logged: Mutex::new(None),
+            holes: Mutex::default(),
             endpoint,
             metrics,
         };

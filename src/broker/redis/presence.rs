@@ -56,6 +56,14 @@ local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. now)
 redis.call('PEXPIRE', KEYS[1], 600000)
 return {new, live, dead}";
 
+/// Takes a node out, if it is still not alive, or is this one itself.
+const TAKE_OUT: &str = r"
+local time = redis.call('TIME')
+local until_then = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not until_then then return 0 end
+if ARGV[2] == '0' and tonumber(until_then) >= time[1] * 1000 + math.floor(time[2] / 1000) then return 0 end
+return redis.call('ZREM', KEYS[1], ARGV[1])";
+
 /// What the parts of presence tell each other.
 pub(crate) struct Presence {
     address: Mutex<Option<String>>,
@@ -133,6 +141,8 @@ impl Presence {
 struct Entry {
     tabs: usize,
     hold: Instant,
+    /// When it is to be written again at the latest.
+    refresh: Instant,
 }
 
 /// The worker: the only one who writes users.
@@ -284,7 +294,9 @@ impl Worker {
             }
         }
         let answers = self.link.run(&pipeline).await?;
-        answers.iter().for_each(|answer| self.shared.note_refusal(answer));
+        for answer in &answers {
+            self.shared.note_refusal(answer);
+        }
         Ok(())
     }
 
@@ -294,13 +306,13 @@ impl Worker {
         for change in changes {
             match change {
                 Change::On { user, tabs, .. } => {
-                    let is_first = !self.written.contains_key(&user);
-                    let entry = self.written.entry(user.clone()).or_insert(Entry { tabs, hold: now });
+                    let entry = self.written.entry(user.clone()).or_insert(Entry { tabs, hold: now, refresh: now });
                     entry.tabs = tabs;
                     // Who was expected and has come is not waited for any more.
                     entry.hold = if tabs == 0 { now + HOLD } else { now };
-                    if is_first || self.refresh.len() < self.written.len() {
-                        self.refresh.push_back((now + USER_REFRESH, user));
+                    if now >= entry.refresh {
+                        entry.refresh = now + USER_REFRESH;
+                        self.refresh.push_back((entry.refresh, user));
                     }
                 }
                 Change::Off { user } => {
@@ -340,9 +352,12 @@ pub(crate) async fn keep_alive(shared: Arc<Shared>) {
                 if shared.members.unseen() > 0 {
                     shared.spool.push(Item::Tell { to: Destination::EveryNode, record: Record::Come });
                 }
-                for node in dead {
-                    // Whoever takes it out cleans up.
-                    let _ = clean_up(&shared, &link, node).await;
+                // After an outage nodes look dead that are about to say that they are not.
+                if !shared.members.is_doubtful() {
+                    for node in dead {
+                        // Whoever takes it out cleans up.
+                        let _ = clean_up(&shared, &link, node).await;
+                    }
                 }
                 if shared.presence.has_joined() {
                     tokio::select! {
@@ -375,7 +390,9 @@ async fn say_alive(shared: &Shared, link: &Link) -> RedisResult<Vec<NodeName>> {
         pipeline.cmd("SET").arg(key).arg(address).arg("PX").arg(millis(NODE_KEYS_LIFETIME));
     }
     let answers = link.run(&pipeline).await?;
-    answers.iter().for_each(|answer| shared.note_refusal(answer));
+    for answer in &answers {
+        shared.note_refusal(answer);
+    }
     let Some(Value::Array(alive)) = answers.first() else { return Ok(Vec::new()) };
     let [Value::Int(new), Value::Array(live), Value::Array(dead)] = &alive[..] else { return Ok(Vec::new()) };
     if *new == 1 && shared.presence.has_joined() {
@@ -393,12 +410,13 @@ async fn say_alive(shared: &Shared, link: &Link) -> RedisResult<Vec<NodeName>> {
 
 /// Takes a node out, and its users with it, if nobody else has begun to.
 async fn clean_up(shared: &Shared, link: &Link, node: NodeName) -> RedisResult<()> {
-    let mut out = redis::cmd("ZREM");
-    out.arg(shared.keys.nodes()).arg(node.to_string());
+    let mut out = redis::cmd("EVAL");
+    let is_own = node == shared.me;
+    out.arg(TAKE_OUT).arg(1).arg(shared.keys.nodes()).arg(node.to_string()).arg(i32::from(is_own));
     if link.query(out).await? != Value::Int(1) {
         return Ok(());
     }
-    if node != shared.me {
+    if !is_own {
         tracing::warn!(%node, "a node is gone");
     }
     let users = node_users(shared, link, node, usize::MAX).await?;
@@ -468,6 +486,9 @@ pub(crate) async fn address_of(shared: &Shared, tag: u32) -> Option<String> {
 /// Takes this node out, for good.
 pub(crate) async fn leave(shared: &Shared) {
     shared.presence.has_left.store(true, Ordering::Relaxed);
-    // What cannot be said now is found out by the others.
-    let _ = clean_up(shared, &shared.commands, shared.me).await;
+    // A connection of its own: that of an earlier question may have gone with the thread that asked.
+    let link = Link::new(shared.endpoint.clone(), "leave");
+    if let Err(error) = clean_up(shared, &link, shared.me).await {
+        tracing::warn!(%error, "the other nodes find out by themselves that this one is gone");
+    }
 }

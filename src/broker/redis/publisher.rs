@@ -155,15 +155,16 @@ impl Publisher {
 
     /// Writes what is kept of the batch, reads what was asked for, and finds out which nodes have its users.
     async fn look_up(&mut self, batch: &mut [Item]) -> Found {
-        let mut asks = Ask::of(&self.shared, batch);
-        let counts: Vec<_> = asks.iter().map(|ask| ask.commands.len()).collect();
-        let pipelines = Ask::pipelines(&mut asks, self.pinned.is_some());
-        if pipelines.is_empty() {
-            return Found::default();
-        }
-        let answers: Vec<Value> = loop {
+        let (asks, counts, answers) = loop {
+            let mut asks = Ask::of(&self.shared, batch);
+            let counts: Vec<_> = asks.iter().map(|ask| ask.commands.len()).collect();
+            let pipelines = Ask::pipelines(&mut asks, self.pinned.is_some());
+            if pipelines.is_empty() {
+                return Found::default();
+            }
             match try_join_all(pipelines.iter().map(|pipeline| self.link.run_in_slot(pipeline))).await {
-                Ok(answers) => break answers.into_iter().flatten().collect(),
+                Ok(answers) => break (asks, counts, answers.into_iter().flatten().collect::<Vec<Value>>()),
+                // It is asked anew, without what nobody waits for any more.
                 Err(_) => self.failed().await,
             }
         };
@@ -372,23 +373,41 @@ struct Ask {
     kept: Vec<(usize, usize)>,
     is_written: bool,
     wants_nodes: bool,
+    /// What is kept of the user had a hole, and begins anew.
+    forgets: bool,
 }
 
 impl Ask {
     fn new(user: &UserId) -> Self {
-        Self { user: user.clone(), commands: Vec::new(), kept: Vec::new(), is_written: false, wants_nodes: false }
+        Self {
+            user: user.clone(),
+            commands: Vec::new(),
+            kept: Vec::new(),
+            is_written: false,
+            wants_nodes: false,
+            forgets: false,
+        }
     }
 
     fn of(shared: &Shared, batch: &[Item]) -> Vec<Self> {
         let mut asks: Vec<Self> = Vec::new();
         let mut places: HashMap<&UserId, usize, RandomState> = HashMap::default();
         let has_others = shared.members.has_others();
+        let holes = shared.some_holes();
+        for user in &holes {
+            // Nobody may believe to have everything that is read from it.
+            let mut forget = redis::cmd("DEL");
+            forget.arg(shared.keys.recovery(user));
+            places.insert(user, asks.len());
+            asks.push(Self { commands: vec![forget], forgets: true, ..Self::new(user) });
+        }
         for (at, item) in batch.iter().enumerate() {
             let user = match item {
                 Item::Frame(parcel) => match &parcel.channel {
                     ChannelId::User(user) => user,
                     ChannelId::Room(_) | ChannelId::Stream(_) => continue,
                 },
+                Item::Kept { answer: Some(answer), .. } if answer.is_closed() => continue,
                 Item::End { user, .. } | Item::Kept { user, .. } => user,
                 Item::Tell { .. } => continue,
             };
@@ -446,7 +465,10 @@ impl Ask {
 
     /// Takes its answers from the front of all answers.
     fn read(&self, shared: &Shared, batch: &mut [Item], answers: &[Value]) -> Vec<NodeName> {
-        answers.iter().for_each(|answer| shared.note_refusal(answer));
+        let refusals = answers.iter().filter(|answer| shared.note_refusal(answer)).count();
+        if self.forgets || (refusals > 0 && self.is_written) {
+            shared.note_hole(&self.user, refusals > 0 && self.is_written);
+        }
         for (item, at) in &self.kept {
             if let Some(Item::Kept { answer, .. }) = batch.get_mut(*item)
                 && let Some(answer) = answer.take()

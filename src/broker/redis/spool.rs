@@ -17,6 +17,9 @@ use crate::proto::frame::Frame;
 /// What an item costs beside its frame.
 const ITEM_BYTES: usize = 192;
 
+/// About what the answer to a question for what is kept has.
+const KEPT_BYTES: usize = 64 << 10;
+
 /// What the publisher has to do.
 pub(crate) enum Item {
     /// A frame for whoever else has the channel's sessions.
@@ -126,9 +129,12 @@ impl Spool {
         let mut bytes = 0;
         while out.len() < items_max && bytes < bytes_max {
             let Some(item) = items.pop_front() else { return };
-            if let Item::Frame(parcel) = &item {
-                bytes += parcel.bytes();
-            }
+            bytes += match &item {
+                Item::Frame(parcel) => parcel.bytes(),
+                // Its answer is as large as all that is kept of a user.
+                Item::Kept { .. } => KEPT_BYTES,
+                Item::End { .. } | Item::Tell { .. } => ITEM_BYTES,
+            };
             out.push(item);
         }
     }

@@ -27,7 +27,7 @@ const CHUNK: usize = 512;
 const TICK: Duration = Duration::from_millis(500);
 /// A stream that nobody holds so long after it was announced is not subscribed any more.
 const STREAM_GRACE: Duration = Duration::from_secs(15);
-/// A canary that is out for longer makes a connection that seems well suspect.
+/// A canary that is out for so much longer than an answer may take makes a connection that seems well suspect.
 const CANARY_PATIENCE: Duration = Duration::from_millis(1_500);
 
 /// What is to be subscribed, and who waits for that.
@@ -58,6 +58,8 @@ impl Subscriptions {
             is_subscribed: false,
             waiting: Vec::new(),
         });
+        wanted.since = Instant::now();
+        wanted.waiting.retain(|waiting| !waiting.is_closed());
         if wanted.is_subscribed {
             return None;
         }
@@ -139,6 +141,12 @@ impl Subscriber {
             }
             tokio::time::sleep(backoff(self.failures)).await;
             self.failures = self.failures.saturating_add(1);
+            if self.side == Side::Plain
+                && let Some(peer) = self.shared.peer()
+            {
+                // What ended over an outage is not subscribed after it.
+                drop(self.shared.subscription.take_ended(|request| peer.has_stream(request)));
+            }
         }
     }
 
@@ -171,7 +179,8 @@ impl Subscriber {
                     self.subscribe_streams(&mut connection).await?;
                 }
                 _ = tick.tick() => {
-                    let is_suspect = begun.elapsed() > CANARY_PATIENCE && shared.canary_age() > CANARY_PATIENCE;
+                    let patience = shared.endpoint.timeout() + CANARY_PATIENCE;
+                    let is_suspect = begun.elapsed() > patience && shared.canary_age() > patience;
                     if is_suspect && has_own_channel {
                         return Err(closed("a message to this node does not come home"));
                     }

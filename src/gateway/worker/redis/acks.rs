@@ -66,6 +66,11 @@ impl Flight {
         self.unacked().ids.contains(&id)
     }
 
+    /// All of them now.
+    pub(super) fn ids(&self) -> HashSet<EntryId> {
+        self.unacked().ids.clone()
+    }
+
     pub(super) fn has_key(&self, key: &str) -> bool {
         self.unacked().keys.contains(key)
     }

@@ -3,7 +3,8 @@
 //!
 //! Both ways an entry has one field `e`, an [`envelope`]. Inbound an entry is appended at least once: a worker tells a
 //! repeat by `message_id`. Outbound it is handled at least once, by one node at a time, in the order of the stream; a
-//! repeat by a worker is told by `message_key`, and one after a crash has the same message id.
+//! repeat by a worker is told by `message_key`, and one after a crash has the same message id, but for files: their ids
+//! are nobody's to guess.
 
 mod acks;
 mod entries;

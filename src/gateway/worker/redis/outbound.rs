@@ -22,19 +22,34 @@ const REST: Duration = Duration::from_millis(100);
 /// How long the end of a turn waits for what was handed on, and then for the lease to be given back.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How often the stream is made shorter.
+/// How often it is looked whether the stream is too long.
 const TRIM_EVERY: Duration = Duration::from_secs(30);
+/// From one part of what is to go to the next.
+const TRIM_PAUSE: Duration = Duration::from_millis(20);
 
-/// Takes the oldest entries of a stream that is too long, if all its groups are done with them.
+/// Takes the oldest entries of a stream that is too long, a thousand at most, as far as all its groups are done with them.
+/// Answers how many went.
 const TRIM: &str = "
 local max = tonumber(ARGV[1])
-if redis.call('XLEN', KEYS[1]) <= max then return 0 end
+local length = redis.call('XLEN', KEYS[1])
+if length <= max then return 0 end
+local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', math.min(length - max + 1, 1000))
+local last = first[#first][1]
+local function key(id)
+  local time, sequence = string.match(id, '(%d+)-(%d+)')
+  return string.rep('0', 20 - #time) .. time .. string.rep('0', 20 - #sequence) .. sequence
+end
+local is_read = false
 for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local of = {}
   for at = 1, #group, 2 do of[group[at]] = group[at + 1] end
-  if not of.lag or of.pending + of.lag >= max then return 0 end
+  is_read = is_read or of.name == ARGV[2]
+  if key(of['last-delivered-id']) < key(last) then last = of['last-delivered-id'] end
+  local pending = redis.call('XPENDING', KEYS[1], of.name, '-', '+', 1)[1]
+  if pending and key(pending[1]) < key(last) then last = pending[1] end
 end
-return redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', max)";
+if not is_read then return 0 end
+return redis.call('XTRIM', KEYS[1], 'MINID', last)";
 
 /// Why a turn ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,7 +125,7 @@ impl Consumer {
         while !is_stopping(&self.shutdown) {
             match self.lease.acquire().await {
                 Ok(Some(tenure)) => {
-                    let rest = self.hold(tenure).await;
+                    let rest = Box::pin(self.hold(tenure)).await;
                     self.rest(sleep(rest)).await;
                 }
                 Ok(None) => self.rest(sleep(spread(ASK_EVERY))).await,
@@ -132,7 +147,7 @@ impl Consumer {
     async fn hold(&mut self, tenure: Tenure) -> Duration {
         self.metrics.engine.streams_of_workers.takeovers.increment();
         tracing::debug!(lease = tenure.value, stream = self.names.stream, "reading what workers write");
-        let end = self.turn(&tenure).await;
+        let end = Box::pin(self.turn(&tenure)).await;
         // A read that still waits there would take an entry that nobody handles.
         self.reading.give_up().await;
         self.lease.release(&tenure, GRACE).await;
@@ -150,11 +165,18 @@ impl Consumer {
 
     /// Workers may not trim what they write: for as long as the turn lasts it is done here.
     async fn keep_short(&self) {
+        let mut pause = TRIM_EVERY;
         loop {
-            sleep(TRIM_EVERY).await;
-            if let Err(error) = trim(&self.commands, &self.names.stream, self.entries_max).await {
-                tracing::debug!(%error, stream = self.names.stream, "the stream could not be trimmed");
-            }
+            sleep(pause).await;
+            pause = match trim(&self.commands, &self.names, self.entries_max).await {
+                // There may be more.
+                Ok(Value::Int(1_000..)) => TRIM_PAUSE,
+                Ok(_) => TRIM_EVERY,
+                Err(error) => {
+                    tracing::debug!(%error, stream = self.names.stream, "the stream could not be trimmed");
+                    TRIM_EVERY
+                }
+            };
         }
     }
 
@@ -192,9 +214,9 @@ impl Consumer {
 ///
 /// # Errors
 /// Redis did not answer, or refused.
-pub(super) async fn trim(link: &Link, stream: &str, entries_max: usize) -> RedisResult<Value> {
+pub(super) async fn trim(link: &Link, names: &Names, entries_max: usize) -> RedisResult<Value> {
     let mut trim = redis::cmd("EVAL");
-    trim.arg(TRIM).arg(1).arg(stream).arg(entries_max);
+    trim.arg(TRIM).arg(1).arg(&names.stream).arg(entries_max).arg(&names.group);
     link.query(trim).await
 }
 

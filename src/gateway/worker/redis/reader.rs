@@ -112,10 +112,9 @@ impl<'t> Reader<'t> {
         }
         let mut next = EntryId::parse("0-0");
         while let Some(start) = next {
-            let mut claim = redis::cmd("XAUTOCLAIM");
-            claim.arg(&names.stream).arg(&names.group).arg(&self.name).arg(0).arg(start.to_string());
-            claim.arg("COUNT").arg(self.count);
-            let answer = self.ask(claim).await?;
+            // What is acknowledged while this is asked may be in the answer all the same.
+            let under_way = self.flight.ids();
+            let answer = self.claim(start).await?;
             if let Some(reason) = refused(&answer) {
                 return Err(End::Refused(reason));
             }
@@ -125,13 +124,35 @@ impl<'t> Reader<'t> {
                 tracing::warn!(stream, entries, "the stream was cut before these were acknowledged");
             }
             next = claimed.next;
-            self.adapt(&claimed.entries);
-            Box::pin(self.take(claimed.entries, Source::Claim)).await?;
+            let mut entries = claimed.entries;
+            self.adapt(&entries);
+            entries.retain(|entry| !under_way.contains(&entry.id));
+            Box::pin(self.take(entries, Source::Claim)).await?;
         }
         let mut tidy = redis::cmd("EVAL");
         tidy.arg(TIDY).arg(1).arg(&names.stream).arg(&names.group).arg(&self.name);
         self.ask(tidy).await?;
         Ok(())
+    }
+
+    /// Claims what is pending from there on: less at a time for as long as there is no answer, which may be too large.
+    async fn claim(&mut self, start: EntryId) -> Result<Value, End> {
+        loop {
+            self.check()?;
+            let names = &self.consumer.names;
+            let mut claim = redis::cmd("XAUTOCLAIM");
+            claim.arg(&names.stream).arg(&names.group).arg(&self.name).arg(0).arg(start.to_string());
+            claim.arg("COUNT").arg(self.count);
+            let mut pipeline = Pipeline::with_capacity(1);
+            pipeline.add_command(claim);
+            match self.consumer.commands.run(&pipeline).await {
+                Ok(mut answers) => return Ok(answers.pop().unwrap_or(Value::Nil)),
+                Err(_) => {
+                    self.count = (self.count / 4).max(1);
+                    self.idle(self.consumer.commands.pause()).await?;
+                }
+            }
+        }
     }
 
     /// Whether the lease is ours, as Redis sees it: it may have lost its memory together with a connection.
@@ -161,6 +182,7 @@ impl<'t> Reader<'t> {
                 () = stopped(&mut self.shutdown) => return Err(End::Stopped),
             };
             let Ok(answer) = answers.map(|mut answers| answers.pop().unwrap_or(Value::Nil)) else {
+                self.count = (self.count / 4).max(1);
                 self.idle(reading.pause()).await?;
                 return Ok(());
             };
