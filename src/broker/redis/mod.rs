@@ -28,6 +28,7 @@
 //! - With `recovery = "redis"`, what a tab has missed by any of this it gets when it comes back, whole, or it is told of a gap.
 
 pub(crate) mod arrivals;
+mod book;
 pub(crate) mod keys;
 pub(crate) mod link;
 pub(crate) mod members;

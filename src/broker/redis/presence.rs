@@ -5,7 +5,7 @@
 //! three seconds after the last one left. All of it has a lifetime in Redis and is written again before that is over, and
 //! everything is written anew once Redis may have lost it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,23 +15,18 @@ use serde_json::json;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use crate::broker::OnlineUser;
 use crate::broker::redis::Shared;
+use crate::broker::redis::book::{Book, Change};
 use crate::broker::redis::keys::NodeName;
 use crate::broker::redis::link::Link;
 use crate::broker::redis::members;
 use crate::broker::redis::packed::Record;
 use crate::broker::redis::spool::{Destination, Item};
-use crate::broker::{OnlineUser, Peer};
 use crate::id::UserId;
 
-/// A user stays for so long after the last tab has left.
-const OFF_AFTER: Duration = Duration::from_secs(3);
-/// A user whose tab was expected and did not come stays for so long.
-const HOLD: Duration = Duration::from_secs(10);
 /// How long what is written of a user is good for.
 const USER_LIFETIME: Duration = Duration::from_secs(120);
-/// When it is written again.
-const USER_REFRESH: Duration = Duration::from_secs(40);
 /// How often a node says that it is alive.
 const NODE_INTERVAL: Duration = Duration::from_secs(1);
 /// A node that has not said so for this long is gone.
@@ -137,29 +132,11 @@ impl Presence {
     }
 }
 
-/// What is written of one user.
-struct Entry {
-    tabs: usize,
-    hold: Instant,
-    /// When it is to be written again at the latest.
-    refresh: Instant,
-}
-
 /// The worker: the only one who writes users.
 struct Worker {
     shared: Arc<Shared>,
     link: Link,
-    written: HashMap<UserId, Entry>,
-    /// Users to be looked at, by when.
-    due: VecDeque<(Instant, UserId)>,
-    held: VecDeque<(Instant, UserId)>,
-    refresh: VecDeque<(Instant, UserId)>,
-}
-
-/// What is to be written of one user.
-enum Change {
-    On { user: UserId, tabs: usize, is_new: bool },
-    Off { user: UserId },
+    book: Book,
 }
 
 /// Writes users until the broker is dropped.
@@ -168,8 +145,7 @@ enum Change {
 /// What was under way may or may not have reached Redis.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let link = Link::new(shared.endpoint.clone(), "presence");
-    let (due, held, refresh) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
-    let mut worker = Worker { shared, link, written: HashMap::new(), due, held, refresh };
+    let mut worker = Worker { shared, link, book: Book::default() };
     loop {
         let _ = tokio::time::timeout(TICK, worker.shared.presence.bell.notified()).await;
         while worker.turn().await {}
@@ -185,11 +161,11 @@ impl Worker {
             return false;
         }
         if shared.presence.is_stale.swap(false, Ordering::Relaxed) {
-            self.written.values_mut().for_each(|entry| entry.tabs = 0);
+            self.book.doubt();
             shared.presence.asked().changed.extend(peer.users());
         }
         let (users, waiting) = self.collect();
-        let changes = self.changes(&*peer, users);
+        let changes = self.book.changes(|user| peer.tabs(user), users, Instant::now());
         drop(peer);
         if changes.is_empty() {
             return !waiting.is_empty();
@@ -233,41 +209,8 @@ impl Worker {
             users.entry(user).or_insert(false);
         }
         drop(asked);
-        for queue in [&mut self.due, &mut self.held, &mut self.refresh] {
-            while users.len() < 2 * BATCH
-                && let Some((_, user)) = queue.pop_front_if(|(at, _)| *at <= now)
-            {
-                users.entry(user).or_insert(false);
-            }
-        }
+        self.book.take_due(now, 2 * BATCH, &mut users);
         (users, waiting)
-    }
-
-    fn changes(&mut self, peer: &dyn Peer, users: HashMap<UserId, bool>) -> Vec<Change> {
-        let now = Instant::now();
-        let mut changes = Vec::new();
-        for (user, is_expected) in users {
-            let tabs = peer.tabs(&user);
-            let entry = self.written.get(&user);
-            if is_expected || tabs > 0 {
-                if is_expected {
-                    self.held.push_back((now + HOLD, user.clone()));
-                }
-                changes.push(Change::On { is_new: tabs > 0 && entry.is_none_or(|entry| entry.tabs == 0), user, tabs });
-            } else if let Some(entry) = entry {
-                if entry.tabs > 0 {
-                    // The last one left just now: it is looked at again.
-                    if let Some(entry) = self.written.get_mut(&user) {
-                        entry.tabs = 0;
-                        entry.hold = entry.hold.max(now + OFF_AFTER);
-                    }
-                    self.due.push_back((now + OFF_AFTER, user));
-                } else if now >= entry.hold {
-                    changes.push(Change::Off { user });
-                }
-            }
-        }
-        changes
     }
 
     async fn write(&self, changes: &[Change]) -> RedisResult<()> {
@@ -301,28 +244,12 @@ impl Worker {
     }
 
     fn note(&mut self, changes: Vec<Change>) {
-        let now = Instant::now();
         let peer = self.shared.peer();
-        for change in changes {
-            match change {
-                Change::On { user, tabs, .. } => {
-                    let entry = self.written.entry(user.clone()).or_insert(Entry { tabs, hold: now, refresh: now });
-                    entry.tabs = tabs;
-                    // Who was expected and has come is not waited for any more.
-                    entry.hold = if tabs == 0 { now + HOLD } else { now };
-                    if now >= entry.refresh {
-                        entry.refresh = now + USER_REFRESH;
-                        self.refresh.push_back((entry.refresh, user));
-                    }
-                }
-                Change::Off { user } => {
-                    self.written.remove(&user);
-                    if let Some(peer) = &peer
-                        && peer.tabs(&user) == 0
-                    {
-                        peer.forget_backlog(&user);
-                    }
-                }
+        for user in self.book.note(changes, Instant::now()) {
+            if let Some(peer) = &peer
+                && peer.tabs(&user) == 0
+            {
+                peer.forget_backlog(&user);
             }
         }
     }
