@@ -138,9 +138,17 @@ impl Intake {
     async fn accept(&mut self, admitted: &mut Vec<Admitted>) {
         match self.settings.durable.clone() {
             Some(durable) => {
-                let keeping = admitted.iter().map(|admitted| durable.keep(&admitted.message)).collect();
+                // The queue's bounds hold here too, and once it is closed nothing is kept any more.
+                let mut placed = Vec::with_capacity(admitted.len());
+                for admitted in admitted.drain(..) {
+                    match self.inlet.reserve(&admitted.message) {
+                        Ok(place) => placed.push((admitted, place)),
+                        Err(refused) => self.refuse(&admitted, refused.code(), &refused.to_string()).await,
+                    }
+                }
+                let keeping = placed.iter().map(|(admitted, _)| durable.keep(&admitted.message)).collect();
                 let kept = all_in_order(keeping).await;
-                for (admitted, kept) in admitted.drain(..).zip(kept) {
+                for ((admitted, _place), kept) in placed.into_iter().zip(kept) {
                     match kept {
                         Ok(()) => {
                             self.count(WorkerOutcome::Delivered);
