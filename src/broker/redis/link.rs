@@ -277,48 +277,28 @@ struct State {
     not_before: Option<Instant>,
 }
 
+impl Shared {
+    fn new(endpoint: Endpoint, role: &'static str) -> Self {
+        let (response_timeout, is_failing) = (Some(endpoint.timeout), AtomicBool::new(false));
+        Self { endpoint, role, response_timeout, is_pinned: false, state: Mutex::default(), is_failing }
+    }
+}
+
 impl Link {
     pub(crate) fn new(endpoint: Endpoint, role: &'static str) -> Self {
-        let response_timeout = Some(endpoint.timeout);
-        Self::with(Shared {
-            endpoint,
-            role,
-            response_timeout,
-            is_pinned: false,
-            state: Mutex::default(),
-            is_failing: AtomicBool::new(false),
-        })
+        Self { shared: Arc::new(Shared::new(endpoint, role)) }
     }
 
     /// A link to one node, also of a cluster.
     pub(crate) fn pinned(endpoint: Endpoint, role: &'static str) -> Self {
-        let response_timeout = Some(endpoint.timeout);
-        Self::with(Shared {
-            endpoint,
-            role,
-            response_timeout,
-            is_pinned: true,
-            state: Mutex::default(),
-            is_failing: AtomicBool::new(false),
-        })
+        Self { shared: Arc::new(Shared { is_pinned: true, ..Shared::new(endpoint, role) }) }
     }
 
     /// A link for reads that block: an answer may take `block` longer than others.
     #[cfg(feature = "gateway")]
     pub(crate) fn blocking(endpoint: Endpoint, role: &'static str, block: Duration) -> Self {
         let response_timeout = Some(endpoint.timeout + block);
-        Self::with(Shared {
-            endpoint,
-            role,
-            response_timeout,
-            is_pinned: false,
-            state: Mutex::default(),
-            is_failing: AtomicBool::new(false),
-        })
-    }
-
-    fn with(shared: Shared) -> Self {
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(Shared { response_timeout, ..Shared::new(endpoint, role) }) }
     }
 
     /// Runs all commands at once: see [`Connection::run`].

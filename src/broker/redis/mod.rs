@@ -118,6 +118,8 @@ pub(crate) struct Shared {
     pub(crate) endpoint: Endpoint,
     pub(crate) keys: Keys,
     pub(crate) me: NodeName,
+    /// This node's own pub/sub channel.
+    own_channel: String,
     pub(crate) spool: Arc<Spool>,
     pub(crate) members: Members,
     pub(crate) metrics: Arc<BrokerMetrics>,
@@ -196,7 +198,7 @@ impl Shared {
         if let Some(request) = self.keys.stream_of(channel) {
             return self.on_stream_frame(&*peer, request, payload);
         }
-        let is_own = channel == self.keys.node(self.me);
+        let is_own = channel == self.own_channel;
         if self.on_packed(&*peer, is_own, payload).is_err() {
             self.metrics.unreadable_messages.increment();
         }
@@ -289,9 +291,11 @@ impl RedisBroker {
         let me = NodeName::random();
         let endpoint = Endpoint::new(&settings.server, &format!("tabcast-{me}"))?;
         let metrics = Arc::new(BrokerMetrics::default());
+        let keys = Keys::new(&settings.prefix);
         let shared = Shared {
             commands: Link::new(endpoint.clone(), "commands"),
-            keys: Keys::new(&settings.prefix),
+            own_channel: keys.node(me),
+            keys,
             me,
             spool: Spool::new(settings.spool_bytes_max, Arc::clone(&metrics)),
             members: Members::new(me),

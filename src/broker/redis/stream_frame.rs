@@ -11,34 +11,35 @@ use crate::proto::frame::{Frame, Kind};
 /// Whose messages they are if nobody says so.
 const SENDER: &str = "star";
 
-/// All that a frame may have.
-#[derive(serde::Deserialize)]
+/// All that a frame may have, in the order of our own frames.
+#[derive(Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
 struct Published<'f> {
     #[serde(borrow, rename = "type")]
     kind: Cow<'f, str>,
-    #[serde(borrow, default)]
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
     id: Option<Cow<'f, str>>,
-    #[serde(borrow, default)]
-    text: Option<Cow<'f, str>>,
-    #[serde(borrow, default)]
-    sender: Option<Cow<'f, str>>,
-    #[serde(borrow, default)]
-    reply_to: Option<Cow<'f, str>>,
-    #[serde(borrow, default)]
-    buttons: Option<Vec<Button<'f>>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
     filename: Option<Cow<'f, str>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
     mimetype: Option<Cow<'f, str>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
     data: Option<Cow<'f, str>>,
-    #[serde(default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     size: Option<u64>,
-    #[serde(default)]
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    text: Option<Cow<'f, str>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    sender: Option<Cow<'f, str>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    reply_to: Option<Cow<'f, str>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    buttons: Option<Vec<Button<'f>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     active: Option<bool>,
-    #[serde(borrow, default)]
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
     reason: Option<Cow<'f, str>>,
-    #[serde(default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     timestamp: Option<f64>,
 }
 
@@ -59,78 +60,31 @@ struct Button<'f> {
     disabled: Option<bool>,
 }
 
-/// The same in the order and the form of our own frames.
-#[derive(serde::Serialize)]
-struct Written<'f> {
-    #[serde(rename = "type")]
-    kind: &'f str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    filename: Option<&'f str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mimetype: Option<&'f str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<&'f str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    size: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    text: Option<&'f str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sender: Option<&'f str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reply_to: Option<&'f str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    buttons: Option<&'f [Button<'f>]>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    active: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'f str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timestamp: Option<f64>,
-}
-
 impl Published<'_> {
-    /// None: something is missing that its kind cannot be without.
-    fn written(&self, kind: Kind, id: Option<MessageId>) -> Option<Written<'_>> {
-        let mut written = Written {
-            kind: &self.kind,
-            id: id.map(|id| id.to_string()),
-            filename: None,
-            mimetype: None,
-            data: None,
-            size: None,
-            text: None,
-            sender: None,
-            reply_to: None,
-            buttons: None,
-            active: None,
-            reason: None,
-            timestamp: Some(self.timestamp.unwrap_or_else(|| Timestamp::from(SystemTime::now()).as_seconds())),
-        };
-        match kind {
+    /// What belongs to its kind, and nothing else. None: something is missing that its kind cannot be without.
+    fn in_our_form(self, kind: Kind, id: Option<MessageId>) -> Option<Self> {
+        let now = || Timestamp::from(SystemTime::now()).as_seconds();
+        let (id, timestamp) = (id.map(|id| id.to_string().into()), Some(self.timestamp.unwrap_or_else(now)));
+        let bare = Self { kind: self.kind, ..Self::default() };
+        Some(match kind {
             Kind::Message | Kind::Buttons => {
-                written.text = Some(self.text.as_deref()?);
-                written.sender = Some(self.sender.as_deref().unwrap_or(SENDER));
-                written.reply_to = self.reply_to.as_deref();
-                written.buttons = self.buttons.as_deref();
+                let (text, sender) = (Some(self.text?), Some(self.sender.unwrap_or(SENDER.into())));
+                Self { id, text, sender, reply_to: self.reply_to, buttons: self.buttons, timestamp, ..bare }
             }
             Kind::File => {
-                let data = self.data.as_deref()?;
-                written.filename = Some(self.filename.as_deref()?);
-                written.mimetype = Some(self.mimetype.as_deref().unwrap_or("application/octet-stream"));
-                written.size = Some(self.size.unwrap_or_else(|| decoded_bytes(data)));
-                written.data = Some(data);
+                let (filename, data) = (Some(self.filename?), self.data?);
+                let mimetype = Some(self.mimetype.unwrap_or("application/octet-stream".into()));
+                let size = Some(self.size.unwrap_or_else(|| decoded_bytes(&data)));
+                Self { id, filename, mimetype, data: Some(data), size, timestamp, ..bare }
             }
-            Kind::Edit => written.text = Some(self.text.as_deref()?),
-            Kind::Typing => (written.active, written.timestamp) = (Some(self.active?), None),
+            Kind::Edit => Self { id, text: Some(self.text?), timestamp, ..bare },
+            Kind::Typing => Self { active: Some(self.active?), ..bare },
             _ => {
-                let reason = self.reason.as_deref().unwrap_or("stop");
-                EndReason::parse(reason)?;
-                (written.reason, written.timestamp) = (Some(reason), None);
+                let reason = self.reason.unwrap_or("stop".into());
+                EndReason::parse(&reason)?;
+                Self { reason: Some(reason), ..bare }
             }
-        }
-        Some(written)
+        })
     }
 }
 
@@ -160,7 +114,7 @@ pub(crate) fn stream_frame(payload: &[u8]) -> Option<Frame> {
         _ => Some(given.unwrap_or_else(MessageId::random)),
     };
     // Every key is a string, and a float that JSON has is finite.
-    let json = serde_json::to_string(&published.written(kind, id)?).ok()?;
+    let json = serde_json::to_string(&published.in_our_form(kind, id)?).ok()?;
     Some(Frame::relay(kind, id, None, &json))
 }
 
