@@ -124,6 +124,13 @@ impl Presence {
         Some(receiver)
     }
 
+    /// Nobody waits for Redis while it is away: whose tabs come is written when it is back.
+    fn let_go_on(&self) {
+        let mut asked = self.asked();
+        let expected = std::mem::take(&mut asked.expected);
+        asked.changed.extend(expected.into_iter().map(|(user, _)| user));
+    }
+
     /// The user's tabs on this node have changed.
     pub(crate) fn changed(&self, user: &UserId) {
         if self.asked().changed.insert(user.clone()) {
@@ -160,7 +167,15 @@ impl Worker {
         if shared.presence.has_left.load(Ordering::Relaxed) {
             return false;
         }
-        if shared.presence.is_stale.swap(false, Ordering::Relaxed) {
+        if shared.presence.is_stale.load(Ordering::Relaxed) {
+            // Before everybody is looked at again, Redis has to be there: not once a pause of an outage.
+            if self.link.query(redis::cmd("PING")).await.is_err() {
+                shared.presence.let_go_on();
+                drop(peer);
+                self.link.pause().await;
+                return false;
+            }
+            shared.presence.is_stale.store(false, Ordering::Relaxed);
             self.book.doubt();
             shared.presence.asked().changed.extend(peer.users());
         }
