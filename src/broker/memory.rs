@@ -53,7 +53,13 @@ impl Broker for MemoryBroker {
         if self.nodes.load().len() < 2 {
             return Ok(Forwarded::Now(0));
         }
-        let taken = self.others(from).filter(|peer| peer.deliver(channel, frame) == Delivered::Taken);
+        let taken = self.others(from).filter(|peer| {
+            let delivered = peer.deliver(channel, frame);
+            if delivered == Delivered::Full {
+                peer.count_refused();
+            }
+            delivered == Delivered::Taken
+        });
         Ok(Forwarded::Now(taken.count()))
     }
 

@@ -29,7 +29,8 @@ pub enum Delivered {
     Taken,
     /// There was nobody.
     Nobody,
-    /// The inboxes have no room: nothing was posted, and it may be tried again.
+    /// The inboxes have no room: nothing was posted, and it may be tried again. Who does not calls
+    /// [`Peer::count_refused`].
     Full,
 }
 
@@ -37,6 +38,8 @@ pub enum Delivered {
 pub trait Peer: Send + Sync + 'static {
     /// Posts a frame from another node to this node's sessions.
     fn deliver(&self, channel: &ChannelId, frame: &Frame) -> Delivered;
+    /// Counts a frame that was not delivered for want of room.
+    fn count_refused(&self);
     /// How many sessions the user has on this node.
     fn tabs(&self, user: &UserId) -> usize;
     /// The users who have a session on this node.

@@ -16,11 +16,12 @@ impl Peer for LocalPeer {
         match self.0.post(channel, frame) {
             Ok(delivery) if delivery.tabs > 0 => Delivered::Taken,
             Ok(_) => Delivered::Nobody,
-            Err(_) => {
-                self.0.metrics().engine.refused_forwards.increment();
-                Delivered::Full
-            }
+            Err(_) => Delivered::Full,
         }
+    }
+
+    fn count_refused(&self) {
+        self.0.metrics().engine.refused_forwards.increment();
     }
 
     fn tabs(&self, user: &UserId) -> usize {

@@ -64,6 +64,7 @@ impl Arrivals {
         let bytes = arrival.bytes();
         if waiting.bytes > 0 && waiting.bytes + bytes > self.bytes_max {
             self.metrics.dropped_frames.increment();
+            peer.count_refused();
             return;
         }
         waiting.bytes += bytes;
