@@ -330,8 +330,8 @@ settings! {
     redis_timeout: Duration = Duration::from_secs(2);
     /// How long a message to oneself through Redis may take before this node is not ready. Default 3s.
     redis_canary_deadline: Duration = Duration::from_secs(3);
-    /// Bytes of frames for other nodes that may wait for Redis. Default 64MiB. Past it a frame with nobody here to take
-    /// it is refused.
+    /// Bytes of frames for other nodes that may wait for Redis, and as much again from them that may wait for the
+    /// shards. Default 64MiB. Past it a frame with nobody here to take it is refused.
     redis_spool_bytes_max: usize = 64 << 20;
     /// The stream that workers read. Default none: the prefix and stream:inbound.
     redis_inbound_stream: Option<String> = None;

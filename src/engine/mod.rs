@@ -247,7 +247,7 @@ impl Engine {
     /// The same by the URL that the adapter returned: its name must be the file's too.
     ///
     /// ```
-    /// use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+    /// use std::sync::Arc;
     /// use tabcast::engine::{Engine, EngineSettings};
     /// use tabcast::id::ChannelId;
     /// use tabcast::platform::adapter::{BotIdentity, PlatformAdapter};
