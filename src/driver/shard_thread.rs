@@ -28,8 +28,10 @@ use crate::id::UserId;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::Frame;
 
-/// Writes of one turn.
+/// Writes of one turn, a large one counted as several.
 const TURN_WRITES_MAX: usize = 256;
+/// Bytes that cost about as much as the system call that writes them: every so many count as one write more.
+const WRITE_COST_BYTES: usize = 16 << 10;
 /// How long a turn may take.
 const TURN_TIME_MAX: Duration = Duration::from_millis(1);
 /// Bytes read from one session in one turn, and the size of the buffer that all sessions of a shard share.
@@ -372,15 +374,19 @@ impl State {
         }
     }
 
-    /// Writes up to `writes_max` sessions; returns how many.
+    /// Writes sessions until that has cost about as much as `writes_max` small writes; returns what it has cost. A
+    /// session with much to write gets its next share after the others had theirs.
     fn write(&mut self, writes_max: usize) -> usize {
-        for done in 0..writes_max {
-            let Some(transmit) = self.shard.poll_transmit() else { return done };
+        let mut cost = 0;
+        while cost < writes_max {
+            let Some(transmit) = self.shard.poll_transmit() else { break };
             let slot = transmit.slot;
             let result = self.sockets.get(slot).map(|socket| write(socket, &transmit));
             drop(transmit);
+            cost += 1;
             match result {
                 Some(Ok(outcome)) => {
+                    cost += outcome.bytes() / WRITE_COST_BYTES;
                     self.shard.handle_written(slot, outcome);
                     if self.shard.is_flushed(slot) {
                         self.sockets.get(slot).into_iter().for_each(Socket::finish_writing);
@@ -389,7 +395,7 @@ impl State {
                 Some(Err(_)) | None => self.shard.handle_lost(slot, Disconnect::ConnectionLost),
             }
         }
-        writes_max
+        cost
     }
 
     fn drop_ended(&mut self) {

@@ -141,6 +141,16 @@ pub enum Outcome {
     Blocked(usize),
 }
 
+impl Outcome {
+    /// How many bytes it took.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Taken(bytes) | Self::Blocked(bytes) => bytes,
+        }
+    }
+}
+
 impl Shard {
     /// The next session that has something to write, direct work first, and what to write.
     #[inline]
@@ -190,10 +200,7 @@ impl Shard {
     /// Says what became of the last transmit of `slot`.
     #[inline]
     pub fn handle_written(&mut self, slot: u32, outcome: Outcome) {
-        let (taken, blocked) = match outcome {
-            Outcome::Taken(bytes) => (bytes, false),
-            Outcome::Blocked(bytes) => (bytes, true),
-        };
+        let (taken, blocked) = (outcome.bytes(), matches!(outcome, Outcome::Blocked(_)));
         let session = self.slab.get_mut(slot);
         if taken > 0 {
             // A pong proves a WebSocket alive, and room that comes free; an event stream has only its writes.
