@@ -487,11 +487,24 @@ impl Default for ShardMetrics {
     }
 }
 
+/// What compressing has made of frames: each counts once, not once a tab.
+#[derive(Debug, Default)]
+pub struct DeflateMetrics {
+    /// Frames whose compressed form is kept, as it is smaller.
+    pub frames: SharedCounter,
+    /// Bytes of their JSON.
+    pub json_bytes: SharedCounter,
+    /// Bytes of their compressed forms.
+    pub form_bytes: SharedCounter,
+}
+
 /// What the whole process counts: once an event or once a request, from any thread.
 #[derive(Debug, Default)]
 pub struct EngineMetrics {
     /// Events serialised, by kind. One a publish, whatever the number of tabs.
     pub encodes: PerLabel<EncodeKind, SharedCounter, { EncodeKind::COUNT }>,
+    /// Frames that got a compressed form. At most one a publish, whatever the number of tabs.
+    pub deflates: DeflateMetrics,
     /// Publishes, by outcome.
     pub publishes: PerLabel<PublishOutcome, SharedCounter, { PublishOutcome::COUNT }>,
     /// Publishes that had to wait for room in an inbox.

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use tabcast::proto::websocket::{Incoming, Partial, ReadError, ReadLimits, read};
 
-const LIMITS: ReadLimits = ReadLimits { message_bytes_max: 600, reserved: 0 };
+const LIMITS: ReadLimits = ReadLimits { message_bytes_max: 600, deflates: false };
 
 #[derive(Debug, PartialEq)]
 enum Got {

@@ -36,6 +36,9 @@ pub enum Delivered {
 
 /// What a node offers to the others.
 pub trait Peer: Send + Sync + 'static {
+    /// Gives a frame that has just come from another node the form that sessions of this node want beside the plain one,
+    /// while nobody else holds it. By default there is none.
+    fn prepare(&self, _channel: &ChannelId, _frame: &mut Frame) {}
     /// Posts a frame from another node to this node's sessions.
     fn deliver(&self, channel: &ChannelId, frame: &Frame) -> Delivered;
     /// Counts a frame that was not delivered for want of room.

@@ -5,6 +5,7 @@ pub mod client;
 #[cfg(test)]
 #[cfg(feature = "redis")]
 mod contract;
+mod deflate;
 pub mod files;
 pub mod intake;
 mod peer;
@@ -22,6 +23,7 @@ use smallvec::SmallVec;
 
 use crate::broker::memory::MemoryBroker;
 use crate::broker::{Broker, Forwarded, NodeId, OnlineUser, Peer, SpoolFull};
+use crate::engine::deflate::deflate_small;
 use crate::engine::files::{FileStore, StoredFile};
 use crate::engine::peer::{LocalPeer, PresenceEdges};
 pub use crate::engine::posted::Posted;
@@ -286,13 +288,15 @@ impl Engine {
         self.with_room(|| hub.room_listener(&channel), || hub.end_sessions(&channel, ending)).await
     }
 
-    /// Publishes without waiting: for callers outside of any runtime. Other nodes may have yet to answer.
+    /// Publishes without waiting: for callers outside of any runtime. Other nodes may have yet to answer. A frame of
+    /// 16 KiB of JSON or more is not compressed.
     ///
     /// # Errors
     /// [`PublishError::Overloaded`] if a shard that it is for has no room: nothing was posted.
     /// [`PublishError::SpoolFull`]: there was nobody here, and too much waits for the other nodes.
     pub fn try_publish(&self, channel: &ChannelId, event: Event<'_>) -> Result<Delivery, PublishError> {
-        let frame = self.encode(channel, &event)?;
+        let mut frame = self.encode(channel, &event)?;
+        deflate_small(&self.inner.hub, channel, &mut frame);
         let posted = self.post_and_forward(channel, &frame).map_err(|Full| PublishError::Overloaded);
         self.count(posted.flatten()).map(|posted| posted.delivery())
     }
@@ -443,6 +447,7 @@ impl Outlet for Engine {
 
     async fn submit(&self, channel: &ChannelId, event: Event<'_>) -> Result<Posted, PublishError> {
         let frame = self.encode(channel, &event)?;
+        let frame = self.deflated(channel, frame).await?;
         self.post(channel, frame).await
     }
 

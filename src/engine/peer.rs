@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::broker::{Broker, Delivered, NodeId, Peer};
+use crate::engine::deflate::deflate_small;
 use crate::fanout::hub::{Edges, Hub};
 use crate::id::{ChannelId, RequestId, UserId};
 use crate::proto::disconnect::Disconnect;
@@ -12,6 +13,10 @@ use crate::proto::frame::Frame;
 pub(super) struct LocalPeer(pub(super) Arc<Hub>);
 
 impl Peer for LocalPeer {
+    fn prepare(&self, channel: &ChannelId, frame: &mut Frame) {
+        deflate_small(&self.0, channel, frame);
+    }
+
     fn deliver(&self, channel: &ChannelId, frame: &Frame) -> Delivered {
         match self.0.post(channel, frame) {
             Ok(delivery) if delivery.tabs > 0 => Delivered::Taken,

@@ -5,8 +5,10 @@
 //! that is held only for those pushes, so that all tabs of a channel see its frames in one order; a post to one shard
 //! needs no sequence beyond its inbox.
 
+mod deflating;
 mod sessions;
 
+pub(crate) use crate::fanout::hub::deflating::Deflating;
 pub(crate) use crate::fanout::hub::sessions::Edges;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -128,6 +130,7 @@ pub struct Hub {
     inboxes: Box<[Inbox]>,
     stripes: Arc<Stripes>,
     inbound: Incomplete,
+    deflating: Deflating,
     returning: Arc<Returning>,
     edges: OnceLock<Box<dyn Edges>>,
     metrics: Arc<Metrics>,
@@ -157,6 +160,7 @@ impl Hub {
             inboxes: (0..shards).map(|_| inbox()).collect(),
             stripes,
             inbound: Incomplete { bytes: AtomicUsize::new(0), bytes_max: limits.inbound_bytes_max },
+            deflating: Deflating::new(limits.deflate_bytes_min),
             returning: Arc::default(),
             edges: OnceLock::new(),
             metrics,

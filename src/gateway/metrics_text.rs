@@ -154,6 +154,13 @@ impl Page<'_, '_> {
     fn engine(&mut self) -> fmt::Result {
         let engine = &self.metrics.engine;
         self.family("encodes_events", "Events serialised, by kind", "kind", &engine.encodes)?;
+        let deflates = &engine.deflates;
+        let compressed = [
+            ("deflated_frames", "Frames that got a compressed form, once for all tabs", &deflates.frames),
+            ("deflated_json_bytes", "Bytes of their JSON", &deflates.json_bytes),
+            ("deflated_form_bytes", "Bytes of their compressed forms", &deflates.form_bytes),
+        ];
+        compressed.iter().try_for_each(|(name, help, counter)| self.counter(name, help, counter.value()))?;
         self.family("publishes_events", "Publishes, by outcome", "outcome", &engine.publishes)?;
         let waited = "Publishes that had to wait for room in an inbox";
         self.counter("waited_publishes", waited, engine.waited_publishes.value())?;

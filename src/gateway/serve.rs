@@ -273,6 +273,7 @@ fn engine_settings(settings: &Settings) -> EngineSettings {
         bytes_budget: settings.bytes_budget,
         file_bytes_max: settings.file_bytes_max,
         inbound_bytes_max: settings.inbound_bytes_max,
+        deflate_bytes_min: settings.deflate_bytes_min,
         streams_max: settings.answers_max,
         streams_per_owner_max: settings.answers_per_user_max,
         stream_bytes_max: settings.answer_bytes_max,

@@ -1,4 +1,4 @@
-//! From a request to a session: the WebSocket handshake (RFC 6455 §4.2) and event streams.
+//! From a request to a session: the WebSocket handshake (RFC 6455 §4.2), its extension, and event streams.
 
 use std::borrow::Cow;
 use std::rc::Rc;
@@ -6,13 +6,15 @@ use std::time::SystemTime;
 
 use base64_simd::STANDARD as BASE64;
 use http::header::{
-    CONNECTION, HeaderName, RETRY_AFTER, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, HeaderName, RETRY_AFTER, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{HeaderMap, Method, StatusCode, Version};
 use hyper::Request;
 use hyper::body::Body;
 use hyper::body::Incoming;
 
+use crate::config::Deflate;
 use crate::driver::listener::Answer;
 use crate::fanout::session::{Address, Identity};
 use crate::fanout::shard::{OpenError, Opening, Resume, Wire};
@@ -23,6 +25,7 @@ use crate::gateway::response::{Answered, draining, error, error_with, has_token,
 use crate::id::ChannelId;
 use crate::metrics::HandshakeOutcome;
 use crate::platform::adapter::Outlet;
+use crate::proto::deflate;
 use crate::proto::event::{Notice, Timestamp};
 use crate::proto::frame::Frame;
 use crate::proto::sse;
@@ -43,14 +46,25 @@ impl ShardEdge {
             let response = error(StatusCode::BAD_REQUEST, "bad_handshake", "the handshake is incomplete");
             return self.refuse(HandshakeOutcome::BadRequest, response);
         };
+        let extensions = self.extensions(request.headers());
+        let wire = if extensions.is_some() { Wire::DeflatedWebSocket } else { Wire::WebSocket };
         let resume = Resume::from_position(asked.parameter("after").as_deref());
-        let address = match self.open(claims, Wire::WebSocket, resume, asked.has_flag("hello")).await {
+        let address = match self.open(claims, wire, resume, asked.has_flag("hello")).await {
             Ok(address) => address,
             Err(answer) => return *answer,
         };
         self.count(HandshakeOutcome::WebSocket);
-        let head = switching_protocols(response.headers(), credential.protocol());
+        let head = switching_protocols(response.headers(), credential.protocol(), extensions);
         Answer::Session { address, head, status: 101 }
+    }
+
+    /// What is answered to the extensions that a client offers. What is not text is no offer.
+    fn extensions(&self, headers: &HeaderMap) -> Option<&'static str> {
+        let offers = headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter().filter_map(|offers| offers.to_str().ok());
+        match self.gateway.settings.deflate {
+            Deflate::On => deflate::accept(offers),
+            Deflate::Off => None,
+        }
     }
 
     /// `GET /events`.
@@ -214,7 +228,7 @@ fn handshake_fault(request: &Request<Incoming>) -> Option<Answered> {
     }
 }
 
-fn switching_protocols(headers: &HeaderMap, protocol: Option<&str>) -> Vec<u8> {
+fn switching_protocols(headers: &HeaderMap, protocol: Option<&str>, extensions: Option<&str>) -> Vec<u8> {
     let mut head = Vec::with_capacity(256);
     head.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
     let mut line = |name: &HeaderName, value: &[u8]| {
@@ -227,6 +241,9 @@ fn switching_protocols(headers: &HeaderMap, protocol: Option<&str>) -> Vec<u8> {
     }
     if let Some(protocol) = protocol {
         line(&SEC_WEBSOCKET_PROTOCOL, protocol.as_bytes());
+    }
+    if let Some(extensions) = extensions {
+        line(&SEC_WEBSOCKET_EXTENSIONS, extensions.as_bytes());
     }
     head.extend_from_slice(b"\r\n");
     head

@@ -9,7 +9,9 @@
 //! ```
 //!
 //! A session writes `prefix`, then `body`: an HTTP/1.1 chunk with one record of an event stream (WHATWG HTML §9.2.6).
+//! What tabs with permessage-deflate are written stands apart: see [`Frame::deflate`].
 
+mod deflated;
 mod pool;
 
 use std::fmt;
@@ -20,6 +22,7 @@ use std::sync::{LazyLock, OnceLock};
 use foldhash::quality::RandomState;
 use triomphe::ThinArc;
 
+pub use self::deflated::deflates;
 pub use self::pool::{POOLED_BYTES_MAX, pooled_bytes};
 use self::pool::{Pooled, with_scratch};
 use crate::id::{ChannelId, MessageId};
@@ -167,12 +170,15 @@ struct Header {
 }
 
 /// What few frames have.
+#[derive(Default)]
 struct Rare {
     /// The bytes of a large frame; the slice behind the header is empty then.
     large: Option<Pooled>,
     /// The form for event streams of a JSON text with U+0085, U+2028 or U+2029, and where its body begins.
     escaped: OnceLock<(Box<[u8]>, usize)>,
     has_separators: bool,
+    /// The compressed WebSocket form.
+    deflated: Option<Box<[u8]>>,
 }
 
 // Ordering: Relaxed: a statistic, publishes nothing.
@@ -423,7 +429,8 @@ impl Frame {
         (record.into_boxed_slice(), prefix.len())
     }
 
-    /// The memory that it holds, in bytes. It never changes: an event stream's own form counts from the beginning.
+    /// The memory that it holds, in bytes. It does not change once the frame is shared: an event stream's own form counts
+    /// from the beginning, and a compressed one is made before.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.header().bytes
@@ -477,7 +484,7 @@ impl Layout {
 
 impl Rare {
     const fn new(large: Option<Pooled>, layout: &Layout) -> Self {
-        Self { large, escaped: OnceLock::new(), has_separators: layout.growth > 0 }
+        Self { large, escaped: OnceLock::new(), has_separators: layout.growth > 0, deflated: None }
     }
 }
 

@@ -17,14 +17,17 @@ const CONTROL_BYTES_MAX: usize = 125;
 /// The longest header of a client: two bytes, eight of length, four of mask (RFC 6455 §5.2).
 const HEAD_BYTES_MAX: usize = 14;
 
+/// The first reserved bit: on a message's first frame, that the message is compressed (RFC 7692 §6).
+const RSV1: u8 = 0x40;
+
 /// What a client may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimits {
     /// Bytes of one message, all fragments together. What an unfinished message may hold in memory at most.
     pub message_bytes_max: usize,
-    /// Reserved bits (of `0x70`) that a message's first frame may have, because an extension was negotiated; 0 for
-    /// none. A message with one is delivered as [`Incoming::Binary`], unchecked: its payload is the extension's.
-    pub reserved: u8,
+    /// Whether permessage-deflate was negotiated: the first frame of a message may then have RSV1, which says that the
+    /// message is compressed (RFC 7692 §6.1). The limit above is then for the compressed bytes.
+    pub deflates: bool,
 }
 
 /// One message of a client, or one control frame.
@@ -32,8 +35,10 @@ pub struct ReadLimits {
 pub enum Incoming<'a> {
     /// Unmasked and valid UTF-8. The bytes may be changed, for example parsed in place.
     Text(&'a mut [u8]),
-    /// Unmasked.
+    /// Unmasked, and compressed if that was negotiated.
     Binary(&'a mut [u8]),
+    /// A compressed text, unmasked and unchecked: see [`Inflater`](crate::proto::deflate::Inflater).
+    Deflated(&'a [u8]),
     /// To be answered with a pong of the same payload.
     Ping(&'a [u8]),
     /// The answer to a ping, or unasked for.
@@ -82,7 +87,10 @@ pub enum ReadError {
     /// Text, or a close reason, that is not UTF-8 (§8.1).
     #[error("the text is not UTF-8")]
     NotUtf8,
-    /// A message over [`ReadLimits::message_bytes_max`].
+    /// A compressed message that does not inflate, or ends too early (RFC 7692 §7.2.2).
+    #[error("the message is not compressed as it says")]
+    NotDeflate,
+    /// A message over [`ReadLimits::message_bytes_max`], as it comes or inflated.
     #[error("the message is too big")]
     MessageTooBig,
 }
@@ -92,7 +100,7 @@ impl ReadError {
     #[must_use]
     pub const fn disconnect(&self) -> Disconnect {
         match self {
-            Self::NotUtf8 => Disconnect::InvalidPayload,
+            Self::NotUtf8 | Self::NotDeflate => Disconnect::InvalidPayload,
             Self::MessageTooBig => Disconnect::MessageTooBig,
             _ => Disconnect::ProtocolError,
         }
@@ -121,7 +129,7 @@ impl Opcode {
 struct Head {
     opcode: Opcode,
     is_last: bool,
-    is_extended: bool,
+    is_deflated: bool,
     mask: [u8; 4],
     payload_bytes: usize,
     /// Of the header itself.
@@ -136,7 +144,7 @@ struct Head {
 /// ```
 /// use std::ops::ControlFlow;
 /// use tabcast::proto::websocket::{Incoming, ReadLimits, read};
-/// let limits = ReadLimits { message_bytes_max: 1 << 16, reserved: 0 };
+/// let limits = ReadLimits { message_bytes_max: 1 << 16, deflates: false };
 /// let (mut partial, mut texts) = (None, Vec::new());
 /// let mut sink = |message: Incoming<'_>| {
 ///     if let Incoming::Text(text) = message {
@@ -272,6 +280,7 @@ impl Reader<'_> {
         match kind {
             MessageKind::Text => (self.sink)(Incoming::Text(payload)),
             MessageKind::Binary => (self.sink)(Incoming::Binary(payload)),
+            MessageKind::Deflated => (self.sink)(Incoming::Deflated(payload)),
         }
     }
 
@@ -303,7 +312,7 @@ impl Reader<'_> {
             (other, _) => return Err(ReadError::Opcode(other)),
         };
         let begins_message = matches!(opcode, Opcode::Text | Opcode::Binary);
-        let allowed = if begins_message { self.limits.reserved } else { 0 };
+        let allowed = if begins_message && self.limits.deflates { RSV1 } else { 0 };
         if first & 0x70 & !allowed != 0 {
             return Err(ReadError::ReservedBit);
         }
@@ -326,8 +335,8 @@ impl Reader<'_> {
             return Err(ReadError::MessageTooBig);
         }
         let Some(&mask) = bytes[2 + length_bytes..].first_chunk() else { return Ok(None) };
-        let is_extended = first & 0x70 != 0;
-        Ok(Some(Head { opcode, is_last, is_extended, mask, payload_bytes, bytes: 2 + length_bytes + 4 }))
+        let is_deflated = first & RSV1 != 0;
+        Ok(Some(Head { opcode, is_last, is_deflated, mask, payload_bytes, bytes: 2 + length_bytes + 4 }))
     }
 }
 

@@ -230,7 +230,10 @@ impl Shared {
 
     fn on_record(&self, peer: &dyn Peer, publisher: NodeName, record: Record) {
         match record {
-            Record::Frame { channel, frame } => self.arrivals.take(peer, Arrival::Frame { channel, frame }),
+            Record::Frame { channel, mut frame } => {
+                peer.prepare(&channel, &mut frame);
+                self.arrivals.take(peer, Arrival::Frame { channel, frame });
+            }
             Record::End { user, ending } => self.arrivals.take(peer, Arrival::End { user, ending }),
             Record::Come => {
                 self.members.add(publisher);

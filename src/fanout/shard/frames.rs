@@ -7,10 +7,21 @@ use crate::proto::frame::{Class, Frame, Kind};
 pub enum Wire {
     /// RFC 6455 frames.
     WebSocket,
+    /// The same with permessage-deflate: what has a compressed form is written in that, what has none as it is.
+    DeflatedWebSocket,
     /// An event stream in HTTP/1.1 chunks.
     EventStream,
     /// The chunks of an OpenAI answer, in HTTP/1.1 chunks: frames become bytes when they are written.
     Completion,
+}
+
+impl Wire {
+    /// Whether both sides speak RFC 6455.
+    #[must_use]
+    #[inline]
+    pub const fn is_websocket(self) -> bool {
+        matches!(self, Self::WebSocket | Self::DeflatedWebSocket)
+    }
 }
 
 /// A frame of this shard's table. It is counted: who keeps one holds it, who drops one releases it.
@@ -69,6 +80,7 @@ impl Local {
     pub(crate) fn parts(&self, wire: Wire) -> [&[u8]; 2] {
         match (self, wire) {
             (Self::Frame(frame), Wire::WebSocket) => [frame.websocket(), &[]],
+            (Self::Frame(frame), Wire::DeflatedWebSocket) => [frame.deflated().unwrap_or(frame.websocket()), &[]],
             (Self::Frame(frame), Wire::EventStream) => match frame.event_stream() {
                 Some(form) => [form.prefix, form.body],
                 None => [&[], &[]],
@@ -76,7 +88,7 @@ impl Local {
             // What it weighs until it is translated; it is never written so.
             (Self::Frame(frame), Wire::Completion) => [frame.json(), &[]],
             (Self::Bytes(bytes), Wire::EventStream | Wire::Completion) => [bytes, &[]],
-            (Self::Bytes(_), Wire::WebSocket) => [&[], &[]],
+            (Self::Bytes(_), Wire::WebSocket | Wire::DeflatedWebSocket) => [&[], &[]],
         }
     }
 

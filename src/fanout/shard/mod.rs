@@ -41,6 +41,7 @@ use crate::fanout::shard::timers::{TICK, Timers};
 pub use crate::fanout::shard::transmit::{Outcome, Slices, Transmit};
 use crate::id::RoomName;
 use crate::metrics::ShardMetrics;
+use crate::proto::deflate::Inflater;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::Frame;
 use crate::proto::limits::SessionLimits;
@@ -75,6 +76,8 @@ pub struct Shard {
     relief: Relief,
     /// What the other shards' queues cost beside their frames, as it was last looked up.
     entries_elsewhere: usize,
+    /// For clients' messages that are compressed.
+    inflater: Inflater,
     picks: u32,
     draining: Option<Draining>,
     ping: Handle,
@@ -138,6 +141,7 @@ impl Shard {
             is_pressed: false,
             relief: Relief::default(),
             entries_elsewhere: 0,
+            inflater: Inflater::default(),
             picks: 0,
             draining: None,
             ping,
@@ -365,7 +369,7 @@ impl Shard {
             session.ping_due
         };
         let wait = next.min(session.expires) - tick;
-        let ping = if session.wire == Wire::WebSocket { self.ping } else { self.keep_alive };
+        let ping = if session.wire.is_websocket() { self.ping } else { self.keep_alive };
         self.timers.set(slot, wait);
         if is_due {
             self.offer_one(slot, ping);
@@ -390,6 +394,9 @@ impl Shard {
     /// Takes a session out of the registry and its rooms: it gets no more frames. Counted once, with the reason.
     fn depart(&mut self, slot: u32, ending: Disconnect) {
         self.metrics.ended_sessions.of(ending).increment();
+        if self.slab.get(slot).wire == Wire::DeflatedWebSocket {
+            self.hub.deflating().left();
+        }
         if let Some(handle) = self.slab.session_ref(self.index, slot) {
             match &self.slab.get(slot).answer {
                 Some(answer) => self.hub.leave_stream(&answer.request, handle.address(), ending),

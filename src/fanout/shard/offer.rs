@@ -47,6 +47,8 @@ pub(super) struct Offered {
     class: Class,
     tag: u32,
     websocket_bytes: usize,
+    /// On a WebSocket with permessage-deflate.
+    deflated_bytes: usize,
     urgency: Urgency,
 }
 
@@ -56,8 +58,9 @@ pub(super) struct Run {
     room: Option<Arc<Room>>,
     offered: Vec<Offered>,
     entries: Vec<Entry>,
-    /// On a WebSocket.
-    bytes: usize,
+    /// On a WebSocket, and on one with permessage-deflate.
+    websocket_bytes: usize,
+    deflated_bytes: usize,
     /// None of them replaces another.
     is_simple: bool,
 }
@@ -66,9 +69,20 @@ impl Run {
     fn add(&mut self, room: Arc<Room>, offered: Offered) {
         self.is_simple = offered.class != Class::Latest && (self.is_simple || self.offered.is_empty());
         self.room = Some(room);
-        self.bytes += offered.websocket_bytes;
+        self.websocket_bytes += offered.websocket_bytes;
+        self.deflated_bytes += offered.deflated_bytes;
         self.entries.push(Entry { handle: offered.handle, tag: offered.tag });
         self.offered.push(offered);
+    }
+
+    /// Bytes of all of them on that wire; None if they are not known for all of its sessions together.
+    #[inline]
+    const fn bytes(&self, wire: Wire) -> Option<usize> {
+        match wire {
+            Wire::WebSocket => Some(self.websocket_bytes),
+            Wire::DeflatedWebSocket => Some(self.deflated_bytes),
+            Wire::EventStream | Wire::Completion => None,
+        }
     }
 }
 
@@ -85,7 +99,9 @@ impl Shard {
         let local = self.frames.get(handle);
         let class = local.class();
         let tag = if class == Class::Latest { tag_of(local.key()) } else { 0 };
-        Offered { handle, class, tag, websocket_bytes: local.wire_bytes(Wire::WebSocket), urgency }
+        let websocket_bytes = local.wire_bytes(Wire::WebSocket);
+        let deflated_bytes = local.wire_bytes(Wire::DeflatedWebSocket);
+        Offered { handle, class, tag, websocket_bytes, deflated_bytes, urgency }
     }
 
     /// Offers a held frame to one session.
@@ -134,7 +150,7 @@ impl Shard {
             self.frames.release(entry.handle);
         }
         run.offered.clear();
-        run.bytes = 0;
+        (run.websocket_bytes, run.deflated_bytes) = (0, 0);
         self.run = run;
     }
 
@@ -161,9 +177,10 @@ impl Shard {
     #[inline]
     fn take_whole(&mut self, slot: u32, run: &Run, urgency: Urgency) -> bool {
         let session = self.slab.get_mut(slot);
-        let is_simple = run.is_simple && session.state == State::Open && session.wire == Wire::WebSocket;
+        let Some(bytes) = run.bytes(session.wire) else { return false };
+        let is_simple = run.is_simple && session.state == State::Open;
         let fits = session.queue.len() + run.entries.len() <= self.limits.queue_frames_max
-            && session.queue_bytes + run.bytes <= self.limits.queue_bytes_max;
+            && session.queue_bytes + bytes <= self.limits.queue_bytes_max;
         if !is_simple || (!fits && session.blocked) {
             return false;
         }
@@ -171,9 +188,9 @@ impl Shard {
         for entry in &run.entries {
             session.queue.push(*entry, &mut self.pool);
         }
-        session.queue_bytes += run.bytes;
+        session.queue_bytes += bytes;
         self.queued.frames += run.entries.len();
-        self.queued.bytes += run.bytes;
+        self.queued.bytes += bytes;
         if !session.is_listed(urgency) {
             self.list(slot, urgency);
         }
@@ -189,6 +206,7 @@ impl Shard {
         }
         let bytes = match session.wire {
             Wire::WebSocket => offered.websocket_bytes,
+            Wire::DeflatedWebSocket => offered.deflated_bytes,
             wire => self.frames.get(offered.handle).wire_bytes(wire),
         };
         if bytes == 0 {
@@ -331,7 +349,7 @@ impl Shard {
     /// Queues what ends the stream of bytes: a close frame, or an event stream's last chunk.
     pub(super) fn queue_close(&mut self, slot: u32, ending: Disconnect) {
         let local = match self.slab.get(slot).wire {
-            Wire::WebSocket => Local::Frame(Frame::close(ending)),
+            Wire::WebSocket | Wire::DeflatedWebSocket => Local::Frame(Frame::close(ending)),
             Wire::EventStream => Local::Bytes(Box::from(sse::LAST_CHUNK)),
             Wire::Completion => Local::Bytes(self.last_words(slot, ending)),
         };

@@ -132,6 +132,9 @@ impl Shard {
                 return Err(error.into());
             }
         };
+        if opening.wire == Wire::DeflatedWebSocket {
+            self.hub.deflating().joined();
+        }
         self.metrics.sessions.store(self.slab.len() as u64);
         greet(address).into_iter().for_each(|frame| self.send(slot, frame));
         if opening.resume != Resume::Fresh {

@@ -56,12 +56,13 @@ impl Shard {
         let session = self.slab.get_mut(slot);
         session.awaiting = false;
         // What the client of a stream sends after its request means nothing; after a violation nobody listens.
-        if session.wire != Wire::WebSocket || session.deaf || matches!(session.state, State::Vacant | State::Ended) {
+        if !session.wire.is_websocket() || session.deaf || matches!(session.state, State::Vacant | State::Ended) {
             return;
         }
         let mut partial = session.partial.take();
         let before = incomplete_bytes(partial.as_deref());
-        let limits = ReadLimits { message_bytes_max: self.limits.message_bytes_max, reserved: 0 };
+        let deflates = session.wire == Wire::DeflatedWebSocket;
+        let limits = ReadLimits { message_bytes_max: self.limits.message_bytes_max, deflates };
         let mut sink = |incoming: Incoming<'_>| self.handle_incoming(slot, incoming, inbound);
         let result = websocket::read(&mut partial, input, &limits, &mut sink);
         let session = self.slab.get_mut(slot);
@@ -87,7 +88,7 @@ impl Shard {
     /// The peer sends nothing more.
     pub fn handle_end_of_input(&mut self, slot: u32) {
         let ending = match self.slab.get(slot).wire {
-            Wire::WebSocket => Disconnect::ConnectionLost,
+            Wire::WebSocket | Wire::DeflatedWebSocket => Disconnect::ConnectionLost,
             // Readers of streams leave without a word.
             Wire::EventStream | Wire::Completion => Disconnect::Normal,
         };
@@ -103,17 +104,26 @@ impl Shard {
             return ControlFlow::Continue(());
         }
         match incoming {
-            Incoming::Text(text) => {
-                if let Some(session) = self.session(slot) {
-                    let reaction = inbound.text(&session, text);
-                    self.react(slot, reaction);
-                }
+            Incoming::Text(text) => self.hear(slot, text, inbound),
+            Incoming::Deflated(payload) => {
+                let mut inflater = std::mem::take(&mut self.inflater);
+                let bytes_max = self.limits.message_bytes_max;
+                let result = inflater.inflate(payload, bytes_max, |text| self.hear(slot, text, inbound));
+                self.inflater = inflater;
+                result.err().into_iter().for_each(|error| self.violate(slot, error.disconnect()));
             }
             Incoming::Ping(payload) => self.send(slot, Frame::pong(payload)),
             Incoming::Binary(_) => self.violate(slot, Disconnect::UnsupportedData),
             Incoming::Pong(_) | Incoming::Close(_) => {}
         }
         if self.slab.get(slot).deaf { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn hear(&mut self, slot: u32, text: &mut [u8], inbound: &mut dyn Inbound) {
+        if let Some(session) = self.session(slot) {
+            let reaction = inbound.text(&session, text);
+            self.react(slot, reaction);
+        }
     }
 
     fn react(&mut self, slot: u32, reaction: Reaction) {

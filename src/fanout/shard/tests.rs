@@ -1,6 +1,7 @@
 //! Shards in simulated time: every rule of a session's life, without a socket and without a clock.
 
 mod answers;
+mod deflated;
 mod endings;
 mod fan_out;
 mod heartbeat;

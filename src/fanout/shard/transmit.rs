@@ -204,7 +204,7 @@ impl Shard {
         let session = self.slab.get_mut(slot);
         if taken > 0 {
             // A pong proves a WebSocket alive, and room that comes free; an event stream has only its writes.
-            session.awaiting &= session.wire == Wire::WebSocket;
+            session.awaiting &= session.wire.is_websocket();
             self.queued.bytes -= taken;
             session.queue_bytes -= taken;
             session.written += taken;
@@ -233,7 +233,7 @@ impl Shard {
         }
         let session = self.slab.get_mut(slot);
         if session.queue.is_empty() {
-            if state == State::Closing && (peer_closed || wire != Wire::WebSocket) {
+            if state == State::Closing && (peer_closed || !wire.is_websocket()) {
                 self.finish(slot);
             }
         } else if blocked {

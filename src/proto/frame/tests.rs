@@ -274,7 +274,77 @@ fn a_clone_is_the_same_memory() {
     assert!(format!("{frame:?}").starts_with("Frame { kind: Message, bytes: "));
 }
 
+/// Reads the compressed form back: what its payload inflates to.
+fn read_deflated(form: &[u8]) -> Vec<u8> {
+    let (first, payload) = read_websocket(form);
+    assert_eq!(first, 0xc1);
+    let limit = 64 << 20;
+    crate::proto::deflate::Inflater::default().inflate(payload, limit, |text| text.to_vec()).unwrap()
+}
+
+#[test]
+fn the_compressed_form_says_the_same_in_fewer_bytes() {
+    for length in [60, 100, 125, 126, 1000, 0xffff, 0x1_0000, 300_000] {
+        let text = "again and “again” 😀 ".repeat(length / 20 + 1);
+        let (mut frame, plain) = (message(&text), message(&text));
+        assert!(frame.deflate(), "{length}");
+        let form = frame.deflated().unwrap();
+        assert_eq!(read_deflated(form), frame.json());
+        assert!(form.len() < frame.websocket().len());
+        assert!(frame.bytes() >= plain.bytes() + form.len());
+        // All else is as it was.
+        assert_eq!((frame.websocket(), frame.event_stream()), (plain.websocket(), plain.event_stream()));
+        assert_eq!((frame.kind(), frame.key(), frame.message_id()), (plain.kind(), plain.key(), plain.message_id()));
+    }
+    // Beside what else few frames have.
+    let mut separators = message(&"\u{2028} and ".repeat(100));
+    let record = read_event_stream(separators.event_stream().unwrap());
+    assert!(separators.deflate());
+    assert_eq!(read_event_stream(separators.event_stream().unwrap()), record);
+    assert_eq!(read_deflated(separators.deflated().unwrap()), separators.json());
+}
+
+#[test]
+fn the_forms_of_a_shared_frame_do_not_change() {
+    let mut frame = message(&"again and ".repeat(100));
+    let mut shared = frame.clone();
+    let bytes = frame.bytes();
+    assert!(!frame.deflate() && !shared.deflate());
+    assert_eq!((frame.bytes(), frame.deflated()), (bytes, None));
+    drop(shared);
+    assert!(frame.deflate());
+    let (bytes, place) = (frame.bytes(), frame.deflated().unwrap().as_ptr());
+    let mut shared = frame.clone();
+    assert!(shared.deflate() && frame.deflate(), "it is there");
+    assert_eq!((shared.deflated().unwrap().as_ptr(), shared.bytes()), (place, bytes));
+}
+
+#[test]
+fn what_would_be_no_smaller_or_has_no_json_gets_no_compressed_form() {
+    for mut frame in all() {
+        let bytes = frame.bytes();
+        let has_form = frame.deflate();
+        assert_eq!(frame.deflated().is_some(), has_form);
+        assert!(!has_form || frame.deflated().unwrap().len() < frame.websocket().len(), "{frame:?}");
+        assert!(has_form || frame.bytes() == bytes, "{frame:?}");
+        assert!(!has_form || frame.kind().has_json(), "{frame:?}");
+    }
+}
+
 proptest! {
+    #[test]
+    fn both_forms_of_any_frame_say_the_same(text in prop_oneof![r#"([ -~]|["\\\x00-\x1f]|[\u{85}\u{2028}“é]){0,600}"#, "(again|and|\\PC){0,200}"]) {
+        let mut frame = message(&text);
+        let (json, bytes) = (frame.json().to_vec(), frame.bytes());
+        let has_form = frame.deflate();
+        prop_assert_eq!(frame.json(), &json);
+        prop_assert_eq!(read_websocket(frame.websocket()), (0x81, &json[..]));
+        prop_assert_eq!(has_form, frame.bytes() > bytes);
+        if let Some(form) = frame.deflated() {
+            prop_assert_eq!(read_deflated(form), json);
+        }
+    }
+
     #[test]
     fn any_text_is_the_same_in_every_form(text in r#"([ -~]|["\\\x00-\x1f]|[\u{85}\u{2028}\u{2029}“é]|\PC){0,200}"#) {
         let frame = message(&text);

@@ -105,12 +105,15 @@ pub(super) enum MessageKind {
     Text,
     /// Anything.
     Binary,
+    /// A text that is compressed.
+    Deflated,
 }
 
 impl MessageKind {
     pub(super) const fn of(head: &Head) -> Self {
         match head.opcode {
-            Opcode::Text if !head.is_extended => Self::Text,
+            Opcode::Text if head.is_deflated => Self::Deflated,
+            Opcode::Text => Self::Text,
             _ => Self::Binary,
         }
     }

@@ -2,13 +2,14 @@ use proptest::prelude::*;
 
 use super::*;
 
-const LIMITS: ReadLimits = ReadLimits { message_bytes_max: 1000, reserved: 0 };
+const LIMITS: ReadLimits = ReadLimits { message_bytes_max: 1000, deflates: false };
 
 /// What a reader delivered, in the order of delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Got {
     Text(String),
     Binary(Vec<u8>),
+    Deflated(Vec<u8>),
     Ping(Vec<u8>),
     Pong(Vec<u8>),
     Close(Option<(u16, String)>),
@@ -19,6 +20,7 @@ impl Got {
         match message {
             Incoming::Text(text) => Self::Text(std::str::from_utf8(text).unwrap().to_owned()),
             Incoming::Binary(bytes) => Self::Binary(bytes.to_vec()),
+            Incoming::Deflated(bytes) => Self::Deflated(bytes.to_vec()),
             Incoming::Ping(bytes) => Self::Ping(bytes.to_vec()),
             Incoming::Pong(bytes) => Self::Pong(bytes.to_vec()),
             Incoming::Close(payload) => Self::Close(payload.map(|(code, reason)| (code, reason.to_owned()))),
@@ -121,7 +123,7 @@ fn messages_of_one_frame_are_delivered() {
 
 #[test]
 fn lengths_of_sixty_four_bits_are_read() {
-    let limits = ReadLimits { message_bytes_max: 1 << 17, reserved: 0 };
+    let limits = ReadLimits { message_bytes_max: 1 << 17, deflates: false };
     let payload = "b".repeat(70_000);
     let stream = frame(FIN | 1, payload.as_bytes());
     for pieces in [vec![stream.len()], vec![1; 20], vec![13, 60_000], vec![14, 1]] {
@@ -258,7 +260,7 @@ fn a_million_empty_fragments_hold_no_more_than_one() {
 
 #[test]
 fn memory_grows_with_what_was_received_and_not_with_what_is_claimed() {
-    let limits = ReadLimits { message_bytes_max: 1 << 30, reserved: 0 };
+    let limits = ReadLimits { message_bytes_max: 1 << 30, deflates: false };
     let mut partial = None;
     let mut none = |_: Incoming<'_>| -> ControlFlow<()> { panic!("nothing is complete") };
     read(&mut partial, &mut b"\x81\xff\0\0\0\0\x40\0\0\0\0\0\0\0abc".to_vec(), &limits, &mut none).unwrap();
@@ -290,25 +292,49 @@ fn a_whole_message_is_delivered_from_the_input() {
     .unwrap();
 }
 
+/// The same as [`check`], with permessage-deflate.
+fn check_deflates(stream: &[u8], expected: (&[Got], Result<(), ReadError>)) {
+    let limits = ReadLimits { deflates: true, ..LIMITS };
+    for cut in 0..=stream.len() {
+        let (got, result, is_idle) = read_pieces(stream, &limits, [cut, stream.len()]);
+        assert_eq!((&got[..], result, is_idle), (expected.0, expected.1, true), "cut at {cut}");
+    }
+}
+
 #[test]
-fn allowed_reserved_bits_mark_a_message_as_the_extensions() {
-    let limits = ReadLimits { reserved: 0x40, ..LIMITS };
-    let read_all = |stream: &[u8]| {
-        let (got, result, _) = read_pieces(stream, &limits, [stream.len()]);
-        (got, result)
-    };
-    let deflated = Got::Binary(b"\xff\xfe".to_vec());
-    assert_eq!(read_all(&frame(FIN | 0x41, b"\xff\xfe")), (vec![deflated.clone()], Ok(())));
-    assert_eq!(read_all(&frames(&[(0x41, b"\xff"), (FIN, b"\xfe")])), (vec![deflated], Ok(())));
-    assert_eq!(read_all(&frames(&[(0x41, b"\xff"), (FIN | 0x40, b"")])), (vec![], Err(ReadError::ReservedBit)));
-    assert_eq!(read_all(&frame(FIN | 0x49, b"")), (vec![], Err(ReadError::ReservedBit)));
-    assert_eq!(read_all(&frame(FIN | 0x21, b"")), (vec![], Err(ReadError::ReservedBit)));
-    assert_eq!(read_all(&frame(FIN | 1, b"\xff")), (vec![], Err(ReadError::NotUtf8)));
+fn the_first_reserved_bit_of_a_message_says_that_it_is_compressed() {
+    let deflated = |payload: &[u8]| Got::Deflated(payload.to_vec());
+    let ok = |stream: &[u8], expected: &[Got]| check_deflates(stream, (expected, Ok(())));
+    let err = |stream: &[u8], expected: ReadError| check_deflates(stream, (&[], Err(expected)));
+    // Its bytes are not looked at: they need not be UTF-8.
+    ok(&frame(FIN | 0x41, b"\xff\xfe"), &[deflated(b"\xff\xfe")]);
+    ok(&frame(FIN | 0x41, b""), &[deflated(b"")]);
+    ok(
+        &frames(&[(0x41, b"\xff"), (FIN | 9, b"p"), (FIN, b"\xfe")]),
+        &[Got::Ping(b"p".to_vec()), deflated(b"\xff\xfe")],
+    );
+    ok(&frames(&[(FIN | 0x41, b"a"), (FIN | 1, b"b")]), &[deflated(b"a"), text("b")]);
+    // What is in a compressed binary message matters to nobody.
+    ok(&frame(FIN | 0x42, b"\xff"), &[Got::Binary(vec![0xff])]);
+    // Not on what goes on, nor on control frames, and no other bit.
+    err(&frames(&[(0x41, b"\xff"), (FIN | 0x40, b"")]), ReadError::ReservedBit);
+    err(&frames(&[(1, b"a"), (FIN | 0x40, b"")]), ReadError::ReservedBit);
+    for control in [8, 9, 10] {
+        err(&frame(FIN | 0x40 | control, b""), ReadError::ReservedBit);
+    }
+    for bits in [0x20, 0x10, 0x60, 0x50, 0x70] {
+        err(&frame(FIN | bits | 1, b""), ReadError::ReservedBit);
+    }
+    // What has no such bit is as before, and so is the limit of bytes that come.
+    err(&frame(FIN | 1, b"\xff"), ReadError::NotUtf8);
+    err(b"\xc1\xfe\x03\xe9", ReadError::MessageTooBig);
+    err(&[&frames(&[(0x41, &[0xff; 1000])])[..], b"\x80\x81"].concat(), ReadError::MessageTooBig);
 }
 
 #[test]
 fn errors_end_with_their_close_code() {
     assert_eq!(ReadError::NotUtf8.disconnect().close_code(), 1007);
+    assert_eq!(ReadError::NotDeflate.disconnect().close_code(), 1007);
     assert_eq!(ReadError::MessageTooBig.disconnect().close_code(), 1009);
     assert_eq!(ReadError::NotMasked.disconnect().close_code(), 1002);
     assert_eq!(ReadError::CloseCode(1005).disconnect().close_code(), 1002);

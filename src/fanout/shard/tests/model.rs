@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::rig::{CLOSE, Got, PING, PONG, Rig, TEXT, client_frame, edit, message, typing};
+use super::rig::{CLOSE, Got, PING, PONG, Rig, TEXT, client_frame, deflated_client_frame, edit, message, typing};
 use crate::fanout::session::Address;
 use crate::fanout::shard::Wire;
 use crate::id::{ChannelId, MessageId, RoomName, UserId};
@@ -57,7 +57,11 @@ fn what() -> impl Strategy<Value = What> {
 
 fn step() -> impl Strategy<Value = Step> {
     let tab = || any::<Index>();
-    let wire = prop_oneof![3 => Just(Wire::WebSocket), 1 => Just(Wire::EventStream)];
+    let wire = prop_oneof![
+        2 => Just(Wire::WebSocket),
+        2 => Just(Wire::DeflatedWebSocket),
+        1 => Just(Wire::EventStream)
+    ];
     let room = || prop_oneof![3 => 0usize..300, 1 => Just(usize::MAX)];
     let publish = prop_oneof![
         4 => (0..3u8, what()).prop_map(|(user, what)| Step::ToUser { user, what }),
@@ -129,12 +133,17 @@ impl Model {
     fn frame(&mut self, what: What) -> Frame {
         self.next += 1;
         let text = |bytes: usize| format!("{} {}", self.next, "x".repeat(bytes));
-        match what {
+        let mut frame = match what {
             What::Message { bytes } => message(&text(bytes)),
             What::Edit { key, bytes } => edit(self.keys[key], &text(bytes)),
             What::Typing { active } => typing(active, "u"),
             What::Control => Frame::notice(&Notice::Pong { client_id: None }),
+        };
+        // Some have the compressed form and some have none, whoever reads them.
+        if self.next.is_multiple_of(2) {
+            frame.deflate();
         }
+        frame
     }
 
     fn post(&mut self, channel: &str, what: What) {
@@ -239,7 +248,10 @@ impl Model {
             Step::Say { tab } => {
                 self.next += 1;
                 let say = format!("say {} reply", self.next);
-                pick(tab).into_iter().for_each(|t| self.receive(t, &text(say.clone())));
+                let Some(tab) = pick(tab) else { return };
+                let is_deflated = self.rig.tabs[tab].wire == Wire::DeflatedWebSocket && self.next.is_multiple_of(3);
+                let frame = if is_deflated { deflated_client_frame(say.as_bytes()) } else { text(say) };
+                self.receive(tab, &frame);
             }
             Step::Ping { tab } => pick(tab).into_iter().for_each(|t| self.receive(t, &client_frame(PING, b"p"))),
             Step::Pong { tab } => pick(tab).into_iter().for_each(|t| self.receive(t, &client_frame(PONG, b""))),
@@ -267,6 +279,9 @@ impl Model {
 
     fn check_sums(&self) {
         self.rig.check_gauges();
+        let deflates = |tab: &usize| self.rig.tabs[*tab].wire == Wire::DeflatedWebSocket && self.rig.is_open(*tab);
+        let deflating = (0..self.rig.tabs.len()).filter(deflates).count();
+        assert_eq!(self.rig.hub.deflating().sessions(), deflating);
         let open = (0..self.rig.tabs.len()).filter(|tab| self.rig.is_open(*tab)).count();
         assert_eq!(self.rig.hub.registry().total_connections(), open);
         for room in 0..4 {

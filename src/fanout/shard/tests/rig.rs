@@ -13,6 +13,7 @@ use crate::fanout::shard::{Answer, Inbound, OpenError, Opening, Outcome, Reactio
 use crate::fanout::streams::StreamOptions;
 use crate::id::{ChannelId, MessageId, RequestId, RoomName, UserId};
 use crate::proto::completion::{Completion, CompletionHead};
+use crate::proto::deflate::Inflater;
 use crate::proto::delivery::Delivery;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::event::{ErrorCode, Event, Notice, Timestamp};
@@ -114,6 +115,7 @@ pub(super) fn typing(active: bool, channel: &str) -> Frame {
 }
 
 pub(super) const TEXT: u8 = 0x81;
+pub(super) const RSV1: u8 = 0x40;
 pub(super) const CLOSE: u8 = 0x88;
 pub(super) const PING: u8 = 0x89;
 pub(super) const PONG: u8 = 0x8a;
@@ -134,6 +136,15 @@ pub(super) fn client_frame(first: u8, payload: &[u8]) -> Vec<u8> {
     unmask(&mut payload, MASK);
     bytes.extend_from_slice(&payload);
     bytes
+}
+
+/// A compressed text, as a client sends it that begins anew with each message.
+pub(super) fn deflated_client_frame(text: &[u8]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(text.len() + 100);
+    let mut state = flate2::Compress::new(flate2::Compression::best(), false);
+    state.compress_vec(text, &mut payload, flate2::FlushCompress::Sync).unwrap();
+    assert_eq!(payload.split_off(payload.len() - 4), [0, 0, 0xff, 0xff]);
+    client_frame(TEXT | RSV1, &payload)
 }
 
 pub(super) struct Rig {
@@ -251,6 +262,13 @@ impl Rig {
     /// A WebSocket tab that reads all it gets.
     pub(super) fn tab(&mut self, shard: u16, user: &str) -> usize {
         let tab = self.try_open(shard, user, Wire::WebSocket).unwrap();
+        self.writable(tab, usize::MAX);
+        tab
+    }
+
+    /// The same with permessage-deflate.
+    pub(super) fn deflated_tab(&mut self, shard: u16, user: &str) -> usize {
+        let tab = self.try_open(shard, user, Wire::DeflatedWebSocket).unwrap();
         self.writable(tab, usize::MAX);
         tab
     }
@@ -401,6 +419,7 @@ impl Rig {
         let (mut rest, mut got) = (&tab.received[..], Vec::new());
         let next = match tab.wire {
             Wire::WebSocket => next_frame,
+            Wire::DeflatedWebSocket => next_deflated,
             Wire::EventStream => next_chunk,
             Wire::Completion => next_records,
         };
@@ -422,7 +441,11 @@ impl Rig {
     /// Bytes behind the last whole frame.
     pub(super) fn torn_bytes(&self, tab: usize) -> usize {
         let tab = &self.tabs[tab];
-        let next = if tab.wire == Wire::WebSocket { next_frame } else { next_records };
+        let next = match tab.wire {
+            Wire::WebSocket => next_frame,
+            Wire::DeflatedWebSocket => next_deflated,
+            Wire::EventStream | Wire::Completion => next_records,
+        };
         let mut rest = &tab.received[..];
         while let Some((_, after)) = next(rest) {
             rest = after;
@@ -503,17 +526,18 @@ pub(super) fn frames_of(mut bytes: &[u8]) -> Vec<Got> {
     got
 }
 
+/// The same as [`next_frame`], of a session that negotiated permessage-deflate.
+fn next_deflated(bytes: &[u8]) -> Option<(Got, &[u8])> {
+    let (first, payload, rest) = split_frame(bytes)?;
+    if first != TEXT | RSV1 {
+        return next_frame(bytes);
+    }
+    let read = |json: &mut [u8]| Got::Json(serde_json::from_slice(json).expect("JSON"));
+    Some((Inflater::default().inflate(payload, 1 << 20, read).expect("compressed"), rest))
+}
+
 fn next_frame(bytes: &[u8]) -> Option<(Got, &[u8])> {
-    let (&[first, second], rest) = bytes.split_first_chunk()?;
-    assert_eq!(second & 0x80, 0, "a server does not mask");
-    let (length, rest) = match second {
-        126 => rest.split_first_chunk().map(|(l, rest)| (usize::from(u16::from_be_bytes(*l)), rest))?,
-        127 => rest
-            .split_first_chunk()
-            .map(|(l, rest)| (usize::try_from(u64::from_be_bytes(*l)).unwrap_or(usize::MAX), rest))?,
-        short => (usize::from(short), rest),
-    };
-    let (payload, rest) = rest.split_at_checked(length)?;
+    let (first, payload, rest) = split_frame(bytes)?;
     let got = match first {
         TEXT => Got::Json(serde_json::from_slice(payload).expect("JSON")),
         PING => Got::Ping,
@@ -525,6 +549,20 @@ fn next_frame(bytes: &[u8]) -> Option<(Got, &[u8])> {
         other => panic!("first byte {other:#x}"),
     };
     Some((got, rest))
+}
+
+fn split_frame(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&[first, second], rest) = bytes.split_first_chunk()?;
+    assert_eq!(second & 0x80, 0, "a server does not mask");
+    let (length, rest) = match second {
+        126 => rest.split_first_chunk().map(|(l, rest)| (usize::from(u16::from_be_bytes(*l)), rest))?,
+        127 => rest
+            .split_first_chunk()
+            .map(|(l, rest)| (usize::try_from(u64::from_be_bytes(*l)).unwrap_or(usize::MAX), rest))?,
+        short => (usize::from(short), rest),
+    };
+    let (payload, rest) = rest.split_at_checked(length)?;
+    Some((first, payload, rest))
 }
 
 fn next_chunk(bytes: &[u8]) -> Option<(Got, &[u8])> {
