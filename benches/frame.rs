@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use tabcast::id::{ChannelId, MessageId};
 use tabcast::proto::event::{Event, Timestamp};
 use tabcast::proto::frame::Frame;
@@ -60,5 +60,48 @@ fn delivery(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, small_frames, files, delivery);
+/// Text as people and models write it: this crate's own.
+fn chat(bytes: usize) -> String {
+    let prose: String = include_str!("../README.md").chars().filter(|c| !"|`*#".contains(*c)).collect();
+    prose.chars().cycle().skip(500).take(bytes).collect()
+}
+
+fn code(bytes: usize) -> String {
+    include_str!("../src/fanout/hub.rs").chars().cycle().skip(500).take(bytes).collect()
+}
+
+fn compressed_forms(c: &mut Criterion) {
+    let id = MessageId::random();
+    let mut group = c.benchmark_group("how many ns does it take to compress a frame, once for all tabs");
+    for (name, text) in [("chat", chat as fn(usize) -> String), ("code", code)] {
+        for (size, bytes) in [("512 B", 512), ("4 KiB", 4 << 10), ("64 KiB", 64 << 10)] {
+            let text = text(bytes);
+            let plain = || Frame::encode(&message(id, black_box(&text)));
+            let mut frame = plain();
+            assert!(frame.deflate(), "it becomes smaller");
+            let (form, whole) = (frame.deflated().map_or(0, <[u8]>::len), frame.websocket().len());
+            println!("{size} of {name}: {whole} bytes become {form}, {:.2}", form as f64 / whole as f64);
+            // Frames are made beforehand: what they cost is asked above.
+            group.bench_function(format!("of {size} of {name}"), |b| {
+                b.iter_batched_ref(plain, |frame| frame.deflate(), BatchSize::LargeInput);
+            });
+        }
+    }
+    let data: Vec<u8> = (0..1_u32 << 20).map(|n| n.wrapping_mul(n ^ 0x9e37_79b9).to_be_bytes()[0]).collect();
+    let file = || {
+        let event = Event::File { id, filename: "a.png", mimetype: "image/png", data: &data, timestamp: AT };
+        Frame::encode(&event)
+    };
+    let mut frame = file();
+    frame.deflate();
+    let (form, whole) = (frame.deflated().map_or(0, <[u8]>::len), frame.websocket().len());
+    println!("a file of 1 MiB: {whole} bytes become {form}, {:.2}", form as f64 / whole as f64);
+    group.sample_size(10);
+    group.bench_function("of a file of 1 MiB, which is why files are not", |b| {
+        b.iter_batched_ref(file, |frame| frame.deflate(), BatchSize::PerIteration);
+    });
+    group.finish();
+}
+
+criterion_group!(benches, small_frames, files, delivery, compressed_forms);
 criterion_main!(benches);

@@ -41,6 +41,10 @@ fn limits() -> SessionLimits {
 
 /// `users` with `tabs` each over `shards`, all of them in one room.
 fn world(shards: u16, users: usize, tabs: usize) -> (Arc<Hub>, Vec<Shard>) {
+    world_on(Wire::WebSocket, shards, users, tabs)
+}
+
+fn world_on(wire: Wire, shards: u16, users: usize, tabs: usize) -> (Arc<Hub>, Vec<Shard>) {
     let hub_limits = HubLimits {
         tabs_per_user_max: tabs,
         inbox_posts_max: usize::MAX,
@@ -54,7 +58,7 @@ fn world(shards: u16, users: usize, tabs: usize) -> (Arc<Hub>, Vec<Shard>) {
     let count = shards.len();
     for tab in 0..users * tabs {
         let user = UserId::parse(&format!("u{}", tab / tabs)).expect("a legal id");
-        let opening = Opening::new(Identity::new(user, AT), Wire::WebSocket);
+        let opening = Opening::new(Identity::new(user, AT), wire);
         let shard = &mut shards[tab % count];
         let slot = shard.open(opening, |_| None).expect("there is room").slot();
         shard.handle_writable(slot);
@@ -135,6 +139,56 @@ fn rooms(c: &mut Criterion<CpuTime>) {
     group.finish();
 }
 
+/// The driver's part once more, with what a write costs a sink: its bytes are copied.
+fn collect_into(sink: &mut Vec<u8>, shard: &mut Shard, start: Instant) -> usize {
+    shard.handle_inbox(start);
+    let mut bytes = 0;
+    loop {
+        let Some(transmit) = shard.poll_transmit() else { break };
+        sink.clear();
+        transmit.slices.iter().for_each(|slice| sink.extend_from_slice(slice));
+        let slot = transmit.slot;
+        drop(transmit);
+        shard.handle_written(slot, Outcome::Taken(sink.len()));
+        bytes += sink.len();
+    }
+    bytes
+}
+
+fn compressed_rooms(c: &mut Criterion<CpuTime>) {
+    const TABS: usize = 1_000;
+    let room = ChannelId::parse("room:r").expect("a legal id");
+    let text = &include_str!("../README.md")[2_000..6_000];
+    let id = MessageId::random();
+    let long = || Frame::encode(&Event::Message { id, text, sender: "star", reply_to: None, timestamp: AT });
+    let mut group =
+        c.benchmark_group("how many ns does a delivery of 4 KB of text in a room of 1,000 cost, copied out");
+    group.throughput(Throughput::Elements(TABS as u64));
+    for (name, wire) in [("plain", Wire::WebSocket), ("compressed once, on all tabs", Wire::DeflatedWebSocket)] {
+        let (mut made, mut sink, start) = (None, Vec::new(), now());
+        group.bench_function(name, |b| {
+            let (hub, shards) = made.get_or_insert_with(|| world_on(wire, 1, TABS, 1));
+            b.iter(|| {
+                let mut frame = long();
+                if hub.wants_deflated(&room, &frame) {
+                    hub.deflate(&mut frame);
+                }
+                let expected = frame.deflated().unwrap_or(frame.websocket()).len() * TABS;
+                hub.post(&room, &frame).expect("there is room");
+                assert_eq!(collect_into(&mut sink, &mut shards[0], start), expected);
+            });
+        });
+    }
+    group.finish();
+    let mut group = c.benchmark_group("how many ns does a publisher spend on asking whether to compress");
+    for (name, wire) in [("where nobody reads it", Wire::WebSocket), ("where somebody does", Wire::DeflatedWebSocket)] {
+        let (hub, _shards) = world_on(wire, 1, 1, 1);
+        let frame = long();
+        group.bench_function(name, |b| b.iter(|| black_box(&hub).wants_deflated(&room, black_box(&frame))));
+    }
+    group.finish();
+}
+
 /// Shards are awake and never get to it: what they do is measured above, and does not slow the publisher.
 fn publisher(c: &mut Criterion<CpuTime>) {
     let room = ChannelId::parse("room:r").expect("a legal id");
@@ -186,6 +240,6 @@ fn slow_tabs(c: &mut Criterion<CpuTime>) {
 criterion_group! {
     name = benches;
     config = Criterion::default().with_measurement(CpuTime);
-    targets = users, rooms, publisher, slow_tabs
+    targets = users, rooms, compressed_rooms, publisher, slow_tabs
 }
 criterion_main!(benches);

@@ -267,7 +267,7 @@ settings! {
     /// each shard 112 KiB more.
     deflate: Deflate = Deflate::Off;
     /// Bytes of JSON from which a frame is compressed. Default 512: below it there is little to win. Files are not
-    /// compressed.
+    /// compressed, nor what is over 1 MiB.
     deflate_bytes_min: usize = HubLimits::default().deflate_bytes_min;
 
     /// Posts that may wait in one shard's inbox. Default 4096. Each costs 64 bytes, taken at the start.

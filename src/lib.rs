@@ -28,7 +28,7 @@
 //! | module | its one job | feature |
 //! |---|---|---|
 //! | [`id`] | channel, user, request and message ids: parsed once, then types | |
-//! | [`proto`] | pure bytes: what is published, its JSON, its wire forms, RFC 6455, event-stream lines, OpenAI chunks, why sessions end, every limit | |
+//! | [`proto`] | pure bytes: what is published, its JSON, its wire forms, RFC 6455 and 7692, event-stream lines, OpenAI chunks, why sessions end, every limit | |
 //! | [`metrics`] | counters, gauges and histograms: a set a shard, summed when somebody asks | |
 //! | [`platform`] | the adapter trait and WebChat: calls into events, clients' text into commands; the worker's queue | |
 //! | [`fanout`] | who is connected and where, frames into sessions, slow consumers, heartbeats | |
@@ -41,7 +41,8 @@
 //! # Invariants, as absences
 //! - [`id`], [`proto`], [`metrics`], [`platform`] and [`fanout`] name no runtime, socket or clock: time is an argument,
 //!   and a test can run a shard for a simulated year.
-//! - No event is serialised twice, nor framed twice for one wire form, whatever the number of tabs.
+//! - No event is serialised twice, nor framed or compressed twice for one wire form, whatever the number of tabs. No
+//!   frame changes once it is shared: what waits for a session is what it is written.
 //! - No session is written by two threads: its shard's alone. No lock and no atomic guards a session's queue, and no
 //!   delivery touches a counter that threads share. What crosses threads is a shard's inbox, and it is lock-free.
 //! - No publisher does work per tab, only per shard; it waits for no peer, and no tab waits for another.

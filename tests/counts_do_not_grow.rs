@@ -1,4 +1,4 @@
-//! What must not grow with the number of tabs: allocations, encodes and posts.
+//! What must not grow with the number of tabs: allocations, encodes, compressions and posts.
 
 #![expect(clippy::unwrap_used, reason = "a test's rig fails by panicking")]
 
@@ -11,8 +11,9 @@ use tabcast::engine::{Engine, EngineSettings};
 use tabcast::fanout::session::{Identity, SessionRef};
 use tabcast::fanout::shard::{Inbound, Opening, Outcome, Reaction, Shard, Wire};
 use tabcast::id::{ChannelId, MessageId, RoomName, UserId};
+use tabcast::platform::adapter::Outlet;
 use tabcast::proto::event::{Event, Timestamp};
-use tabcast::proto::frame::{Frame, encodes};
+use tabcast::proto::frame::{Frame, deflates, encodes};
 use tabcast::proto::limits::SessionLimits;
 
 thread_local! {
@@ -87,6 +88,10 @@ impl World {
 
     /// `tabs` tabs over `used` of `shards` shards, all of one user and in one room.
     fn new(shards: usize, used: usize, tabs: usize) -> Self {
+        Self::with_wires(shards, used, tabs, |_| Wire::WebSocket)
+    }
+
+    fn with_wires(shards: usize, used: usize, tabs: usize, wire: impl Fn(usize) -> Wire) -> Self {
         let mut settings = EngineSettings { shards, ..EngineSettings::default() };
         settings.hub.tabs_per_user_max = tabs + shards;
         let engine = Engine::new(settings);
@@ -99,7 +104,7 @@ impl World {
         let mut shards: Vec<_> = (0..shards).map(shard).collect();
         for tab in 0..tabs {
             let identity = Identity::new(UserId::parse("u").unwrap(), AT);
-            let opening = Opening::new(identity, Wire::WebSocket);
+            let opening = Opening::new(identity, wire(tab));
             let shard = &mut shards[tab % used];
             let slot = shard.open(opening, |_| None).unwrap().slot();
             shard.handle_writable(slot);
@@ -188,6 +193,52 @@ fn a_publish_encodes_once_whatever_the_number_of_tabs() {
             assert_eq!(encodes() - before, forms, "to {channel}: {event:?}");
         }
     }
+}
+
+/// A message that is worth compressing, as short and as long as one may be.
+fn long_texts() -> [String; 2] {
+    [50, 60_000].map(|times| "again and again ".repeat(times))
+}
+
+#[test]
+fn a_publish_compresses_once_whatever_the_number_of_tabs_and_only_for_those_that_read_it() {
+    let _alone = alone();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let message =
+        |text| Event::Message { id: MessageId::random(), text, sender: "star", reply_to: None, timestamp: AT };
+    let third = |tab: usize| if tab.is_multiple_of(3) { Wire::DeflatedWebSocket } else { Wire::WebSocket };
+    let [short, long] = long_texts();
+    for (tabs, expected) in [(1, 1), (1_000, 1)] {
+        let mut world = World::with_wires(4, 4, tabs, third).with_streams();
+        for (channel, readers) in channels().into_iter().zip([tabs + 4, tabs]) {
+            let before = deflates();
+            assert_eq!(world.engine.try_publish(&channel, message(&short)).unwrap().tabs, readers);
+            assert_eq!((world.collect(), deflates() - before), (readers, expected), "to {channel}, {tabs} tabs");
+            // Too long for the thread that publishes: compressed on another, or not at all where nothing is waited for.
+            assert_eq!(world.engine.try_publish(&channel, message(&long)).unwrap().tabs, readers);
+            assert!(world.collect() >= readers, "large frames are written in parts");
+            assert_eq!(deflates() - before, expected);
+            let publish = world.engine.publish(&channel, message(&long));
+            assert_eq!(runtime.block_on(publish).unwrap().tabs, readers);
+            assert!(world.collect() >= readers);
+            assert_eq!(deflates() - before, 2 * expected);
+        }
+        // What is small, or for nobody here, is not compressed.
+        let before = deflates();
+        for channel in ["webchat:u", "webchat:nobody", "room:nobody", "sse:nothing"] {
+            let text = if channel == "webchat:u" { "hi" } else { &short };
+            world.engine.try_publish(&ChannelId::parse(channel).unwrap(), message(text)).unwrap();
+        }
+        world.collect();
+        assert_eq!(deflates(), before);
+    }
+    let world = World::new(4, 4, 1_000);
+    let before = deflates();
+    for channel in channels() {
+        world.engine.try_publish(&channel, message(&short)).unwrap();
+        runtime.block_on(world.engine.publish(&channel, message(&long))).unwrap();
+    }
+    assert_eq!(deflates(), before, "nobody has negotiated it");
 }
 
 #[test]

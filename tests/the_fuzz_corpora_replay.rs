@@ -11,6 +11,8 @@ mod completion;
 mod envelope;
 #[path = "../fuzz/bodies/inbound.rs"]
 mod inbound;
+#[path = "../fuzz/bodies/inflate.rs"]
+mod inflate;
 #[path = "../fuzz/bodies/json_writer.rs"]
 mod json_writer;
 #[path = "../fuzz/bodies/openai_request.rs"]
@@ -54,6 +56,11 @@ fn envelopes_replay() {
 #[test]
 fn inbound_frames_replay() {
     replay("inbound", inbound::run);
+}
+
+#[test]
+fn what_clients_compress_replays() {
+    replay("inflate", inflate::run);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The most memory that the settings allow, as a sum with its terms.
 
-use super::Settings;
+use super::{Deflate, Settings, base64_bytes};
+use crate::proto::deflate::{DEFLATER_BYTES, INFLATER_BYTES, JSON_BYTES_MAX, LARGE_BYTES_MIN, LARGE_DEFLATES_MAX};
 
 /// A session without anything queued: its slot, timers, registry entry, identity and socket state.
 const SESSION_BYTES: u64 = 1 << 10;
@@ -49,6 +50,20 @@ impl Settings {
         spools.saturating_add(APPENDER_BYTES).saturating_add(term(self.file_bytes_max, REMOTE_FILES))
     }
 
+    /// Compressors of the threads that publish and of large frames, with what they write; what shards inflate with, and
+    /// one message each.
+    fn deflate_bytes(&self) -> u64 {
+        if self.deflate == Deflate::Off {
+            return 0;
+        }
+        let threads = self.shards.saturating_add(CONTROL_THREADS);
+        let large = term(LARGE_DEFLATES_MAX, (DEFLATER_BYTES + JSON_BYTES_MAX) as u64);
+        let message = self.message_bytes_max.saturating_add(base64_bytes(self.attachment_bytes_max));
+        term(threads, (DEFLATER_BYTES + LARGE_BYTES_MIN) as u64)
+            .saturating_add(large)
+            .saturating_add(term(self.shards, (INFLATER_BYTES + message) as u64))
+    }
+
     /// The terms of the most memory, in bytes, that the process may take in user space, for settings from
     /// [`Sources::load`](super::Sources::load). The kernel's socket buffers come on top, about 4.4 KiB a session and
     /// more for those that read slowly.
@@ -80,6 +95,10 @@ impl Settings {
             (
                 "connections: http_connections_max × (header_bytes_max + 16 KiB)",
                 term(self.http_connections_max, head.saturating_add(HTTP_BUFFERS_BYTES)),
+            ),
+            (
+                "with deflate: (shards + 2) × 400 KiB, 6 MiB for large frames, shards × (112 KiB + a message)",
+                self.deflate_bytes(),
             ),
             ("answers: answers_max × 1 KiB", term(self.answers_max, SESSION_BYTES)),
             ("idempotency: idempotency_keys_max × 1 KiB", term(self.idempotency_keys_max, IDEMPOTENCY_BYTES as u64)),
@@ -118,6 +137,7 @@ mod tests {
             ("answers_max = 20_001", 1 << 10),
             ("redis = ['redis://h']", (2 * 64 + 64 + 16 * 16) << 20),
             ("shards = 3", (64 << 20) + 4096 * 64 + (8 << 20)),
+            ("deflate = 'on'", ((4 * 400 + 4 * (384 + 1024) + 2 * (112 + 64)) << 10) + 2 * 1_398_104),
         ] {
             assert_eq!(sum(toml).checked_signed_diff(base), Some(more), "{toml}");
         }

@@ -19,6 +19,9 @@ pub const LARGE_BYTES_MIN: usize = 16 << 10;
 /// Large frames that are compressed at one time; others go out as they are.
 pub const LARGE_DEFLATES_MAX: usize = 4;
 
+/// Frames of more bytes of JSON than this are not compressed: it would take 10 ms and more, and as much memory again.
+pub const JSON_BYTES_MAX: usize = 1 << 20;
+
 /// What a compressor holds beside its output: 380,032 bytes with a window of 32 KiB.
 pub const DEFLATER_BYTES: usize = 384 << 10;
 

@@ -103,7 +103,7 @@ class Gateway:
     def tab(self, user, **options):
         return Tab(self, user, **options)
 
-    def raw_tab(self, user, receive_buffer=None):
+    def raw_tab(self, user, receive_buffer=None, extensions=None):
         """A socket after a WebSocket handshake, for bytes that no client library would send."""
         raw = socket.socket()
         raw.settimeout(PATIENCE)
@@ -113,6 +113,7 @@ class Gateway:
         path = "/ws?" + urllib.parse.urlencode({"user": user, "name": user})
         key = base64.b64encode(os.urandom(16)).decode()
         lines = [f"GET {path} HTTP/1.1", f"Host: {self.host}", "Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13"]
+        lines += [f"Sec-WebSocket-Extensions: {extensions}"] if extensions else []
         raw.sendall("\r\n".join([*lines, "", ""]).encode())
         stream = raw.makefile("rb")
         status = stream.readline()
@@ -133,7 +134,8 @@ class Tab:
         query = {} if user is None else {"user": user, "name": options.pop("name", user)}
         query.update({"hello": "1"} if hello else {})
         uri = f"ws://{gateway.host}{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
-        self.socket = connect(uri, max_size=None, compression=None, open_timeout=PATIENCE, ping_interval=None, close_timeout=2, **options)
+        options.setdefault("compression", None)
+        self.socket = connect(uri, max_size=None, open_timeout=PATIENCE, ping_interval=None, close_timeout=2, **options)
         self.frames = queue.SimpleQueue()
         self.ending = None
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -202,7 +204,7 @@ class Tab:
 
 
 def masked(opcode, payload, final=True):
-    """A client's frame, byte by byte (RFC 6455 §5.2)."""
+    """A client's frame, byte by byte (RFC 6455 §5.2); the upper half of the opcode is for the reserved bits."""
     mask = os.urandom(4)
     size = len(payload)
     if size < 126:

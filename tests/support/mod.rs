@@ -169,7 +169,27 @@ pub(crate) fn handshake(query: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// A client's frame, masked.
+/// A client's compressed text, masked (RFC 7692 §7.2.1).
+pub(crate) fn deflated(text: &[u8]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(text.len() + 1000);
+    let mut state = flate2::Compress::new(flate2::Compression::best(), false);
+    state.compress_vec(text, &mut payload, flate2::FlushCompress::Sync).unwrap();
+    assert_eq!(payload.split_off(payload.len() - 4), [0, 0, 0xff, 0xff]);
+    masked(0x41, &payload)
+}
+
+/// What a server's compressed payload says (RFC 7692 §7.2.2).
+fn inflated(mut payload: Vec<u8>) -> Vec<u8> {
+    payload.extend_from_slice(&[0, 0, 0xff, 0xff]);
+    let mut text = Vec::with_capacity(1 << 20);
+    let mut state = flate2::Decompress::new(false);
+    let status = state.decompress_vec(&payload, &mut text, flate2::FlushDecompress::Sync);
+    assert!(matches!(status, Ok(flate2::Status::Ok)), "{status:?}");
+    assert!(state.total_in() == payload.len() as u64 && text.len() < text.capacity());
+    text
+}
+
+/// A client's frame, masked; the upper half of `opcode` is for the reserved bits.
 pub(crate) fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x5a, 0x17, 0xc3, 0x08];
     let mut frame = vec![0x80 | opcode];
@@ -229,13 +249,17 @@ pub(crate) struct Client {
     pub(crate) stream: TcpStream,
     buffer: Vec<u8>,
     at: usize,
+    /// It has negotiated permessage-deflate.
+    deflates: bool,
+    /// Texts that came compressed.
+    pub(crate) compressed_texts: usize,
 }
 
 impl Client {
     pub(crate) fn new(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self { stream, buffer: Vec::new(), at: 0 }
+        Self { stream, buffer: Vec::new(), at: 0, deflates: false, compressed_texts: 0 }
     }
 
     pub(crate) fn connect(address: SocketAddr) -> Self {
@@ -261,10 +285,24 @@ impl Client {
         self
     }
 
+    /// Makes the connection a tab that offers extensions.
+    pub(crate) fn offering(mut self, query: &str, extensions: &str) -> Self {
+        let request = String::from_utf8(handshake(query)).unwrap();
+        let head = request.strip_suffix("\r\n").unwrap();
+        self.write(format!("{head}Sec-WebSocket-Extensions: {extensions}\r\n\r\n").as_bytes());
+        self.expect_switch();
+        self
+    }
+
     pub(crate) fn expect_switch(&mut self) {
         let head = self.head();
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-        assert!(head.to_ascii_lowercase().contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="), "{head}");
+        let head = head.to_ascii_lowercase();
+        assert!(head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="), "{head}");
+        let accepted = head.lines().find_map(|line| line.strip_prefix("sec-websocket-extensions: "));
+        self.deflates = accepted.is_some();
+        let parameters = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+        assert!(accepted.is_none_or(|accepted| accepted == parameters), "{head}");
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) {
@@ -366,6 +404,10 @@ impl Client {
         let payload = self.take(length);
         match head[0] {
             0x81 => Seen::Text(payload),
+            0xc1 if self.deflates => {
+                self.compressed_texts += 1;
+                Seen::Text(inflated(payload))
+            }
             0x89 => Seen::Ping(payload),
             0x88 => {
                 let code = u16::from_be_bytes([payload[0], payload[1]]);

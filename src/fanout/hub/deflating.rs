@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::fanout::hub::Hub;
 use crate::id::ChannelId;
+use crate::proto::deflate::JSON_BYTES_MAX;
 use crate::proto::frame::{Frame, Kind};
 
 /// How many sessions of this node read compressed frames, and what is worth compressing for them.
@@ -48,8 +49,8 @@ impl Hub {
 
     /// Whether `frame` is to be given to [`deflate`](Self::deflate) before it is posted to `channel`: a session of this
     /// node negotiated permessage-deflate, the frame's JSON has
-    /// [`deflate_bytes_min`](crate::proto::limits::HubLimits::deflate_bytes_min) bytes or more, and the channel has
-    /// sessions here. Without such a session it costs one relaxed load.
+    /// [`deflate_bytes_min`](crate::proto::limits::HubLimits::deflate_bytes_min) bytes or more but not over
+    /// [`JSON_BYTES_MAX`], and the channel has sessions here. Without such a session it costs one relaxed load.
     ///
     /// Never for a file: its base64 shrinks by a quarter at 25 ms of CPU for each MiB, which is what it takes to write
     /// that quarter to some two hundred tabs. Nor for a stream: whoever reads an answer gets it as it is.
@@ -61,7 +62,7 @@ impl Hub {
 
     #[inline(never)]
     fn is_worth_deflating(&self, channel: &ChannelId, frame: &Frame) -> bool {
-        if frame.kind() == Kind::File || frame.json().len() < self.deflating.bytes_min {
+        if frame.kind() == Kind::File || !(self.deflating.bytes_min..=JSON_BYTES_MAX).contains(&frame.json().len()) {
             return false;
         }
         match channel {

@@ -6,6 +6,7 @@ use super::rig::{CLOSE, Got, PING, RSV1, Rig, TEXT, client_frame, close, deflate
 use crate::fanout::shard::Wire;
 use crate::id::{ChannelId, MessageId};
 use crate::proto::disconnect::Disconnect;
+use crate::proto::event::{Event, Timestamp};
 use crate::proto::frame::Frame;
 use crate::proto::limits::SessionLimits;
 
@@ -107,7 +108,10 @@ fn a_frame_is_compressed_for_whoever_is_here_to_read_it_and_once() {
     let mut rig = Rig::new(1);
     let wants =
         |rig: &Rig, channel: &str, frame: &Frame| rig.hub.wants_deflated(&ChannelId::parse(channel).unwrap(), frame);
-    let (large, small) = (message(&text(1)), message("hi"));
+    let (large, small, huge) = (message(&text(1)), message("hi"), message(&"again".repeat(210_000)));
+    let timestamp = Timestamp::from_micros(1);
+    let file = Event::File { id: MessageId::random(), filename: "f", mimetype: "m", data: &[7; 2_000], timestamp };
+    let file = Frame::encode(&file);
     let plain = rig.tab(0, "bob");
     assert!(!wants(&rig, "bob", &large), "nobody has negotiated it");
     let tab = rig.deflated_tab(0, "ann");
@@ -116,6 +120,8 @@ fn a_frame_is_compressed_for_whoever_is_here_to_read_it_and_once() {
         ("ann", &large, true),
         ("room:r", &large, true),
         ("ann", &small, false),
+        ("ann", &huge, false),
+        ("ann", &file, false),
         ("ann", &Frame::ping(), false),
         ("carol", &large, false),
         ("room:empty", &large, false),
@@ -146,7 +152,7 @@ fn a_compressed_message_is_heard_as_its_text() {
     }
     // In two fragments with a ping between them, and without compression.
     let (first, second) = stream[6..].split_at(10);
-    let mut unmasked = |from: usize, bytes: &[u8]| -> Vec<u8> {
+    let unmasked = |from: usize, bytes: &[u8]| -> Vec<u8> {
         bytes.iter().enumerate().map(|(at, byte)| byte ^ stream[2 + (from + at) % 4]).collect()
     };
     let fragments = [
