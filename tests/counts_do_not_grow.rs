@@ -2,61 +2,21 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's rig fails by panicking")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "support/allocations.rs"]
+mod counted;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use counted::allocations;
 use tabcast::engine::{Engine, EngineSettings};
 use tabcast::fanout::session::{Identity, SessionRef};
 use tabcast::fanout::shard::{Inbound, Opening, Outcome, Reaction, Shard, Wire};
 use tabcast::id::{ChannelId, MessageId, RoomName, UserId};
 use tabcast::platform::adapter::Outlet;
-use tabcast::proto::event::{Event, Timestamp};
+use tabcast::proto::event::{Button, Event, Timestamp};
 use tabcast::proto::frame::{Frame, deflates, encodes};
 use tabcast::proto::limits::SessionLimits;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-/// The system's allocator, counting each thread's allocations.
-struct Counting;
-
-#[expect(unsafe_code, reason = "an allocator is unsafe to write; this one only counts and passes on")]
-// SAFETY: every call is passed on to `System` unchanged; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.realloc(pointer, layout, bytes) }
-    }
-}
-
-fn count() {
-    // A thread that is ending counts no more.
-    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn allocations<T>(run: impl FnOnce() -> T) -> (usize, T) {
-    let before = ALLOCATIONS.with(Cell::get);
-    let result = run();
-    (ALLOCATIONS.with(Cell::get) - before, result)
-}
 
 /// Whoever says anything joins the room `r`.
 struct Joins;
@@ -76,24 +36,10 @@ struct World {
 }
 
 impl World {
-    /// With one event stream more on each of its shards: they are the user's, and in no room.
-    fn with_streams(mut self) -> Self {
-        for shard in &mut self.shards {
-            let identity = Identity::new(UserId::parse("u").unwrap(), AT);
-            let slot = shard.open(Opening::new(identity, Wire::EventStream), |_| None).unwrap().slot();
-            shard.handle_writable(slot);
-        }
-        self
-    }
-
-    /// `tabs` tabs over `used` of `shards` shards, all of one user and in one room.
-    fn new(shards: usize, used: usize, tabs: usize) -> Self {
-        Self::with_wires(shards, used, tabs, |_| Wire::WebSocket)
-    }
-
-    fn with_wires(shards: usize, used: usize, tabs: usize, wire: impl Fn(usize) -> Wire) -> Self {
+    /// Nobody yet.
+    fn new(shards: usize) -> Self {
         let mut settings = EngineSettings { shards, ..EngineSettings::default() };
-        settings.hub.tabs_per_user_max = tabs + shards;
+        settings.hub.tabs_per_user_max = usize::MAX;
         let engine = Engine::new(settings);
         #[expect(clippy::disallowed_methods, reason = "an arbitrary start; the test moves no time")]
         let start = Instant::now();
@@ -101,16 +47,36 @@ impl World {
             let limits = SessionLimits::default();
             Shard::new(Arc::clone(engine.hub()), u16::try_from(index).unwrap(), limits, usize::MAX, start)
         };
-        let mut shards: Vec<_> = (0..shards).map(shard).collect();
-        for tab in 0..tabs {
-            let identity = Identity::new(UserId::parse("u").unwrap(), AT);
-            let opening = Opening::new(identity, wire(tab));
-            let shard = &mut shards[tab % used];
-            let slot = shard.open(opening, |_| None).unwrap().slot();
-            shard.handle_writable(slot);
-            shard.handle_readable(slot, &mut [0x81, 0x81, 0, 0, 0, 0, b'j'], &mut Joins);
-        }
+        let shards = (0..shards).map(shard).collect();
         Self { engine, shards, start }
+    }
+
+    /// `count` tabs over the first `used` shards, all of one user and in one room.
+    fn with_tabs(self, used: usize, count: usize) -> Self {
+        self.with_wires(used, count, |_| Wire::WebSocket)
+    }
+
+    fn with_wires(mut self, used: usize, count: usize, wire: impl Fn(usize) -> Wire) -> Self {
+        for tab in 0..count {
+            let slot = self.open(tab % used, wire(tab));
+            self.shards[tab % used].handle_readable(slot, &mut [0x81, 0x81, 0, 0, 0, 0, b'j'], &mut Joins);
+        }
+        self
+    }
+
+    /// `count` event streams over all shards: they are the user's, and in no room.
+    fn with_streams(mut self, count: usize) -> Self {
+        for stream in 0..count {
+            self.open(stream % self.shards.len(), Wire::EventStream);
+        }
+        self
+    }
+
+    fn open(&mut self, shard: usize, wire: Wire) -> u32 {
+        let identity = Identity::new(UserId::parse("u").unwrap(), AT);
+        let slot = self.shards[shard].open(Opening::new(identity, wire), |_| None).unwrap().slot();
+        self.shards[shard].handle_writable(slot);
+        slot
     }
 
     /// Lets every shard fan out and write; returns how many frames' worth of writes there were.
@@ -140,52 +106,122 @@ fn channels() -> [ChannelId; 2] {
     ["webchat:u", "room:r"].map(|text| ChannelId::parse(text).unwrap())
 }
 
-fn events() -> [Event<'static>; 3] {
+fn buttons() -> [Button; 2] {
+    let button = |label: &str| Button { label: label.to_owned(), custom_id: label.to_owned(), ..Button::default() };
+    ["yes", "no"].map(button)
+}
+
+fn message(text: &str) -> Event<'_> {
+    Event::Message { id: MessageId::random(), text, sender: "star", reply_to: None, timestamp: AT }
+}
+
+fn file(data: &[u8]) -> Event<'_> {
+    Event::File { id: MessageId::random(), filename: "a.png", mimetype: "image/png", data, timestamp: AT }
+}
+
+/// One of each kind that many tabs get.
+fn events(buttons: &[Button]) -> [Event<'_>; 5] {
     let id = MessageId::random();
     [
-        Event::Message { id, text: "a text", sender: "star", reply_to: None, timestamp: AT },
+        message("a text"),
+        Event::Buttons { id, text: "a choice", sender: "star", reply_to: None, buttons, timestamp: AT },
         Event::Edit { id, text: "another text", timestamp: AT },
         Event::Typing { active: true },
+        file(b"a few bytes"),
     ]
 }
 
-#[test]
-fn a_delivery_allocates_nothing() {
-    const TABS: usize = 1_000;
-    let _alone = alone();
-    let mut world = World::new(2, 2, TABS);
-    for round in 0..12 {
-        for channel in channels() {
-            for in_flight in [1, 3, 16] {
-                let publish = |world: &World| {
-                    for event in events().into_iter().cycle().take(in_flight) {
-                        world.engine.try_publish(&channel, event).unwrap();
-                    }
-                };
-                let (published, ()) = allocations(|| publish(&world));
-                let (collected, writes) = allocations(|| world.collect());
-                assert_eq!(writes, TABS);
-                // By then what recovery keeps of the user has its full size.
-                if round >= 8 {
-                    assert_eq!(collected, 0, "{in_flight} in flight to {channel}");
-                    // A frame, and a post for each of two shards.
-                    assert!(published <= in_flight * 3, "{published} for {in_flight} to {channel}");
-                }
-            }
+/// What one publish costs in allocations: the frame, and a post for each shard. A large frame is its bytes, from a pool,
+/// and two small parts.
+const FRAME: usize = 1;
+const LARGE_FRAME: usize = 2;
+const POST: usize = 1;
+
+/// Publishes and collects until nothing is left to warm up, then once more and counted. `kinds`: of [`events`], so many;
+/// an edit or a typing sign takes the place of the one before it, and all others wait in a row.
+fn check_allocations(world: &mut World, channel: &ChannelId, readers: usize, (in_flight, kinds): (usize, usize)) {
+    let buttons = buttons();
+    let shards = world.shards.len();
+    // By then what recovery keeps of the user has its full size.
+    let warm = 2 + 160 / in_flight;
+    for round in 0..warm + 2 {
+        let events: Vec<_> = events(&buttons).into_iter().take(kinds).cycle().take(in_flight).collect();
+        let publish = || events.into_iter().for_each(|event| drop(world.engine.try_publish(channel, event).unwrap()));
+        let (published, ()) = allocations(publish);
+        let (collected, writes) = allocations(|| world.collect());
+        assert_eq!(writes, readers, "one write for each reader, whatever waits for it");
+        if round >= warm {
+            let most = in_flight * (FRAME + shards * POST);
+            assert!(published <= most, "{published} for {in_flight} to {channel}, more than {most}");
+            assert_eq!(collected, 0, "{in_flight} of {kinds} kinds in flight to {channel} of {readers}");
         }
     }
 }
 
 #[test]
+fn a_delivery_allocates_nothing() {
+    let _alone = alone();
+    let [user, room] = channels();
+    for count in [10, 500] {
+        // Two wait in the session itself, up to 64 in a block of the shard's pool.
+        for load in [(1, 5), (2, 2), (3, 2), (16, 5), (33, 2), (64, 2)] {
+            let mut tabs = World::new(2).with_tabs(2, count);
+            check_allocations(&mut tabs, &room, count, load);
+            check_allocations(&mut tabs, &user, count, load);
+            check_allocations(&mut tabs.with_streams(10), &user, count + 10, load);
+            check_allocations(&mut World::new(2).with_streams(count), &user, count, load);
+        }
+    }
+}
+
+#[test]
+fn a_frame_is_one_allocation_of_any_kind_and_size() {
+    let _alone = alone();
+    let buttons = buttons();
+    let (long, code) = ("a long text, ".repeat(10_000), "{\n\t\"a\": \"\\\\\"\n}".repeat(1_000));
+    let large = vec![0x5a; 1 << 20];
+    let mut check = |event: Event<'_>, most: usize| {
+        // The thread's buffer, and for a large one the pool's, are there from then on.
+        drop(Frame::encode(&event));
+        let (count, frame) = allocations(|| Frame::encode(&event));
+        assert!(count <= most, "{count} for {:?} of {} bytes", frame.kind(), frame.bytes());
+        let (dropped, ()) = allocations(|| drop(frame));
+        assert_eq!(dropped, 0);
+    };
+    events(&buttons).into_iter().chain([message(&code)]).for_each(|event| check(event, FRAME));
+    [message(&long), file(&large)].into_iter().for_each(|event| check(event, LARGE_FRAME));
+}
+
+/// A text with a line separator has a form of its own on event streams: one for all of them.
+#[test]
+fn a_form_that_only_streams_need_is_one_allocation_for_all_of_them() {
+    let _alone = alone();
+    let [user, _] = channels();
+    let mut made = Vec::new();
+    for count in [2, 1_000] {
+        let mut world = World::new(2).with_tabs(2, 10).with_streams(count);
+        for _ in 0..20 {
+            world.engine.try_publish(&user, message("two\u{2028}lines")).unwrap();
+            let (collected, writes) = allocations(|| world.collect());
+            assert_eq!(writes, 10 + count);
+            made.push(collected);
+        }
+    }
+    let last = made[made.len() - 1];
+    assert!((1..=4).contains(&last), "{last}");
+    assert_eq!(made[19], last, "as many for 2 streams as for 1,000");
+}
+
+#[test]
 fn a_publish_encodes_once_whatever_the_number_of_tabs() {
     let _alone = alone();
-    let mut world = World::new(4, 4, 1_000).with_streams();
-    let id = MessageId::random();
-    // An event stream has a form of its own for this text, made when the first reader needs it.
-    let separator = Event::Message { id, text: "two\u{2028}lines", sender: "star", reply_to: None, timestamp: AT };
+    let mut world = World::new(4).with_tabs(4, 1_000).with_streams(4);
+    let buttons = buttons();
     let [user, room] = channels();
     for (channel, readers, separator_forms) in [(user, 1_004, 2), (room, 1_000, 1)] {
-        for (event, forms) in events().map(|event| (event, 1)).into_iter().chain([(separator, separator_forms)]) {
+        let separator = message("two\u{2028}lines");
+        for (event, forms) in events(&buttons).map(|event| (event, 1)).into_iter().chain([(separator, separator_forms)])
+        {
             let before = encodes();
             let delivery = world.engine.try_publish(&channel, event).unwrap();
             assert_eq!(delivery.tabs, readers);
@@ -204,12 +240,10 @@ fn long_texts() -> [String; 2] {
 fn a_publish_compresses_once_whatever_the_number_of_tabs_and_only_for_those_that_read_it() {
     let _alone = alone();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-    let message =
-        |text| Event::Message { id: MessageId::random(), text, sender: "star", reply_to: None, timestamp: AT };
     let third = |tab: usize| if tab.is_multiple_of(3) { Wire::DeflatedWebSocket } else { Wire::WebSocket };
     let [short, long] = long_texts();
     for (tabs, expected) in [(1, 1), (1_000, 1)] {
-        let mut world = World::with_wires(4, 4, tabs, third).with_streams();
+        let mut world = World::new(4).with_wires(4, tabs, third).with_streams(4);
         for (channel, readers) in channels().into_iter().zip([tabs + 4, tabs]) {
             let before = deflates();
             assert_eq!(world.engine.try_publish(&channel, message(&short)).unwrap().tabs, readers);
@@ -232,7 +266,7 @@ fn a_publish_compresses_once_whatever_the_number_of_tabs_and_only_for_those_that
         world.collect();
         assert_eq!(deflates(), before);
     }
-    let world = World::new(4, 4, 1_000);
+    let world = World::new(4).with_tabs(4, 1_000);
     let before = deflates();
     for channel in channels() {
         world.engine.try_publish(&channel, message(&short)).unwrap();
@@ -245,7 +279,7 @@ fn a_publish_compresses_once_whatever_the_number_of_tabs_and_only_for_those_that
 fn a_publish_posts_once_to_each_shard_that_has_a_tab_of_the_channel() {
     let _alone = alone();
     for (used, tabs) in [(1, 1), (1, 1_000), (3, 1_000), (4, 1_000)] {
-        let mut world = World::new(4, used, tabs);
+        let mut world = World::new(4).with_tabs(used, tabs);
         for channel in channels() {
             world.engine.try_publish(&channel, Event::Typing { active: true }).unwrap();
             assert_eq!(world.engine.hub().waiting_posts(), used, "{tabs} tabs on {used} shards, to {channel}");

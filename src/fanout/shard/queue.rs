@@ -4,11 +4,15 @@ use std::collections::VecDeque;
 
 use crate::fanout::shard::frames::Handle;
 
-/// Rings that a pool keeps, and the most entries a kept ring may have room for: at most 4,096 × 512 bytes a shard.
+/// Rings that a pool keeps, and the most entries a kept ring may have room for: at most 4,096 × 496 bytes a shard. More
+/// tabs than that with three frames and more each, all at once, cost an allocation each.
 const POOL_RINGS_MAX: usize = 4_096;
-const POOL_ENTRIES_MAX: usize = 64;
-/// Entries of a fresh ring.
-const RING_ENTRIES: usize = 30;
+const POOL_ENTRIES_MAX: usize = 2 * RING_ENTRIES;
+/// Entries of a fresh ring. It grows by doubling, so that a queue of 64, two in place and 62 in the ring, is of the pool.
+const RING_ENTRIES: usize = 31;
+
+const _: () = assert!(size_of::<Entry>() == 8, "what a frame costs in each queue that it waits in");
+const _: () = assert!(size_of::<Queue>() == 56, "what every session pays for its queue");
 
 /// One queued frame. `tag` is 0, or says by what a newer frame may replace it (never the whole truth: compare the key).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
