@@ -451,3 +451,19 @@ impl Write for Io {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes_of<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// What a connection costs before it is a session, hyper's buffers apart.
+    #[test]
+    fn a_connections_task_is_small() {
+        let bytes = bytes_of(serve);
+        assert!(bytes <= 4_608, "{bytes} bytes");
+    }
+}

@@ -60,6 +60,8 @@ struct Connection {
     is_unread: bool,
 }
 
+const _: () = assert!(size_of::<Option<Connection>>() <= 24, "what a slot costs beside its session");
+
 impl Sockets {
     fn get(&mut self, slot: u32) -> Option<&mut Socket> {
         self.connection(slot).map(|connection| &mut connection.socket)

@@ -127,6 +127,8 @@ pub struct SessionRef {
     identity: Arc<Identity>,
 }
 
+const _: () = assert!(size_of::<SessionRef>() == 16, "what a tab costs in its user's list");
+
 impl SessionRef {
     pub(crate) fn new(address: Address, identity: Arc<Identity>) -> Self {
         Self { address, identity }

@@ -126,25 +126,27 @@ impl Asked {
 impl Edge for ShardEdge {
     fn answer(self: Rc<Self>, request: Request<Incoming>, peer: SocketAddr) -> AnswerFuture {
         let asked = Asked::new(&request, peer);
-        Box::pin(async move {
-            let metrics = Arc::clone(self.gateway.engine.metrics());
-            let answer = match asked.path.as_str() {
-                "/ws" => self.websocket(request, asked).await,
-                "/events" => self.events(request, asked).await,
-                path if path == "/v1" || path.starts_with("/v1/") => self.v1(request, asked).await,
-                _ => Answer::Respond(self.respond(request, asked).await),
-            };
-            let status = match &answer {
-                Answer::Respond(response) => response.status().as_u16(),
-                Answer::Session { status, .. } => *status,
-            };
-            metrics.engine.http_responses.of(StatusClass::of(status)).increment();
-            answer
-        })
+        Box::pin(self.answered(request, asked))
     }
 }
 
 impl ShardEdge {
+    async fn answered(self: Rc<Self>, request: Request<Incoming>, asked: Asked) -> Answer {
+        let metrics = Arc::clone(self.gateway.engine.metrics());
+        let answer = match asked.path.as_str() {
+            "/ws" => self.websocket(request, asked).await,
+            "/events" => self.events(request, asked).await,
+            path if path == "/v1" || path.starts_with("/v1/") => self.v1(request, asked).await,
+            _ => Answer::Respond(self.respond(request, asked).await),
+        };
+        let status = match &answer {
+            Answer::Respond(response) => response.status().as_u16(),
+            Answer::Session { status, .. } => *status,
+        };
+        metrics.engine.http_responses.of(StatusClass::of(status)).increment();
+        answer
+    }
+
     async fn respond(self: Rc<Self>, request: Request<Incoming>, asked: Asked) -> Answered {
         let path = asked.path.as_str();
         let class = class_of(path, request.method());
@@ -308,6 +310,16 @@ mod tests {
     use http::header::AUTHORIZATION;
 
     use super::*;
+
+    /// What a request costs while it is answered, its head and body apart: one for each connection.
+    #[test]
+    fn an_answers_future_is_small() {
+        fn bytes_of<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = bytes_of(ShardEdge::answered);
+        assert!(bytes <= 4_608, "{bytes} bytes");
+    }
 
     #[test]
     fn a_caller_is_who_has_the_key_however_its_header_is_written() {

@@ -4,7 +4,8 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,19 +23,34 @@ use tabcast::proto::event::{Notice, Timestamp};
 use tabcast::proto::frame::Frame;
 use tabcast::proto::limits::{HubLimits, SessionLimits};
 
-/// Texts are `{"join":"room"}`, answered with a pong.
+/// Holds up the shards that read `{"pause":true}`, for as long as a test holds it.
+pub(crate) static PAUSE: Mutex<()> = Mutex::new(());
+/// Shards that have read it, ever.
+pub(crate) static PAUSES: AtomicUsize = AtomicUsize::new(0);
+
+/// Texts are `{"join":"room"}`, answered with a pong, and `{"pause":true}`.
 struct Joins;
 
 impl Inbound for Joins {
     fn text(&mut self, _session: &SessionRef, text: &mut [u8]) -> Reaction {
         let text: serde_json::Value = serde_json::from_slice(text).unwrap();
+        if text["pause"] == true {
+            PAUSES.fetch_add(1, Ordering::Release);
+            drop(PAUSE.lock().unwrap_or_else(PoisonError::into_inner));
+            return Reaction::Nothing;
+        }
         let room = RoomName::parse(text["join"].as_str().unwrap()).unwrap();
         let pong = || Frame::notice(&Notice::Pong { client_id: None });
         Reaction::Join { room, ack: Some(pong()), full: pong() }
     }
 }
 
-/// Every request for `/ws?user=…` becomes that user's session, whatever its headers.
+const SWITCHED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+const STREAMS: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+/// Every request for `/ws?user=…` becomes that user's session, whatever its headers; for `/events?user=…` one that is
+/// read as an event stream.
 struct Opens(Rc<LocalShard>);
 
 impl Edge for Opens {
@@ -44,12 +60,12 @@ impl Edge for Opens {
             return Box::pin(std::future::ready(Answer::Respond(Response::new(Full::new(Bytes::from("no session"))))));
         };
         let identity = Identity { rooms: RoomGrant::Any, ..Identity::new(user, Timestamp::from_micros(0)) };
-        let answer = match self.0.open(Opening::new(identity, Wire::WebSocket), |_| None) {
-            Ok(address) => {
-                let head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-                    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-                Answer::Session { address, head: head.to_vec(), status: 200 }
-            }
+        let (wire, head) = match request.uri().path() {
+            "/events" => (Wire::EventStream, STREAMS),
+            _ => (Wire::WebSocket, SWITCHED),
+        };
+        let answer = match self.0.open(Opening::new(identity, wire), |_| None) {
+            Ok(address) => Answer::Session { address, head: head.to_vec(), status: 200 },
             Err(error) => Answer::Respond(Response::new(Full::new(Bytes::from(error.to_string())))),
         };
         Box::pin(std::future::ready(answer))
@@ -85,7 +101,8 @@ impl Shards {
             close_timeout: Duration::from_secs(1),
             ..SessionLimits::default()
         };
-        let hub = Hub::new(shards, &HubLimits::default(), &sessions);
+        let hub_limits = HubLimits { tabs_per_user_max: usize::MAX, ..HubLimits::default() };
+        let hub = Hub::new(shards, &hub_limits, &sessions);
         let start =
             Start { listen, own_file_tables: false, sessions, http: HttpLimits::default(), bytes_budget: 256 << 20 };
         let factory: Arc<dyn EdgeFactory> = Arc::new(Edges);

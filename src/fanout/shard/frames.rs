@@ -28,6 +28,8 @@ impl Wire {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Handle(u32);
 
+const _: () = assert!(size_of::<Handle>() == 4, "half of what a frame costs in a queue");
+
 /// What the table holds: a frame that other shards may hold as well, or bytes of this shard's own (parts of an
 /// event stream that are no event).
 pub(crate) enum Local {
@@ -104,6 +106,8 @@ struct Entry {
     local: Option<Local>,
     holders: u32,
 }
+
+const _: () = assert!(size_of::<Entry>() <= 32, "what a frame costs a shard, whatever the number of queues");
 
 /// Frames by number, with a plain count each.
 #[derive(Default)]
