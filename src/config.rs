@@ -234,7 +234,8 @@ settings! {
     /// Sessions of one user on this node. Default 32.
     tabs_per_user_max: usize = 32;
 
-    /// Frames that may wait for one session. Default 1024. Each costs at most 8 bytes of the shard's pool.
+    /// Frames that may wait for one session. Default 1024. Past the second each costs 8 bytes
+    /// of a block that grows by doubling.
     session_queue_frames_max: usize = SessionLimits::default().queue_frames_max;
     /// Bytes that may wait for one session behind its first frame, shared frames counted in full. Default 1MiB. An
     /// empty queue admits any legal frame. Bounds delay; memory is
@@ -248,7 +249,7 @@ settings! {
     attachment_bytes_max: usize = SessionLimits::default().attachment_bytes_max;
     /// Characters of one text from a browser. Default 16384.
     text_chars_max: usize = SessionLimits::default().text_chars_max;
-    /// Rooms that one session may be in. Default 64. Each membership costs 12 bytes.
+    /// Rooms that one session may be in. Default 64. Each membership costs up to 24 bytes.
     rooms_max: usize = SessionLimits::default().rooms_max;
     /// A ping goes out this long after the last one. Default 25s.
     heartbeat_interval: Duration = SessionLimits::default().heartbeat_interval;

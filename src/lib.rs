@@ -79,6 +79,25 @@
 //! - Between nodes a frame is delivered at most once, in the order of the node that published it; while Redis is away it
 //!   waits, within a bound: see [`broker`] and `broker::redis`.
 //!
+//! # Memory
+//! What is allocated for each, at the most, by the binary's gateway and with ids of about ten bytes;
+//! `tests/memory_is_as_documented.rs` reads this table and measures. The kernel's part, about 4.4 KiB a connection, is
+//! not in it.
+//!
+//! | of | bytes | as |
+//! |---|---|---|
+//! | an idle tab | 480 | its session's slot (192), who it is, its user's entry, its socket's place |
+//! | an idle event stream | 480 | the same |
+//! | an answer of `/v1` that has said nothing | 896 | the same, and what makes its records |
+//! | a user, beside the tabs | 96 | its id, and its list of tabs, of which each takes 16 |
+//! | the first room of a tab | 48 | places for four rooms in the session, and one in the room |
+//! | each further one | 24 | a place in the session, and one in the room; both grow by doubling |
+//! | a room with one member | 320 | its name, its member, and where it is found: once in the process, once in each shard |
+//! | a frame, beside its JSON | 160 | its header, and the forms of all wires; once in the process |
+//! | a queue of 3 to 33 frames | 256 | a block of the shard's pool; the first two wait in the session |
+//! | each frame beyond 33 in a queue | 16 | its place in the block, which grows by doubling |
+//! | a tab that has left | 320 | the slot that the next one takes |
+//!
 //! # Features
 //! | feature | what it adds | default |
 //! |---|---|---|

@@ -31,7 +31,7 @@ pub struct TooManyTabs {
     pub tabs_max: usize,
 }
 
-/// Which sessions a user has. Cost per user: about 66 bytes of map, plus 16 bytes and 16 per session for the list.
+/// Which sessions a user has. What a user costs is in the crate's documentation.
 pub struct Registry {
     users: DashMap<UserId, Sessions, RandomState>,
     sessions: AtomicUsize,

@@ -36,7 +36,7 @@ impl Room {
     }
 }
 
-/// All rooms of an engine. Cost per room: about 80 bytes, its name, and 4 bytes a shard.
+/// All rooms of an engine. What a room costs is in the crate's documentation; and 4 bytes a shard.
 pub(crate) struct Rooms {
     rooms: DashMap<RoomName, Arc<Room>, RandomState>,
     next: AtomicU64,

@@ -5,7 +5,8 @@ use std::time::Duration;
 /// What one session may hold and do. One value is shared by all sessions of an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionLimits {
-    /// Frames that may wait for one session. Default 1,024. Costs at most 8 bytes each, from the shard's pool.
+    /// Frames that may wait for one session. Default 1,024. The first two cost nothing, each other one 8 bytes of a block,
+    /// which grows by doubling.
     pub queue_frames_max: usize,
     /// Bytes that may wait for one session behind its first frame, shared frames counted in full. Default 1 MiB. It
     /// bounds delay; the memory is shared by all sessions that wait for the same frame. An empty queue admits any legal
@@ -18,7 +19,7 @@ pub struct SessionLimits {
     pub attachment_bytes_max: usize,
     /// Characters of one inbound text. Default 16,384.
     pub text_chars_max: usize,
-    /// Rooms that one session may be in. Default 64. Costs 8 bytes each in the session and 4 in the room.
+    /// Rooms that one session may be in. Default 64. Each costs up to 24 bytes, in the session and in the room.
     pub rooms_max: usize,
     /// A ping goes out this long after the last one, or after the timeout if that is longer. Default 25 s.
     pub heartbeat_interval: Duration,

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    static OWN_BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Relaxed: a statistic, publishes nothing.
@@ -31,7 +32,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE_BYTES.fetch_sub(layout.size(), Ordering::Relaxed);
+        hold(layout.size(), 0);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -44,9 +45,15 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 fn count(before: usize, after: usize) {
-    // A thread that is ending counts its allocations no more.
+    // A thread that is ending counts no more.
     let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-    LIVE_BYTES.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+    hold(before, after);
+}
+
+fn hold(before: usize, after: usize) {
+    let more = after.wrapping_sub(before);
+    let _ = OWN_BYTES.try_with(|bytes| bytes.set(bytes.get().wrapping_add(more)));
+    LIVE_BYTES.fetch_add(more, Ordering::Relaxed);
 }
 
 #[global_allocator]
@@ -57,6 +64,15 @@ pub(crate) fn allocations<T>(run: impl FnOnce() -> T) -> (usize, T) {
     let before = ALLOCATIONS.with(Cell::get);
     let result = run();
     (ALLOCATIONS.with(Cell::get) - before, result)
+}
+
+/// How many bytes more this thread holds after `run`, as they were asked for.
+pub(crate) fn held_bytes<T>(run: impl FnOnce() -> T) -> (usize, T) {
+    let before = OWN_BYTES.with(Cell::get);
+    let result = run();
+    let held = OWN_BYTES.with(Cell::get).wrapping_sub(before);
+    assert!(held < usize::MAX / 2, "it gave more back than it took");
+    (held, result)
 }
 
 /// Bytes that the process holds, as they were asked for.

@@ -12,7 +12,8 @@ struct Members {
     slots: Vec<u32>,
 }
 
-/// The rooms that have members on this shard. A room costs about 60 bytes here, a membership 4 and 8 in its session.
+/// The rooms that have members on this shard. What a room and a membership cost
+/// is in the crate's documentation.
 #[derive(Default)]
 pub(crate) struct LocalRooms {
     by_number: HashMap<u64, u32, RandomState>,
