@@ -96,7 +96,7 @@ fn head(stream: &mut TcpStream) -> String {
 
 /// Waits until `value` is at most `most` and does not change any more; what it is then, or at the end of all
 /// patience.
-pub(crate) fn settle(most: usize, value: impl Fn() -> usize) -> usize {
+pub(crate) fn settle(most: usize, mut value: impl FnMut() -> usize) -> usize {
     let deadline = now() + PATIENCE;
     let (mut last, mut looks) = (value(), 0);
     loop {
