@@ -7,7 +7,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::ArgMatches;
+use clap::Parser;
 use clap::{Arg, ArgAction, Command};
+use tabcast::bench;
 use tabcast::config::ConfigError;
 use tabcast::config::LogFormat;
 use tabcast::config::Machine;
@@ -32,6 +34,7 @@ fn command() -> Command {
              A flag wins over the variable, the variable over the file.",
         )
         .subcommand(Command::new("serve").about("Run the gateway (also without a subcommand)"))
+        .subcommand(bench_entry())
         .subcommand(Command::new("check-config").about("Check the settings and print them, secrets masked"))
         .arg(
             Arg::new("config")
@@ -48,6 +51,12 @@ fn command() -> Command {
         command = command.arg(arg.aliases(snake_case).action(action).global(true));
     }
     command
+}
+
+/// The load generator's place in the list of subcommands. Its arguments are its own, as a gateway's settings mean nothing
+/// to it: [`main`] parses them apart.
+fn bench_entry() -> Command {
+    Command::new("bench").about("Measure a fan-out server: see `tabcast bench --help`").disable_help_flag(true)
 }
 
 /// The settings from the file, the environment and the flags, in this order of weight.
@@ -121,6 +130,9 @@ fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
 }
 
 fn run(matches: &ArgMatches) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    if matches.subcommand_name() == Some("bench") {
+        return Err("bench comes first, and takes no settings: tabcast bench --help".into());
+    }
     let settings = load(matches, std::env::vars_os().collect())?;
     // A key that cannot verify is found before anything is opened.
     let _keys = Keys::new(&settings)?;
@@ -147,6 +159,11 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Box<dyn std::error::Error>> {
 }
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == "bench") {
+        let name = OsString::from("tabcast bench");
+        return bench::main(&bench::Arguments::parse_from(std::iter::once(name).chain(arguments))).into();
+    }
     run(&command().get_matches()).unwrap_or_else(|error| refuse(&error))
 }
 

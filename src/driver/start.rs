@@ -295,8 +295,10 @@ fn probe(address: SocketAddr) -> io::Result<()> {
     std::net::TcpListener::bind(address).map(drop)
 }
 
+/// Gives the calling thread a file table of its own, a copy of the one that it had: for who keeps to the order that the
+/// module's first paragraphs explain.
 #[expect(unsafe_code, reason = "the only way to a file table of one's own")]
-fn unshare_files() -> io::Result<()> {
+pub(crate) fn unshare_files() -> io::Result<()> {
     // SAFETY: no descriptor that was opened before is closed or replaced after this point, and none that is opened
     // after it crosses threads: the module's first paragraphs say how that is kept.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES) }.map_err(io::Error::from)
