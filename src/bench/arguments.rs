@@ -61,7 +61,7 @@ pub struct Arguments {
     /// Handshakes that are under way at once
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub connecting: usize,
-    /// Loopback addresses that clients come from, 127.0.1.1 and following [default: one for 28,000 clients]
+    /// Loopback addresses that clients come from, 127.0.1.1 and following [default: one for 8,000 clients]
     #[arg(long, value_name = "N")]
     pub sources: Option<usize>,
     /// Threads with clients [default: as many as open files need file tables of their own]
@@ -116,7 +116,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 0.0)]
     pub churn: f64,
     /// This share of the clients never reads, from 0 to 1
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, allow_negative_numbers = true)]
     pub silent: f64,
     /// Messages before those that count, one at a time
     #[arg(long, value_name = "N", default_value_t = 20)]
@@ -215,18 +215,22 @@ impl Arguments {
         let (threads, own_file_tables) = self.threads(tabs, publishers, open_files_max)?;
         let sources = self.sources(tabs, address)?;
         let tls = self.tls_ca.as_ref().map(|file| Trust::new(file, &self.tls_name(address))).transpose();
+        // Of another server's way to publish nothing is known.
+        let publishing = (!self.is_foreign() || self.publish.is_some()).then_some(publishing);
+        if publishing.is_none() && !self.idle {
+            return bad("publish", "needed beside --subscribe, unless it is --idle");
+        }
         Ok(Plan {
             label: self.label.clone(),
             address,
-            joining: self.joining(address, target),
+            joining: self.joining(address, target)?,
             tls: tls.or_else(|reason| bad("tls-ca", reason))?,
             mix,
             connecting: self.connecting,
             sources,
             threads,
             own_file_tables,
-            // Of another server's way to publish nothing is known.
-            publishing: (!self.is_foreign() || self.publish.is_some()).then_some(publishing),
+            publishing,
             target,
             size: self.size,
             warm_up: self.warm_up,
@@ -235,9 +239,6 @@ impl Arguments {
             seed: self.seed,
             stall: self.stall,
             pids: self.pid.clone(),
-        })
-        .and_then(|plan| {
-            if plan.publishing.is_none() && !self.idle { bad("publish", "needed with --path") } else { Ok(plan) }
         })
     }
 
@@ -303,10 +304,10 @@ impl Arguments {
         if tabs_per_user == 0 {
             return bad("tabs-per-user", "at least 1");
         }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the tabs")]
+        #[expect(clippy::cast_possible_truncation, reason = "between 0 and the tabs")]
         let silent = (tabs as f64 * self.silent).round() as usize;
         // Each of them is away for a moment only; half of all at most, so that others stay.
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and two million")]
+        #[expect(clippy::cast_possible_truncation, reason = "between 0 and two million")]
         let churners = ((self.churn * 2.0).ceil() as usize).min((tabs - silent) / 2);
         if self.churn > 0.0 && churners == 0 {
             return bad("churn", "too few clients: half of them stay");
@@ -385,21 +386,21 @@ impl Arguments {
         self.host.clone().unwrap_or_else(|| format!("localhost:{}", address.port()))
     }
 
-    fn joining(&self, address: SocketAddr, target: Target) -> Joining {
+    fn joining(&self, address: SocketAddr, target: Target) -> Result<Joining, BadArgument> {
         let path = self.path.as_deref().unwrap_or("/ws?user=u{u}");
         let default_stream = if self.path.is_some() { path } else { "/events?user=u{u}" };
         let joins = !self.is_foreign() && target != Target::Users;
         let join = joins.then(|| r#"{"type":"join","room":"all","client_id":"join"}"#.to_owned());
         let ack = joins.then(|| r#""type":"ack""#.to_owned());
-        Joining {
+        Ok(Joining {
             path: Template::new(path),
             stream_path: Template::new(self.sse_path.as_deref().unwrap_or(default_stream)),
             host: self.host(address),
-            headers: Template::new(&self.header.iter().map(|header| format!("{header}\r\n")).collect::<String>()),
+            headers: Template::new(&lines("header", &self.header)?),
             subscribe: self.subscribe.as_deref().map(unescape).or(join).as_deref().map(Template::new),
             subscribe_binary: self.subscribe_binary,
             subscribed: self.subscribed.clone().or(ack),
-        }
+        })
     }
 
     /// How many threads, and whether each has a file table of its own.
@@ -419,7 +420,7 @@ impl Arguments {
 
     fn sources(&self, tabs: usize, address: SocketAddr) -> Result<usize, BadArgument> {
         // Ports of connections that were left stay taken for a while.
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most a million a second")]
+        #[expect(clippy::cast_possible_truncation, reason = "at most a million a second")]
         let needed = tabs.saturating_add((self.churn * 5.0) as usize).div_ceil(CONNECTIONS_PER_SOURCE);
         let sources = self.sources.unwrap_or(if address.ip().is_loopback() { needed } else { 1 });
         if !(1..=60_000).contains(&sources) {
@@ -455,4 +456,121 @@ fn lines(flag: &'static str, headers: &[String]) -> Result<String, BadArgument> 
         }
     }
     Ok(headers.iter().map(|header| format!("{header}\r\n")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    fn parsed(flags: &[&str]) -> Arguments {
+        Arguments::try_parse_from(["bench"].iter().chain(flags)).unwrap()
+    }
+
+    fn plan(flags: &[&str]) -> Plan {
+        let mut plans = parsed(flags).plans(20_000).unwrap();
+        assert_eq!(plans.len(), 1);
+        plans.remove(0)
+    }
+
+    fn text(template: &Template, values: &super::super::template::Values<'_>) -> String {
+        let mut out = Vec::new();
+        template.write(&mut out, values);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_flags_are_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn without_options_it_drives_tabcast() {
+        let plan = plan(&["--address", "127.0.0.1:9999"]);
+        let values = super::super::template::Values { index: 3, user: 3, length: 7, ..Default::default() };
+        assert_eq!(text(&plan.joining.path, &values), "/ws?user=u3");
+        assert_eq!(plan.joining.host, "localhost:9999");
+        assert_eq!(plan.joining.subscribed.as_deref(), Some(r#""type":"ack""#));
+        assert!(text(plan.joining.subscribe.as_ref().unwrap(), &values).contains(r#""room":"all""#));
+        let publishing = plan.publishing.unwrap();
+        assert!(publishing.is_http && publishing.is_tabcast);
+        assert!(text(&publishing.request, &values).starts_with("POST /api/send HTTP/1.1\r\nHost: localhost:9999\r\n"));
+        assert!(text(&publishing.request, &values).ends_with("Content-Length: 7\r\n\r\n"));
+        assert_eq!((plan.target, plan.shape), (Target::Room, Shape::Closed { in_flight: 1, messages: 1000 }));
+        assert_eq!((plan.threads, plan.own_file_tables, plan.sources), (1, false, 1));
+    }
+
+    #[test]
+    fn other_servers_are_driven_by_templates() {
+        let flags = ["--path", "/sub/{i}", "--publish", r"PUB x {len}\r\n{text}\r\n", "--publish-first", r"HI\r\n"];
+        let plan = plan(&flags);
+        assert_eq!((plan.joining.subscribe, plan.joining.subscribed), (None, None));
+        let publishing = plan.publishing.unwrap();
+        assert!(!publishing.is_http && !publishing.is_tabcast);
+        let values = super::super::template::Values { text: b"abc", length: 3, ..Default::default() };
+        assert_eq!(text(&publishing.line, &values), "PUB x 3\r\nabc\r\n");
+        assert_eq!(publishing.first.as_deref(), Some("HI\r\n"));
+    }
+
+    #[test]
+    fn many_clients_get_threads_tables_and_addresses() {
+        for (tabs, threads, tables, sources) in
+            [("1000", 1, false, 1), ("18000", 1, false, 3), ("19000", 2, true, 3), ("300000", 16, true, 38)]
+        {
+            let plan = plan(&["--tabs", tabs]);
+            assert_eq!((plan.threads, plan.own_file_tables, plan.sources), (threads, tables, sources), "{tabs}");
+        }
+        let two = plan(&["--tabs", "1000", "--threads", "2"]);
+        assert_eq!((two.threads, two.own_file_tables), (2, false));
+        assert_eq!(parsed(&["--tabs", "10,20,30"]).plans(1024).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_its_flag() {
+        for (flags, flag) in [
+            (["--tabs", "0"].as_slice(), "tabs"),
+            (&["--address", "nowhere"], "address"),
+            (&["--in-flight", "0"], "in-flight"),
+            (&["--messages", "0"], "messages"),
+            (&["--messages", "5000000000"], "messages"),
+            (&["--messages", "100000000", "--publishers", "256"], "messages"),
+            (&["--rate", "0"], "rate"),
+            (&["--rate", "NaN"], "rate"),
+            (&["--duration", "0s", "--rate", "1"], "duration"),
+            (&["--size", "29"], "size"),
+            (&["--batch", "0"], "batch"),
+            (&["--publishers", "0"], "publishers"),
+            (&["--publishers", "257"], "publishers"),
+            (&["--publish", "POST / HTTP/1.1\\r\\n\\r\\nx"], "publish"),
+            (&["--publish", "POST / HTTP/1.1\\r\\n{text}"], "publish"),
+            (&["--publish", "{text}", "--to", "users"], "to"),
+            (&["--publish-header", "none"], "publish-header"),
+            (&["--header", "none"], "header"),
+            (&["--sse"], "sse"),
+            (&["--sse", "2", "--to", "users"], "sse"),
+            (&["--silent", "1"], "silent"),
+            (&["--silent", "-0.1"], "silent"),
+            (&["--churn", "1", "--tabs", "1"], "churn"),
+            (&["--tabs-per-user", "0"], "tabs-per-user"),
+            (&["--threads", "1", "--tabs", "50000"], "threads"),
+            (&["--sources", "2", "--address", "192.0.2.1:80"], "sources"),
+            (&["--connecting", "0"], "connecting"),
+            (&["--tls", "--tls-ca", "/nowhere.pem"], "tls-ca"),
+        ] {
+            let parsed = Arguments::try_parse_from(["bench"].iter().chain(flags));
+            let refused = parsed.unwrap_or_else(|error| panic!("{flags:?}: {error}")).plans(20_000).err();
+            assert_eq!(refused.as_ref().map(|refused| refused.flag), Some(flag), "{flags:?}: {refused:?}");
+        }
+        for flags in [
+            ["--rate", "1", "--in-flight", "2"].as_slice(),
+            &["--idle", "--rate", "1"],
+            &["--tls"],
+            &["--self-test", "--pid", "1"],
+            &["--to", "nobody"],
+            &["chart", "--svg", "x"],
+        ] {
+            assert!(Arguments::try_parse_from(["bench"].iter().chain(flags)).is_err(), "{flags:?}");
+        }
+    }
 }

@@ -220,8 +220,7 @@ impl Load {
         Ok(())
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "rates are for people")]
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, and far below 2^52")]
+    #[expect(clippy::cast_possible_truncation, reason = "positive, and far below 2^52")]
     fn open(&mut self, turn: &mut Turn<'_>, rate: f64, duration: u64, done: u64) -> io::Result<Option<u64>> {
         let step = 1e9 / rate;
         let at = |began: u64, message: u64| began + (message as f64 * step) as u64;

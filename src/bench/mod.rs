@@ -22,6 +22,7 @@
 //! a later one of the same publisher and channel was there before it, whatever the number of publishers.
 
 mod arguments;
+mod chart;
 mod client;
 mod clock;
 mod http;
@@ -35,17 +36,19 @@ mod reader;
 mod record;
 mod report;
 mod run;
+mod self_test;
 mod shared;
 mod socket;
+mod svg;
 mod template;
 mod tls;
 mod websocket;
 
 pub use arguments::{Arguments, BadArgument, Task};
-pub use report::{Latency, Report};
+pub use report::{Latency, LatencyPoint, Report};
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use interval_log::IntervalLog;
 
@@ -70,7 +73,15 @@ pub fn main(arguments: &Arguments) -> u8 {
 }
 
 fn go(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
-    let plans = arguments.plans(raise_open_files())?;
+    if let Some(Task::Chart { files, svg }) = &arguments.task {
+        return draw(files, svg).map(|()| true);
+    }
+    let open_files_max = raise_open_files();
+    if arguments.self_test {
+        let reports = self_test::run(arguments, open_files_max)?;
+        return finish(arguments, &reports);
+    }
+    let plans = arguments.plans(open_files_max)?;
     if let Some(cpu) = arguments.pin {
         pin(cpu)?;
     }
@@ -84,10 +95,41 @@ fn go(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
         io::stdout().write_all(report.table().as_bytes())?;
         reports.push(report);
     }
+    finish(arguments, &reports)
+}
+
+/// Writes what was asked for, and says whether everything was delivered.
+fn finish(arguments: &Arguments, reports: &[Report]) -> Result<bool, Box<dyn std::error::Error>> {
     if let Some(path) = &arguments.json {
-        write_json(path, &reports)?;
+        write_json(path, reports)?;
+    }
+    if let Some(path) = &arguments.svg {
+        std::fs::write(path, chart::of(reports).to_svg())?;
     }
     Ok(reports.iter().all(Report::is_clean))
+}
+
+/// What `--json` wrote.
+#[derive(Debug, serde::Deserialize)]
+struct Written {
+    runs: Vec<Report>,
+}
+
+/// Draws what several servers cost.
+fn draw(files: &[PathBuf], svg: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let mut reports = Vec::new();
+    for file in files {
+        let bad = |error: &dyn std::fmt::Display| BadArgument {
+            flag: "chart",
+            reason: format!("{}: {error}", file.display()),
+        };
+        let text = std::fs::read_to_string(file).map_err(|error| bad(&error))?;
+        let written: Written = serde_json::from_str(&text).map_err(|error| bad(&error))?;
+        reports.extend(written.runs);
+    }
+    let reason = "no run has the server's CPU: measure with --pid".to_owned();
+    let chart = chart::cost(&reports).ok_or(BadArgument { flag: "chart", reason })?;
+    Ok(std::fs::write(svg, chart.to_svg())?)
 }
 
 fn write_json(path: &Path, reports: &[Report]) -> io::Result<()> {

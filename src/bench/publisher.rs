@@ -178,7 +178,7 @@ mod tests {
             ("HTTP/1.1 503 No\r\ncontent-length: 4\r\n\r\nfull", refused(1, "503 full")),
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", Answer::Accepted),
             (
-                "HTTP/1.1 200 OK\r\ncontent-length: 35\r\n\r\n{\"id\":1}\n{\"error\":{}}\n{\"error\":{}}\n\n",
+                "HTTP/1.1 200 OK\r\ncontent-length: 36\r\n\r\n{\"id\":1}\n{\"error\":{}}\n{\"error\":{}}\n\n",
                 refused(2, "{\"error\":{}}\n{\"error\":{}}\n\n"),
             ),
         ] {

@@ -596,8 +596,7 @@ impl Reader {
         if mine == 0 {
             return;
         }
-        #[expect(clippy::cast_precision_loss, reason = "rates are for people")]
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, and far below 2^52")]
+        #[expect(clippy::cast_possible_truncation, reason = "positive, and far below 2^52")]
         let due = {
             let share = self.plan.churn_rate * mine as f64 / self.plan.mix.churners as f64;
             ((now - self.began) as f64 / 1e9 * share) as u64

@@ -23,6 +23,15 @@ pub struct Latency {
     pub mean_ms: f64,
 }
 
+/// A point of the curve of latencies.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct LatencyPoint {
+    /// This share of all deliveries …
+    pub share_percent: f64,
+    /// … took no longer.
+    pub latency_ms: f64,
+}
+
 /// What a run found. What could not be measured is absent.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -101,6 +110,8 @@ pub struct Report {
     pub pings_count: u64,
     /// From the intended moment of sending to the arrival.
     pub latency: Option<Latency>,
+    /// The same in full, finer and finer towards the slowest.
+    pub latency_curve: Vec<LatencyPoint>,
     /// The server's CPU for one delivery, everything of publishing in it.
     pub server_cpu_per_delivery_us: Option<f64>,
     /// This client's CPU for one delivery, everything of publishing in it.

@@ -13,7 +13,7 @@ use super::interval_log::IntervalLog;
 use super::plan::{Plan, Shape, Target};
 use super::process::{self, Cpu};
 use super::reader::{Reader, WAKER};
-use super::report::{Latency, Report};
+use super::report::{Latency, LatencyPoint, Report};
 use super::shared::{Count, Latencies, Phase, Shared, Tally, latencies};
 use crate::driver::start::unshare_files;
 
@@ -242,9 +242,22 @@ impl<'a> Run<'a> {
             max_ms: milliseconds(self.latencies.max()),
             mean_ms: self.latencies.mean() / 1e6,
         });
+        report.latency_curve = curve(&self.latencies);
         report.notes = self.shared.notes();
         self.report
     }
+}
+
+/// Ten points for each nine of the percentile, as far as there are deliveries.
+fn curve(latencies: &Latencies) -> Vec<LatencyPoint> {
+    let nines = (latencies.len().max(1) as f64).log10();
+    let points = (0..).map(|point| f64::from(point) / 10.0).take_while(|at| *at <= nines);
+    let point = |nines: f64| {
+        let quantile = 1.0 - 10f64.powf(-nines);
+        let latency_ms = milliseconds(latencies.value_at_quantile(quantile));
+        LatencyPoint { share_percent: quantile * 100.0, latency_ms }
+    };
+    if latencies.is_empty() { Vec::new() } else { points.map(point).collect() }
 }
 
 /// What is known before anything has happened.

@@ -145,7 +145,7 @@ mod tests {
         assert_eq!(source(5, 1), None);
         assert_eq!(source(0, 2), Some(Ipv4Addr::new(127, 0, 1, 1)));
         assert_eq!(source(5, 2), Some(Ipv4Addr::new(127, 0, 1, 2)));
-        assert_eq!(source(299, 300), Some(Ipv4Addr::new(127, 0, 2, 43)));
+        assert_eq!(source(299, 300), Some(Ipv4Addr::new(127, 0, 2, 44)));
     }
 
     #[test]
@@ -159,6 +159,7 @@ mod tests {
 
     #[test]
     fn a_transport_is_small() {
-        assert_eq!(size_of::<Transport>(), 16);
+        // mio keeps 8 more bytes of each socket where debug assertions are on.
+        assert!(size_of::<Transport>() <= if cfg!(debug_assertions) { 24 } else { 16 });
     }
 }
