@@ -49,7 +49,7 @@ fn reference(c: &mut Criterion) {
 
 fn inbound(c: &mut Criterion) {
     const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
-    let limits = ReadLimits { message_bytes_max: 1 << 16, reserved: 0 };
+    let limits = ReadLimits { message_bytes_max: 1 << 16, deflates: false };
     let mut group = c.benchmark_group("how many bytes of WebSocket messages are read a second");
     for (name, bytes) in [("of 100 B", 100_u8), ("of 125 B", 125)] {
         let mut stream = vec![0x81, 0x80 | bytes, MASK[0], MASK[1], MASK[2], MASK[3]];

@@ -27,7 +27,8 @@ pub struct SessionLimits {
     pub heartbeat_timeout: Duration,
     /// How long a session that was told to close may take to read what is left and the close frame. Default 5 s.
     pub close_timeout: Duration,
-    /// Bad frames that one session may send within ten seconds before it is ended with 1008. Default 10.
+    /// Bad frames that one session may send within ten seconds before it is ended with 1008. Default 10. A compressed
+    /// one that inflates to over 4 KiB and a hundred times its bytes counts, though it is heard.
     pub bad_frames_max: u8,
 }
 

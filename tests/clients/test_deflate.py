@@ -8,7 +8,7 @@ import zlib
 from gateway import GatewayTest, close_code, masked
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, PerMessageDeflate
 
-TEXT = "again and again, “and again” 🌟 " * 100
+TEXT = "again and again, “and again” 🌟 " * 60
 
 
 def compressed(text, level=9, window_bits=15):

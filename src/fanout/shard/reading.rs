@@ -12,6 +12,11 @@ use crate::proto::event::{GapReason, Notice};
 use crate::proto::frame::Frame;
 use crate::proto::websocket::{self, Incoming, Partial, ReadLimits};
 
+/// A compressed message counts as a bad frame if it inflates to more than this many bytes, and to more than
+/// [`INFLATED_RATIO_MAX`] times its own: no text and no picture does, but a blank file may.
+pub(super) const INFLATED_BYTES_MIN: usize = 4 << 10;
+const INFLATED_RATIO_MAX: usize = 100;
+
 /// Understands the text of clients. It may neither block nor wait: it runs on the shard's thread.
 pub trait Inbound {
     /// One text message of one session, valid UTF-8, to be parsed in place.
@@ -105,18 +110,28 @@ impl Shard {
         }
         match incoming {
             Incoming::Text(text) => self.hear(slot, text, inbound),
-            Incoming::Deflated(payload) => {
-                let mut inflater = std::mem::take(&mut self.inflater);
-                let bytes_max = self.limits.message_bytes_max;
-                let result = inflater.inflate(payload, bytes_max, |text| self.hear(slot, text, inbound));
-                self.inflater = inflater;
-                result.err().into_iter().for_each(|error| self.violate(slot, error.disconnect()));
-            }
+            Incoming::Deflated(payload) => self.inflate(slot, payload, inbound),
             Incoming::Ping(payload) => self.send(slot, Frame::pong(payload)),
             Incoming::Binary(_) => self.violate(slot, Disconnect::UnsupportedData),
             Incoming::Pong(_) | Incoming::Close(_) => {}
         }
         if self.slab.get(slot).deaf { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn inflate(&mut self, slot: u32, payload: &[u8], inbound: &mut dyn Inbound) {
+        let mut inflater = std::mem::take(&mut self.inflater);
+        let result = inflater.inflate(payload, self.limits.message_bytes_max, |text| {
+            // It costs what it inflates to, and hardly anything to send: a few of those are borne.
+            let is_bloated = text.len() > INFLATED_BYTES_MIN && text.len() / INFLATED_RATIO_MAX > payload.len();
+            if is_bloated && !self.tolerate_bad_frame(slot) {
+                return self.end_deaf(slot);
+            }
+            self.hear(slot, text, inbound);
+        });
+        self.inflater = inflater;
+        if let Err(error) = result {
+            self.violate(slot, error.disconnect());
+        }
     }
 
     fn hear(&mut self, slot: u32, text: &mut [u8], inbound: &mut dyn Inbound) {
@@ -131,11 +146,7 @@ impl Shard {
             Reaction::Nothing => {}
             Reaction::Reply(frame) => self.send(slot, frame),
             Reaction::Bad(frame) if self.tolerate_bad_frame(slot) => self.send(slot, frame),
-            Reaction::Bad(_) => {
-                // What it was answered before goes out first.
-                self.slab.get_mut(slot).deaf = true;
-                self.end(slot, Disconnect::PolicyViolation);
-            }
+            Reaction::Bad(_) => self.end_deaf(slot),
             Reaction::Join { room, ack, full } if self.join(slot, &room) => {
                 ack.into_iter().for_each(|frame| self.send(slot, frame));
                 if self.timers.tick() < self.slab.get(slot).resumed_until {
@@ -150,6 +161,12 @@ impl Shard {
                 ack.into_iter().for_each(|frame| self.send(slot, frame));
             }
         }
+    }
+
+    /// Too many bad frames. What the peer was answered before goes out first; what else it sends is not read.
+    fn end_deaf(&mut self, slot: u32) {
+        self.slab.get_mut(slot).deaf = true;
+        self.end(slot, Disconnect::PolicyViolation);
     }
 
     /// The peer closes: what is queued is not wanted any more, but for our own close (RFC 6455 §5.5.1).

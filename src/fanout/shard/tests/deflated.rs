@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use super::rig::{CLOSE, Got, PING, RSV1, Rig, TEXT, client_frame, close, deflated_client_frame, edit, message};
 use crate::fanout::shard::Wire;
+use crate::fanout::shard::reading::INFLATED_BYTES_MIN;
 use crate::id::{ChannelId, MessageId};
 use crate::proto::disconnect::Disconnect;
 use crate::proto::event::{Event, Timestamp};
@@ -208,6 +209,28 @@ fn what_breaks_the_extensions_rules_ends_the_session_with_its_code() {
     assert!(bomb.len() < 10_000 && deflated_client_frame(&[b'a'; 1_001]).len() < 100);
     check(on, &deflated_client_frame(&[b'a'; 1_001]), Disconnect::MessageTooBig);
     check(on, &bomb, Disconnect::MessageTooBig);
+}
+
+#[test]
+fn what_inflates_to_a_hundred_times_its_bytes_is_heard_now_and_then() {
+    let mut rig = Rig::with(1, SessionLimits { bad_frames_max: 3, ..SessionLimits::default() }, usize::MAX);
+    let tab = rig.deflated_tab(0, "ann");
+    let bloated = deflated_client_frame(&[b'a'; 60_000]);
+    assert!(bloated.len() < 600);
+    // Nor is what is small, or what a text may shrink to, or comes as it is.
+    let fine = [
+        deflated_client_frame(&[b'a'; INFLATED_BYTES_MIN]),
+        deflated_client_frame(text(1).repeat(4).as_bytes()),
+        client_frame(TEXT, &[b'a'; 60_000]),
+    ];
+    let heard = |rig: &Rig| rig.ear.heard.len();
+    for round in 1..=3 {
+        rig.receive(tab, &bloated);
+        fine.iter().for_each(|frame| rig.receive(tab, frame));
+        assert_eq!(heard(&rig), 4 * round);
+    }
+    rig.receive(tab, &bloated);
+    assert_eq!((heard(&rig), rig.last(tab)), (12, close(Disconnect::PolicyViolation)));
 }
 
 #[test]
