@@ -45,7 +45,8 @@ fn the_self_test_passes_and_writes_what_it_found() {
     let dir = tempfile::tempdir().unwrap();
     let [json, svg, log] = ["out.json", "out.svg", "out.hlog"].map(|name| dir.path().join(name));
     let files = [json.to_str().unwrap(), svg.to_str().unwrap(), log.to_str().unwrap()];
-    let output = bench(&["--self-test", "--tabs", "60", "--json", files[0], "--svg", files[1], "--histogram", files[2]]);
+    let output =
+        bench(&["--self-test", "--tabs", "60", "--json", files[0], "--svg", files[1], "--histogram", files[2]]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     let runs = runs(&json);
     assert!(runs.len() >= 7, "{}", text(&output));
@@ -107,7 +108,8 @@ fn a_cut_tab_and_a_closed_loop_that_waits_for_ever_are_found() {
 
 #[test]
 fn bad_arguments_and_absent_servers_have_their_exit_codes() {
-    for arguments in [["--tabs", "0"].as_slice(), &["--nonsense"], &["chart", "/nowhere.json", "--svg", "/nowhere.svg"]] {
+    for arguments in [["--tabs", "0"].as_slice(), &["--nonsense"], &["chart", "/nowhere.json", "--svg", "/nowhere.svg"]]
+    {
         let output = bench(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output));
     }

@@ -41,8 +41,13 @@ pub(super) fn cost(reports: &[Report]) -> Option<Chart> {
 }
 
 fn latency(reports: &[Report]) -> Chart {
+    let mut labels: Vec<&str> = reports.iter().map(|report| report.label.as_str()).collect();
+    labels.sort_unstable();
+    labels.dedup();
+    let are_told_apart = labels.len() == reports.len();
+    let in_full = |report: &Report| format!("{}, {} tabs", name(report), report.tabs_count);
     let lines = reports.iter().map(|report| Series {
-        name: format!("{}, {} tabs", name(report), report.tabs_count),
+        name: if are_told_apart { report.label.clone() } else { in_full(report) },
         points: report.latency_curve.iter().map(|point| (point.share_percent, point.latency_ms)).collect(),
     });
     Chart {

@@ -3,20 +3,25 @@
 use std::fmt::Write;
 
 const WIDTH: f64 = 760.0;
-const HEIGHT: f64 = 440.0;
+/// What the lines have of the height.
+const PLOT: f64 = 300.0;
 const LEFT: f64 = 72.0;
 const RIGHT: f64 = 24.0;
-const TOP: f64 = 84.0;
+/// The first row of the legend, the next one below it, and the room behind the last.
+const LEGEND: f64 = 52.0;
+const ROW: f64 = 16.0;
+const BEHIND_LEGEND: f64 = 28.0;
 const BOTTOM: f64 = 56.0;
 /// Ticks of a linear axis, about.
 const TICKS: f64 = 6.0;
-/// Colours, after which they begin again: told apart also by who sees no red or green.
+/// Colours, after which they begin again with a dashed line: told apart also by who sees no red or green.
 const COLOURS: usize = 6;
 
 const STYLE: &str = "<style>\
     svg{font:12px system-ui,-apple-system,'Segoe UI',sans-serif}\
     .ground{fill:#fff}.grid{stroke:#e3e5e8}.axis{stroke:#8a9099}text{fill:#3b4048}.title{font-size:16px;font-weight:600;\
     fill:#16181c}.line{fill:none;stroke-width:2;stroke-linejoin:round}\
+    .dashed{stroke-dasharray:6 4}\
     .c0{stroke:#0072b2}.c1{stroke:#c25a00}.c2{stroke:#00805f}.c3{stroke:#a8417e}.c4{stroke:#5b5bd6}.c5{stroke:#7a6a00}\
     .d0{fill:#0072b2}.d1{fill:#c25a00}.d2{fill:#00805f}.d3{fill:#a8417e}.d4{fill:#5b5bd6}.d5{fill:#7a6a00}\
     @media(prefers-color-scheme:dark){.ground{fill:#14171b}.grid{stroke:#2a2f36}.axis{stroke:#7d8590}text{fill:#c4cad2}\
@@ -114,25 +119,35 @@ pub(super) struct Chart {
 impl Chart {
     /// The picture.
     pub(super) fn to_svg(&self) -> String {
+        let names = self.legend();
+        let top = names.last().map_or(LEGEND, |(_, y)| *y) + BEHIND_LEGEND;
+        let height = top + PLOT + BOTTOM;
         let points = || self.series.iter().flat_map(|series| &series.points);
         let x_range = self.x.scale.range(points().map(|(x, _)| *x));
         let y_range = self.y.scale.range(points().map(|(_, y)| *y));
         let across = |value: f64| {
             LEFT + (self.x.scale.place(value) - x_range.0) / (x_range.1 - x_range.0) * (WIDTH - LEFT - RIGHT)
         };
-        let down = |value: f64| {
-            HEIGHT
-                - BOTTOM
-                - (self.y.scale.place(value) - y_range.0) / (y_range.1 - y_range.0) * (HEIGHT - TOP - BOTTOM)
-        };
+        let down = |value: f64| top + PLOT - (self.y.scale.place(value) - y_range.0) / (y_range.1 - y_range.0) * PLOT;
         let mut out = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\
-             <title>{0}</title>{STYLE}<rect class=\"ground\" width=\"{WIDTH}\" height=\"{HEIGHT}\"/>\
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">\
+             <title>{0}</title>{STYLE}<rect class=\"ground\" width=\"{WIDTH}\" height=\"{height}\"/>\
              <text class=\"title\" x=\"{LEFT}\" y=\"30\">{0}</text>\n",
             escaped(&self.title)
         );
-        self.legend(&mut out);
-        let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
+        for (at, (series, (x, y))) in self.series.iter().zip(&names).enumerate() {
+            let _ = writeln!(
+                out,
+                "<line class=\"{}\" x1=\"{x:.1}\" x2=\"{:.1}\" y1=\"{y}\" y2=\"{y}\"/>\
+                 <text x=\"{:.1}\" y=\"{}\">{}</text>",
+                class(at),
+                x + 18.0,
+                x + 24.0,
+                y + 4.0,
+                escaped(&series.name)
+            );
+        }
+        let (bottom, right) = (top + PLOT, WIDTH - RIGHT);
         // Writing to a string does not fail.
         for value in self.y.scale.ticks(y_range) {
             let (y, text) = (down(value), number(value));
@@ -154,18 +169,18 @@ impl Chart {
                 bottom + 20.0
             );
         }
-        let (middle_x, middle_y) = (f64::midpoint(LEFT, right), f64::midpoint(TOP, bottom));
+        let (middle_x, middle_y) = (f64::midpoint(LEFT, right), f64::midpoint(top, bottom));
         let _ = writeln!(
             out,
             "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{bottom}\" y2=\"{bottom}\"/>\
              <text x=\"{middle_x}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\
              <text transform=\"translate(20 {middle_y}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
-            HEIGHT - 14.0,
+            height - 14.0,
             escaped(&self.x.label),
             escaped(&self.y.label)
         );
         for (at, series) in self.series.iter().enumerate() {
-            self.line(&mut out, at % COLOURS, series, (&across, &down));
+            self.line(&mut out, at, series, (&across, &down));
         }
         out.push_str("</svg>\n");
         out
@@ -174,11 +189,12 @@ impl Chart {
     fn line(
         &self,
         out: &mut String,
-        colour: usize,
+        at: usize,
         series: &Series,
         (across, down): (&dyn Fn(f64) -> f64, &dyn Fn(f64) -> f64),
     ) {
-        let _ = write!(out, "<polyline class=\"line c{colour}\" points=\"");
+        let (class, colour) = (class(at), at % COLOURS);
+        let _ = write!(out, "<polyline class=\"{class}\" points=\"");
         for (x, y) in &series.points {
             let _ = write!(out, "{:.1},{:.1} ", across(*x), down(*y));
         }
@@ -198,28 +214,26 @@ impl Chart {
         }
     }
 
-    /// Names beside their colours, in as many rows as they need.
-    fn legend(&self, out: &mut String) {
-        let (mut x, mut y) = (LEFT, 52.0);
-        for (at, series) in self.series.iter().enumerate() {
+    /// Where each name stands: beside each other, in as many rows as they need.
+    fn legend(&self) -> Vec<(f64, f64)> {
+        let (mut x, mut y) = (LEFT, LEGEND);
+        let place = |series: &Series| {
             // About what a character of this size is wide.
             let width = 34.0 + 6.6 * series.name.chars().count() as f64;
             if x + width > WIDTH - RIGHT && x > LEFT {
-                (x, y) = (LEFT, y + 16.0);
+                (x, y) = (LEFT, y + ROW);
             }
-            let _ = writeln!(
-                out,
-                "<line class=\"line c{colour}\" x1=\"{x:.1}\" x2=\"{:.1}\" y1=\"{y}\" y2=\"{y}\"/>\
-                 <text x=\"{:.1}\" y=\"{}\">{}</text>",
-                x + 18.0,
-                x + 24.0,
-                y + 4.0,
-                escaped(&series.name),
-                colour = at % COLOURS,
-            );
+            let here = (x, y);
             x += width;
-        }
+            here
+        };
+        self.series.iter().map(place).collect()
     }
+}
+
+/// What a line looks like.
+fn class(at: usize) -> String {
+    format!("line c{}{}", at % COLOURS, if at / COLOURS % 2 == 1 { " dashed" } else { "" })
 }
 
 /// A number for people: as many digits as it needs, thousands apart.

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use super::masked;
+use crate::support::masked;
 
 /// What it does to one of the messages, for one of its tabs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
