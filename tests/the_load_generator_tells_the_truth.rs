@@ -107,6 +107,17 @@ fn a_cut_tab_and_a_closed_loop_that_waits_for_ever_are_found() {
 }
 
 #[test]
+fn a_server_that_does_nothing_is_not_waited_for() {
+    let shapes =
+        [["--messages", "10"].as_slice(), &["--rate", "100", "--duration", "200ms"], &["--idle", "--duration", "1ms"]];
+    for shape in shapes {
+        let (code, run) = run(faulty::serve(Fault::Sleeps), &[&["--tabs", "3"], shape].concat());
+        assert_eq!((code, run["is_stalled"].as_bool()), (1, Some(true)), "{shape:?}: {run}");
+        assert!(run["lost_count"].as_u64().unwrap() > 0, "{shape:?}: {run}");
+    }
+}
+
+#[test]
 fn bad_arguments_and_absent_servers_have_their_exit_codes() {
     for arguments in [["--tabs", "0"].as_slice(), &["--nonsense"], &["chart", "/nowhere.json", "--svg", "/nowhere.svg"]]
     {

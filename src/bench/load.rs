@@ -14,8 +14,6 @@ use super::record::Record;
 use super::shared::{Count, Phase, Shared, Tally};
 use super::template::Values;
 
-/// A message of the warm-up is waited for so long, in nanoseconds.
-const WARM_UP_NANOS: u64 = 5_000_000_000;
 /// A server that closes a publisher's connection is given a while before the next, in nanoseconds.
 const RECONNECT_NANOS: u64 = 1_000_000;
 const ANSWER_BUFFER: usize = 64 << 10;
@@ -158,7 +156,7 @@ impl Load {
             Shape::Idle { .. } => self.probe(&mut turn),
             Shape::Closed { in_flight, messages } => self.closed(&mut turn, in_flight, messages),
             Shape::Open { rate, duration } => {
-                return self.open(&mut turn, rate, clock::nanos_of(duration), done);
+                return self.open(&mut turn, rate, clock::nanos_of(duration));
             }
         }?;
         Ok(None)
@@ -190,17 +188,18 @@ impl Load {
     }
 
     fn warm_up(&mut self, turn: &mut Turn<'_>) -> io::Result<()> {
-        if !self.is_through() && turn.now.saturating_sub(self.began) < WARM_UP_NANOS {
+        let waited = turn.now.saturating_sub(self.began) > clock::nanos_of(self.plan.stall);
+        if !self.is_through() && !waited {
             return Ok(());
         }
-        if self.warmed >= self.plan.warm_up {
-            self.shared.enter(Phase::Warm);
-            return Ok(());
-        }
+        // What does not come now is missing later too, where it is counted.
         self.under_way.clear();
-        if self.publish(turn, turn.publishing.batch, turn.now, 0)? {
+        let is_enough = self.warmed >= self.plan.warm_up;
+        if !is_enough && self.publish(turn, turn.publishing.batch, turn.now, 0)? {
             self.warmed += 1;
             self.began = turn.now;
+        } else if is_enough || waited {
+            self.shared.enter(Phase::Warm);
         }
         Ok(())
     }
@@ -221,7 +220,7 @@ impl Load {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "positive, and far below 2^52")]
-    fn open(&mut self, turn: &mut Turn<'_>, rate: f64, duration: u64, done: u64) -> io::Result<Option<u64>> {
+    fn open(&mut self, turn: &mut Turn<'_>, rate: f64, duration: u64) -> io::Result<Option<u64>> {
         let step = 1e9 / rate;
         let at = |began: u64, message: u64| began + (message as f64 * step) as u64;
         let total = (duration as f64 / step).ceil() as u64;
@@ -238,13 +237,14 @@ impl Load {
             }
         }
         if self.messages < total {
-            // Until then, silence is nobody's fault.
-            self.last = self.last.max(self.began);
             let is_behind = at(self.began, self.messages) <= turn.now;
-            if is_behind && self.is_stalled(turn.now) && done < self.expected {
+            if is_behind && self.is_stalled(turn.now) {
                 self.end(false);
             }
-            // What is late leaves when an answer makes room.
+            // Where nothing is due, silence is nobody's fault; what is late leaves when an answer makes room.
+            if !is_behind {
+                self.last = turn.now;
+            }
             return Ok((!is_behind).then(|| at(self.began, self.messages)));
         }
         let is_over = self.is_through();
@@ -277,7 +277,12 @@ impl Load {
             // One that is steady, wherever those are.
             _ => 1 + self.plan.mix.user((self.plan.mix.churners + self.plan.mix.tabs) / 2),
         };
-        let Some(at) = self.free_publisher() else { return Ok(()) };
+        let Some(at) = self.free_publisher() else {
+            if self.is_stalled(turn.now) {
+                self.end(false);
+            }
+            return Ok(());
+        };
         self.began = turn.now;
         self.last = turn.now;
         self.compose(turn.publishing, at, &[(channel, turn.now)]);

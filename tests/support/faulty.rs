@@ -20,6 +20,8 @@ pub(crate) enum Fault {
     Cuts,
     /// Refuses a request.
     Refuses,
+    /// Takes requests, and does nothing.
+    Sleeps,
 }
 
 /// Which message is treated so, counted over all.
@@ -92,6 +94,9 @@ fn publisher(mut stream: TcpStream, first: &str, room: &Mutex<Room>) {
         let length = request.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok());
         let mut body = vec![0; length.unwrap_or(0)];
         stream.read_exact(&mut body).unwrap();
+        if room.lock().unwrap().fault == Fault::Sleeps {
+            std::thread::park();
+        }
         let answer = room.lock().unwrap().publish(&body);
         stream.write_all(format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n").as_bytes()).unwrap();
         request = head(&mut stream);

@@ -1,7 +1,9 @@
 //! One thread with its share of the clients: it opens them, reads what comes, checks it, and lets some of them come
 //! and go. The first thread publishes as well, so that with one thread nothing has to be woken.
 
-use std::collections::HashMap;
+mod check;
+mod churn;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,18 +11,18 @@ use std::time::Duration;
 use mio::event::Event;
 use mio::{Events, Poll, Token};
 
-use super::client::{Client, Ending, Sink, State};
+use super::client::{Client, Ending, State};
 use super::clock;
-use super::lanes::{Arrival, Lanes};
 use super::load::Load;
-use super::plan::{Plan, Target};
+use super::plan::Plan;
 use super::publisher::FIRST_PUBLISHER;
-use super::record::Records;
-use super::shared::{Count, Latencies, Phase, Shared, Tally, latencies};
+use super::shared::{Count, Phase, Shared, Tally};
 use super::socket::{Dial, Transport, is_not_now, source};
 use super::template::Values;
 use super::tls::Tls;
 use super::websocket::Opcode;
+use check::{Check, Seeing};
+use churn::Churn;
 
 /// The token of what wakes a thread.
 pub(super) const WAKER: Token = Token(usize::MAX);
@@ -40,15 +42,6 @@ const SILENT_QUIET_NANOS: u64 = 1_500_000_000;
 /// A handshake that has not ended by then has failed, in nanoseconds.
 const HANDSHAKE_NANOS: u64 = 30_000_000_000;
 
-/// A client that goes as soon as it has everything that was published before.
-#[derive(Debug)]
-struct Leaving {
-    /// By lane, the number that it has to have reached.
-    ends: Vec<u32>,
-    /// When it goes anyway.
-    deadline: u64,
-}
-
 /// See the module.
 pub(super) struct Reader {
     plan: Arc<Plan>,
@@ -65,175 +58,18 @@ pub(super) struct Reader {
     scratch: Vec<u8>,
     check: Check,
     load: Option<Load>,
-    leaving: HashMap<usize, Leaving>,
-    churned: u64,
-    churn_cursor: usize,
+    churn: Churn,
     began: u64,
     last_arrival: u64,
     next_hand_over: u64,
     finishing_since: Option<u64>,
 }
 
-/// What happens to what a client got: apart from the clients, so that both can be borrowed.
-struct Check {
-    plan: Arc<Plan>,
-    shared: Arc<Shared>,
-    records: Records,
-    lanes: Lanes,
-    lanes_per_client: usize,
-    tally: Tally,
-    latencies: Latencies,
-    measured_from: u64,
-}
-
-/// One client's view of it, for the time of one read.
-struct Seeing<'a> {
-    check: &'a mut Check,
-    local: usize,
-    index: usize,
-    now: u64,
-    is_steady: bool,
-    is_silent: bool,
-    was_opened: bool,
-    is_subscribed: bool,
-}
-
-impl Sink for Seeing<'_> {
-    fn opened(&mut self) {
-        self.was_opened = true;
-        if self.check.plan.joining.subscribed.is_none() || self.check.plan.mix.is_stream(self.index) {
-            self.subscribed();
-        }
-    }
-
-    fn message(&mut self, payload: &[u8]) {
-        let mut found = false;
-        let Self { check, local, index, now, is_steady, is_silent, .. } = self;
-        let Check { records, plan, lanes, lanes_per_client, tally, latencies, measured_from, .. } = &mut **check;
-        let publishers = plan.publishers();
-        records.each(payload, |record| {
-            found = true;
-            let kind = match (record.user, plan.target) {
-                (None, _) => 0,
-                (Some(user), _) if user as usize != plan.mix.user(*index) => {
-                    tally.add(Count::Misaddressed, 1);
-                    return;
-                }
-                (Some(_), Target::Mixed) => 1,
-                (Some(_), _) => 0,
-            };
-            let number = record.number as usize;
-            let lane = *local * *lanes_per_client + kind * publishers + number % publishers;
-            let arrival = lanes.arrive(lane, record.number / u32::try_from(publishers).unwrap_or(1));
-            if *is_steady {
-                tally.add(Count::Awaited, 1);
-            }
-            match arrival {
-                Arrival::Doubled => return tally.add(Count::Doubled, 1),
-                Arrival::Misordered => tally.add(Count::Misordered, 1),
-                Arrival::Next => {}
-            }
-            tally.add(if *is_silent { Count::SilentDelivered } else { Count::Delivered }, 1);
-            if record.sent_at >= *measured_from && !*is_silent {
-                latencies.saturating_record(now.saturating_sub(record.sent_at));
-            }
-        });
-        if !found {
-            self.other(payload);
-        }
-    }
-
-    fn ping(&mut self) {
-        self.check.tally.add(Count::Pings, 1);
-    }
-}
-
-impl Seeing<'_> {
-    /// A frame without a message of ours: it may be the answer that says the client hears everything.
-    fn other(&mut self, payload: &[u8]) {
-        self.check.tally.add(Count::Others, 1);
-        if self.is_subscribed {
-            return;
-        }
-        let said = self.check.plan.joining.subscribed.as_deref();
-        if said.is_some_and(|said| memchr::memmem::find(payload, said.as_bytes()).is_some()) {
-            self.subscribed();
-        } else if memchr::memmem::find(payload, br#""type":"error""#).is_some() {
-            self.check.shared.note(|| format!("refused: {}", String::from_utf8_lossy(payload)));
-        }
-    }
-
-    /// From here on everything has to come.
-    fn subscribed(&mut self) {
-        self.is_subscribed = true;
-        // Who says so by an answer says it for sure; who does not is asked for what is published once all are there.
-        if self.check.plan.publishing.as_ref().is_some_and(|publishing| publishing.is_tabcast) {
-            self.check.require(self.local, self.index);
-        }
-    }
-}
-
-impl Check {
-    /// The channels that a client hears, and the first lane of each.
-    fn channels(&self, local: usize, index: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let plan = &self.plan;
-        let lane = local * self.lanes_per_client;
-        let user = 1 + plan.mix.user(index);
-        let room = plan.hears_room(index).then_some((0, lane));
-        let user = match plan.target {
-            Target::Room => None,
-            Target::Users => Some((user, lane)),
-            Target::Mixed => Some((user, lane + plan.publishers())),
-        };
-        room.into_iter().chain(user)
-    }
-
-    /// Whatever is published from now on has to come to the client.
-    fn require(&mut self, local: usize, index: usize) {
-        for (channel, lane) in self.channels(local, index) {
-            for publisher in 0..self.plan.publishers() {
-                self.lanes.require(lane + publisher, self.shared.issued(channel, publisher));
-            }
-        }
-    }
-
-    /// Where a client's lanes have to be if it goes now, in the order of its lanes.
-    fn ends(&self, local: usize, index: usize) -> Vec<u32> {
-        let mut ends = vec![0; self.lanes_per_client];
-        for (channel, lane) in self.channels(local, index) {
-            for publisher in 0..self.plan.publishers() {
-                ends[lane - local * self.lanes_per_client + publisher] = self.shared.issued(channel, publisher);
-            }
-        }
-        ends
-    }
-
-    fn has_reached(&self, local: usize, ends: &[u32]) -> bool {
-        let lane = local * self.lanes_per_client;
-        ends.iter().enumerate().all(|(at, end)| self.lanes.has_reached(lane + at, *end))
-    }
-
-    /// What the client did not get and should have. Its lanes begin anew.
-    fn settle(&mut self, local: usize, ends: &[u32]) -> u64 {
-        let lane = local * self.lanes_per_client;
-        ends.iter().enumerate().map(|(at, end)| self.lanes.settle(lane + at, *end)).sum()
-    }
-}
-
 impl Reader {
     /// A thread's own, before it has a socket. Called while all threads still share one file table.
     pub(super) fn new(plan: Arc<Plan>, shared: Arc<Shared>, thread: usize, poll: Poll) -> Self {
         let share = plan.clients_of(thread);
-        let check = Check {
-            plan: Arc::clone(&plan),
-            shared: Arc::clone(&shared),
-            records: Records::default(),
-            lanes: Lanes::new(share.len() * plan.lanes_per_client()),
-            lanes_per_client: plan.lanes_per_client(),
-            tally: Tally::default(),
-            latencies: latencies(),
-            measured_from: u64::MAX,
-        };
+        let check = Check::new(Arc::clone(&plan), Arc::clone(&shared), share.len());
         let load = (thread == 0).then(|| Load::new(Arc::clone(&plan), Arc::clone(&shared)));
         Self {
             first: share.start,
@@ -248,9 +84,7 @@ impl Reader {
             scratch: Vec::new(),
             check,
             load,
-            leaving: HashMap::new(),
-            churned: 0,
-            churn_cursor: 0,
+            churn: Churn::default(),
             began: 0,
             last_arrival: 0,
             next_hand_over: 0,
@@ -301,7 +135,7 @@ impl Reader {
     fn step(&mut self, phase: Phase, now: u64) -> io::Result<Duration> {
         self.open_more(now);
         if phase < Phase::Finishing && phase > Phase::Opening {
-            self.churn(now);
+            self.come_and_go(now);
         }
         if now >= self.next_hand_over {
             self.next_hand_over = now + INTERVAL_NANOS;
@@ -329,7 +163,7 @@ impl Reader {
             Phase::Ready => {
                 self.check.measured_from = self.shared.measured_from();
                 for local in 0..self.clients.len() {
-                    if self.clients[local].is_subscribed && self.plan.mix.is_steady(self.first + local) {
+                    if self.clients[local].is_subscribed && !self.plan.mix.is_churner(self.first + local) {
                         self.check.require(local, self.first + local);
                     }
                 }
@@ -491,17 +325,8 @@ impl Reader {
         self.check.tally.add(Count::BytesIn, count as u64);
         let client = &mut self.clients[local];
         let was_subscribed = client.is_subscribed;
-        let is_silent = self.plan.mix.is_silent(index);
-        let mut seeing = Seeing {
-            is_steady: self.plan.mix.is_steady(index),
-            is_silent,
-            is_subscribed: was_subscribed,
-            was_opened: false,
-            check: &mut self.check,
-            local,
-            index,
-            now,
-        };
+        let mut seeing = Seeing::new(&mut self.check, local, index, now);
+        seeing.is_subscribed = was_subscribed;
         let result = client.take(&mut self.buffer[..carried + count], carried, &mut seeing);
         let Seeing { was_opened, is_subscribed, .. } = seeing;
         client.is_subscribed = is_subscribed;
@@ -584,70 +409,8 @@ impl Reader {
             self.shared.note(|| format!("client {index} was cut: {why}"));
         }
         if was_leaving {
-            self.leaving.remove(&local);
+            self.churn.forget(local);
         }
-    }
-
-    // ---- coming and going ----
-
-    /// Lets as many clients go as are due, and those whose time is up.
-    fn churn(&mut self, now: u64) {
-        let mine = self.plan.mix.churners.saturating_sub(self.first).min(self.clients.len());
-        if mine == 0 {
-            return;
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "positive, and far below 2^52")]
-        let due = {
-            let share = self.plan.churn_rate * mine as f64 / self.plan.mix.churners as f64;
-            ((now - self.began) as f64 / 1e9 * share) as u64
-        };
-        // What could not be done when it was due is not made up for all at once.
-        self.churned = self.churned.max(due.saturating_sub(mine as u64));
-        let mut tried = 0;
-        while self.churned < due && tried < mine {
-            let local = self.churn_cursor % mine;
-            self.churn_cursor += 1;
-            tried += 1;
-            let client = &mut self.clients[local];
-            if client.state == State::Closed && self.next > local {
-                // Its last attempt failed, or the server cut it.
-                self.connect(local);
-                self.churned += 1;
-            } else if client.is_subscribed && !client.is_leaving {
-                client.is_leaving = true;
-                let ends = self.check.ends(local, self.first + local);
-                let deadline = now + clock::nanos_of(self.plan.stall);
-                self.leaving.insert(local, Leaving { ends, deadline });
-                self.leave_if_it_may(local, now);
-                self.churned += 1;
-            }
-        }
-        let is_late = |leaving: &Leaving| leaving.deadline < now;
-        let late: Vec<usize> =
-            self.leaving.iter().filter(|(_, leaving)| is_late(leaving)).map(|(local, _)| *local).collect();
-        for local in late {
-            self.leave_if_it_may(local, now);
-        }
-    }
-
-    /// The client goes if it has what was published before that was decided, or has waited too long for it; then it
-    /// comes back at once. Every other one says goodbye.
-    fn leave_if_it_may(&mut self, local: usize, now: u64) {
-        let Some(leaving) = self.leaving.get(&local) else { return };
-        if !self.check.has_reached(local, &leaving.ends) && now < leaving.deadline {
-            return;
-        }
-        let Some(Leaving { ends, .. }) = self.leaving.remove(&local) else { return };
-        let lost = self.check.settle(local, &ends);
-        let client = &mut self.clients[local];
-        if self.churned.is_multiple_of(2) && !client.is_stream {
-            client.write_frame(Opcode::Close, &1000u16.to_be_bytes());
-        }
-        client.close();
-        self.check.tally.add(Count::Lost, lost);
-        self.check.tally.subtract(Count::Open, 1);
-        self.check.tally.add(Count::Left, 1);
-        self.connect(local);
     }
 
     // ---- the end ----
@@ -657,14 +420,12 @@ impl Reader {
         for local in 0..self.clients.len() {
             let index = self.first + local;
             // One that was about to leave, or had not come back, is asked for what it was to wait for.
-            let ends = match self.leaving.remove(&local) {
-                Some(leaving) => leaving.ends,
-                None => self.check.ends(local, index),
-            };
+            let ends = self.churn.forget(local).unwrap_or_else(|| self.check.ends(local, index));
             let lost = self.check.settle(local, &ends);
             self.check.tally.add(Count::Lost, lost);
         }
-        self.check.tally.add(Count::Lost, self.check.lanes.lost());
+        let forgotten = self.check.lost_for_good();
+        self.check.tally.add(Count::Lost, forgotten);
         self.shared.hand_over(self.thread, &mut self.check.latencies);
         self.shared.show(self.thread, &self.check.tally);
     }
