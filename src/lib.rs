@@ -37,7 +37,7 @@
 //! | [`driver`] | runs shards on threads: runtimes, sockets, clocks | `driver` |
 //! | [`config`] | file, environment and flags into typed settings, checked once | `gateway` |
 //! | [`gateway`] | the HTTP edge: who may what, the routes, the page, where replies come from | `gateway` |
-//! | [`bench`] | `tabcast bench`: clients by the hundred thousand, every delivery checked, what the server spends on it | `cli` |
+//! | [`bench`](mod@bench) | `tabcast bench`: clients by the hundred thousand, every delivery checked, what the server spends on it | `cli` |
 //!
 //! # Invariants, as absences
 //! - [`id`], [`proto`], [`metrics`], [`platform`] and [`fanout`] name no runtime, socket or clock: time is an argument,

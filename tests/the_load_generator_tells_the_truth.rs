@@ -124,6 +124,8 @@ fn bad_arguments_and_absent_servers_have_their_exit_codes() {
         let output = bench(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output));
     }
+    let late = Command::new(env!("CARGO_BIN_EXE_tabcast")).args(["--rooms-max", "3", "bench"]).output().unwrap();
+    assert_eq!(late.status.code(), Some(2), "{}", text(&late));
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (code, run) = run(free, &["--tabs", "3"]);
     assert_eq!((code, run["failed_count"].as_u64()), (1, Some(3)), "{run}");

@@ -33,6 +33,8 @@ pub(super) struct Lanes {
     /// Numbers that were passed over, from the first to the last, by lane.
     gaps: HashMap<usize, Vec<(u32, u32)>>,
     gap_count: usize,
+    /// Numbers in all gaps.
+    missing: u64,
     lost: u64,
 }
 
@@ -77,6 +79,7 @@ impl Lanes {
             return;
         }
         self.gap_count += 1;
+        self.missing += u64::from(last - first) + 1;
         self.gaps.entry(lane).or_default().push((first, last));
     }
 
@@ -86,6 +89,7 @@ impl Lanes {
         let Some(at) = gaps.iter().position(|(first, last)| (*first..=*last).contains(&number)) else { return false };
         let (first, last) = gaps.swap_remove(at);
         self.gap_count -= 1;
+        self.missing -= 1;
         if first < number {
             gaps.push((first, number - 1));
             self.gap_count += 1;
@@ -121,7 +125,14 @@ impl Lanes {
         *next = ANY;
         let gaps = self.gaps.remove(&lane).unwrap_or_default();
         self.gap_count -= gaps.len();
-        tail + gaps.iter().map(|(first, last)| u64::from(last - first) + 1).sum::<u64>()
+        let missing: u64 = gaps.iter().map(|(first, last)| u64::from(last - first) + 1).sum();
+        self.missing -= missing;
+        tail + missing
+    }
+
+    /// What has been passed over and may still come, late.
+    pub(super) fn missing(&self) -> u64 {
+        self.missing
     }
 
     /// Losses of which nothing more is remembered.
@@ -144,7 +155,11 @@ mod tests {
         let seen: Vec<Arrival> = numbers.iter().map(|number| lanes.arrive(1, *number)).collect();
         assert_eq!(seen, expected, "{first:?} {numbers:?}");
         assert_eq!(lanes.settle(1, end), lost, "{first:?} {numbers:?} of {end}");
-        assert_eq!((lanes.settle(1, end), lanes.gap_count, lanes.next[1]), (0, 0, ANY), "it began anew");
+        assert_eq!(
+            (lanes.settle(1, end), lanes.gap_count, lanes.missing, lanes.next[1]),
+            (0, 0, 0, ANY),
+            "it began anew"
+        );
         assert_eq!((lanes.next[0], lanes.next[2]), (ANY, ANY), "other lanes");
     }
 

@@ -8,8 +8,8 @@
 //!  clients-1 …                     └─► a poll, a buffer and, for many, a file table a thread
 //! ```
 //!
-//! - A message says when it was to be sent and which one it is ([`record`]), so that a client finds both in any
-//!   server's frame, and knows what it did not get ([`lanes`]). What the server spends is read by its process id.
+//! - A message says when it was to be sent and which one it is (`record`), so that a client finds both in any
+//!   server's frame, and knows what it did not get (`lanes`). What the server spends is read by its process id.
 //! - No thread waits for another, none allocates per delivery, and nothing that threads share is touched per delivery.
 //! - Latency is from the moment at which a message *was to be* sent: a server that holds up the publishers does not get
 //!   better figures for it.

@@ -99,7 +99,7 @@ impl<'a> Run<'a> {
         open(self)?;
         let seconds = seconds(clock::nanos() - began);
         let spent = self.server.nanos() - cpu;
-        self.shared.enter(Phase::Holding);
+        self.shared.enter(Phase::Resting);
         std::thread::sleep(REST);
         let opened = self.shared.sum(Count::Opened);
         let each = |bytes: u64, before: u64| ratio(bytes.saturating_sub(before), opened);
@@ -122,6 +122,7 @@ impl<'a> Run<'a> {
         }
         match self.plan.shape {
             Shape::Idle { duration } => {
+                self.shared.enter(Phase::Holding);
                 let end = clock::nanos() + clock::nanos_of(duration);
                 self.wait(|_| clock::nanos() >= end)?;
             }
@@ -147,7 +148,9 @@ impl<'a> Run<'a> {
         let delivered = self.shared.tally().since(&self.before).of(Count::Delivered);
         let report = &mut self.report;
         report.is_stalled = measured.is_stalled;
-        report.measured_seconds = seconds(measured.nanos);
+        let probes = [measured.broadcast_nanos, measured.direct_nanos];
+        let probed = probes.into_iter().flatten().sum();
+        report.measured_seconds = seconds(if probed > 0 { probed } else { measured.nanos });
         report.broadcast_ms = measured.broadcast_nanos.map(|nanos| nanos as f64 / 1e6);
         report.direct_ms = measured.direct_nanos.map(|nanos| nanos as f64 / 1e6);
         if delivered > 0 {
@@ -306,7 +309,7 @@ impl Progress {
         let tally = shared.tally();
         let delivered = tally.of(Count::Delivered);
         let rate = (delivered - self.delivered) as f64 / seconds(now - self.last);
-        let (open, lost) = (tally.of(Count::Open), tally.of(Count::Lost));
+        let (open, lost) = (tally.of(Count::Open), tally.of(Count::Lost) + tally.of(Count::Missing));
         // Where standard error is gone, nobody misses it.
         let _ = write!(
             io::stderr(),

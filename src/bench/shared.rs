@@ -20,7 +20,9 @@ const LATENCY_NANOS_MAX: u64 = 600_000_000_000;
 pub(super) enum Phase {
     /// Clients are being opened.
     Opening,
-    /// All are there, or have failed; nothing is published.
+    /// All are there, or have failed; nothing happens while memory is looked at.
+    Resting,
+    /// Nothing is published.
     Holding,
     /// Messages that do not count.
     WarmUp,
@@ -35,8 +37,9 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Opening,
+        Self::Resting,
         Self::Holding,
         Self::WarmUp,
         Self::Warm,
@@ -68,6 +71,8 @@ pub(super) enum Count {
     Misaddressed,
     /// Messages that had to come to clients that left since, and had not.
     Lost,
+    /// Messages that were passed over and may still come, late.
+    Missing,
     Pings,
     /// Frames and events without a message of ours.
     Others,
@@ -98,6 +103,10 @@ impl Tally {
 
     pub(super) fn add(&mut self, count: Count, amount: u64) {
         self.0[count as usize] += amount;
+    }
+
+    pub(super) fn set(&mut self, count: Count, value: u64) {
+        self.0[count as usize] = value;
     }
 
     pub(super) fn subtract(&mut self, count: Count, amount: u64) {
@@ -293,7 +302,7 @@ impl Shared {
     /// Clients that a message on the channel has to reach.
     ///
     /// # Ordering
-    /// Relaxed: it changes only before [`Phase::Holding`], whose own ordering publishes it.
+    /// Relaxed: it changes only before [`Phase::Resting`], whose own ordering publishes it.
     pub(super) fn reach(&self, channel: usize) -> u64 {
         self.reach.get(channel).map_or(0, |reach| u64::from(reach.load(Ordering::Relaxed)))
     }

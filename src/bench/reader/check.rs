@@ -129,6 +129,12 @@ impl Check {
         }
     }
 
+    /// What the others may see.
+    pub(super) fn shown(&mut self) -> &Tally {
+        self.tally.set(Count::Missing, self.lanes.missing());
+        &self.tally
+    }
+
     /// Losses of which nothing more is remembered than that.
     pub(super) fn lost_for_good(&self) -> u64 {
         self.lanes.lost()

@@ -22,6 +22,8 @@ struct Leaving {
 #[derive(Debug, Default)]
 pub(super) struct Churn {
     leaving: HashMap<usize, Leaving>,
+    /// When the first was due.
+    since: Option<u64>,
     /// How many were chosen so far.
     count: u64,
     /// Whose turn it is.
@@ -45,7 +47,8 @@ impl Reader {
         #[expect(clippy::cast_possible_truncation, reason = "positive, and far below 2^52")]
         let due = {
             let share = self.plan.churn_rate * mine as f64 / self.plan.mix.churners as f64;
-            ((now - self.began) as f64 / 1e9 * share) as u64
+            let since = *self.churn.since.get_or_insert(now);
+            ((now - since) as f64 / 1e9 * share) as u64
         };
         // What could not be done when it was due is not made up for all at once.
         self.churn.count = self.churn.count.max(due.saturating_sub(mine as u64));

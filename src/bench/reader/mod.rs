@@ -124,7 +124,7 @@ impl Reader {
                     Token(local) => self.handle(local, event),
                 }
             }
-            self.shared.show(self.thread, &self.check.tally);
+            self.shared.show(self.thread, self.check.shown());
             self.wake_publisher(&events);
         }
         self.finish();
@@ -134,14 +134,14 @@ impl Reader {
     /// Everything that is not an event. Returns how long the thread may sleep.
     fn step(&mut self, phase: Phase, now: u64) -> io::Result<Duration> {
         self.open_more(now);
-        if phase < Phase::Finishing && phase > Phase::Opening {
+        if (Phase::Holding..Phase::Finishing).contains(&phase) {
             self.come_and_go(now);
         }
         if now >= self.next_hand_over {
             self.next_hand_over = now + INTERVAL_NANOS;
             self.shared.hand_over(self.thread, &mut self.check.latencies);
         }
-        self.shared.show(self.thread, &self.check.tally);
+        self.shared.show(self.thread, self.check.shown());
         let Some(load) = &mut self.load else { return Ok(LOOK_AGAIN) };
         let due = load.step(phase, now, self.poll.registry(), &mut self.check.tally)?;
         // The poll's time is in whole milliseconds: what is due sooner is waited for without sleeping.
@@ -427,6 +427,6 @@ impl Reader {
         let forgotten = self.check.lost_for_good();
         self.check.tally.add(Count::Lost, forgotten);
         self.shared.hand_over(self.thread, &mut self.check.latencies);
-        self.shared.show(self.thread, &self.check.tally);
+        self.shared.show(self.thread, self.check.shown());
     }
 }
