@@ -222,6 +222,12 @@ fn units_fit<T: Value>(name: &str, texts: &[String]) -> Result<(), String> {
 settings! {
     /// Address and port to listen on. Without any key only a loopback address is allowed. Default 127.0.0.1:8080.
     listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8080));
+    /// A file of certificates in PEM, the server's own first, then those that vouch for it: with it TLS is spoken, and
+    /// nothing else. It is read again on SIGHUP and when it has changed. Default none: plain HTTP. A session then costs
+    /// about 4 KiB more, and up to 32 KiB of `bytes_budget` while it does not read.
+    tls_cert: Option<String> = None;
+    /// A file with the private key of `tls_cert` in PEM, read along with it. Default none.
+    tls_key: Option<String> = None;
     /// Shards: threads that each hold a part of the sessions. 0, the default: as many as cores, more if `tabs_max`
     /// needs them. Each costs a stack, its pools and up to `inbox_bytes_max`.
     shards: usize = 0;
@@ -283,7 +289,7 @@ settings! {
     /// Connections that are not sessions (requests, and sockets between requests). Default 1024. Each costs up to
     /// `header_bytes_max` and 16 KiB.
     http_connections_max: usize = 1024;
-    /// How long a client may take to send the head of a request. Default 10s.
+    /// How long a client may take to send the head of a request, and for the TLS handshake. Default 10s.
     header_timeout: Duration = Duration::from_secs(10);
     /// Bytes of the head of a request. Default 16KiB.
     header_bytes_max: usize = 16 << 10;
@@ -366,7 +372,7 @@ settings! {
     /// How inbound envelopes are written: json (default) or msgpack.
     redis_envelope: EnvelopeForm = EnvelopeForm::Json;
     /// Where the other nodes find this one, such as `http://10.0.0.7:8080`: for the files that it keeps. Default none:
-    /// `listen`, if that is an address and not all of them.
+    /// `listen`, if that is an address and not all of them. With TLS it needs a name that the certificate has.
     node_url: Option<String> = None;
     /// Whether what a user sends goes to all tabs of that user. Default true.
     echo_to_tabs: bool = true;
@@ -466,6 +472,12 @@ impl Settings {
             && self.operator_keys.is_empty()
     }
 
+    /// How the URLs of this gateway begin.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        if self.tls_cert.is_some() { "https" } else { "http" }
+    }
+
     /// How long a webhook may take for one message at most: all attempts and all pauses.
     #[must_use]
     pub fn webhook_message_timeout(&self) -> Duration {
@@ -475,12 +487,13 @@ impl Settings {
     /// Where other nodes find this one: `node_url`, or `listen` if that is one address.
     #[must_use]
     pub fn node_address(&self) -> Option<String> {
-        self.node_url.clone().or_else(|| Self::address_at(self.listen))
+        self.node_url.clone().or_else(|| self.address_at(self.listen))
     }
 
     /// The same for an address whose port was chosen by the system.
-    pub(crate) fn address_at(listen: SocketAddr) -> Option<String> {
-        (!listen.ip().is_unspecified() && listen.port() != 0).then(|| format!("http://{listen}"))
+    pub(crate) fn address_at(&self, listen: SocketAddr) -> Option<String> {
+        let scheme = self.scheme();
+        (!listen.ip().is_unspecified() && listen.port() != 0).then(|| format!("{scheme}://{listen}"))
     }
 
     /// The limits of the files that are kept.

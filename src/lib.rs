@@ -109,6 +109,7 @@
 //! |---|---|---|
 //! | (none) | engine, fan-out, adapter, wire forms; of tokio only its queues and timers | |
 //! | `driver` | shards on threads with real sockets: tokio's net, mio, hyper | yes |
+//! | `tls` | TLS on those sockets, by rustls | yes |
 //! | `gateway` | the HTTP edge: routes, tokens and keys, the page, the webhook | yes |
 //! | `redis` | many nodes as one through Redis; with `gateway`, workers on streams | yes |
 //! | `cli` | what only the binary needs: arguments, logging, the allocator | yes |

@@ -16,6 +16,7 @@ use tabcast::config::Machine;
 use tabcast::config::Settings;
 use tabcast::config::Sources;
 use tabcast::gateway::auth::Keys;
+use tabcast::gateway::certificate_files::CertificateFiles;
 use tabcast::gateway::serve;
 use tracing_subscriber::EnvFilter;
 
@@ -100,7 +101,7 @@ fn binary_size(bytes: u64) -> String {
 fn announce(settings: &Settings) {
     let page = settings.public_url.clone().unwrap_or_else(|| match settings.listen.port() {
         0 => format!("on a free port of {}", settings.listen.ip()),
-        _ => format!("http://{}/", settings.listen),
+        _ => format!("{}://{}/", settings.scheme(), settings.listen),
     });
     let mode = if settings.is_development() { "development" } else { "keys" };
     tracing::info!(
@@ -134,8 +135,9 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Box<dyn std::error::Error>> {
         return Err("bench comes first, and takes no settings: tabcast bench --help".into());
     }
     let settings = load(matches, std::env::vars_os().collect())?;
-    // A key that cannot verify is found before anything is opened.
+    // A key that cannot verify, and a certificate that nobody would accept, are found before anything is opened.
     let _keys = Keys::new(&settings)?;
+    let _certificates = CertificateFiles::open(&settings)?;
     if matches.subcommand_name() == Some("check-config") {
         EnvFilter::try_new(&settings.log).map_err(|error| format!("log: {error}"))?;
         let mut out = std::io::stdout().lock();

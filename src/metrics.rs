@@ -319,6 +319,18 @@ label! {
 }
 
 label! {
+    /// What became of a TLS handshake.
+    TlsHandshake {
+        /// Done, with a signature.
+        Full = "full",
+        /// Done, from a ticket.
+        Resumed = "resumed",
+        /// Not done: no TLS, nothing in common, too slow, or gone.
+        Failed = "failed",
+    }
+}
+
+label! {
     /// The first digit of a response's status.
     StatusClass {
         /// 1xx.
@@ -446,8 +458,12 @@ pub struct ShardMetrics {
     pub queue_frames: Gauge,
     /// Bytes that wait in sessions' queues now, shared frames counted in each.
     pub queue_bytes: Gauge,
-    /// Bytes that queues hold beside their frames now: the room of their rings.
+    /// Bytes that queues hold beside their frames now: the room of their rings, and what was encrypted of them.
     pub queue_entry_bytes: Gauge,
+    /// Bytes that were encrypted for connections which do not take them yet.
+    pub sealed_bytes: Gauge,
+    /// TLS handshakes, by outcome.
+    pub tls_handshakes: PerLabel<TlsHandshake, Counter, { TlsHandshake::COUNT }>,
     /// Posts that wait in the shard's inbox now, as the shard last saw it.
     pub inbox_posts: Gauge,
     /// Bytes that wait in the shard's inbox now, as the shard last saw it.
@@ -478,6 +494,8 @@ impl Default for ShardMetrics {
             queue_frames: Gauge::default(),
             queue_bytes: Gauge::default(),
             queue_entry_bytes: Gauge::default(),
+            sealed_bytes: Gauge::default(),
+            tls_handshakes: PerLabel::default(),
             inbox_posts: Gauge::default(),
             inbox_bytes: Gauge::default(),
             unfinished_turns: Counter::default(),

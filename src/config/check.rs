@@ -87,6 +87,13 @@ impl Settings {
                     .to_owned(),
             );
         }
+        if self.tls_cert.is_some() && !self.redis.is_empty() && self.node_url.is_none() {
+            warnings.push(
+                "node_url is not set: the other nodes look for this one's files under the address of listen, and get them \
+                 only if the certificate is for that address"
+                    .to_owned(),
+            );
+        }
         warnings
     }
 
@@ -254,6 +261,8 @@ impl Settings {
     }
 
     fn check_addresses(&self) -> Result<(), ConfigError> {
+        ensure(self.tls_key.is_some() || self.tls_cert.is_none(), "tls_key", "is needed with tls_cert")?;
+        ensure(self.tls_cert.is_some() || self.tls_key.is_none(), "tls_cert", "is needed with tls_key")?;
         for origin in &self.allowed_origins {
             if origin != "*" && !is_origin(origin) {
                 let reason = format!("`{origin}` is neither an origin such as https://example.org nor `*`");
@@ -380,6 +389,8 @@ mod tests {
         check("allowed_origins = ['https://example.org/']", "allowed_origins");
         check("allowed_origins = ['null']", "allowed_origins");
         check("public_url = 'chat.example.org'", "public_url");
+        check("tls_cert = 'chain.pem'", "tls_key");
+        check("tls_key = 'key.pem'", "tls_cert");
         check("public_url = 'https://chat.example.org/?x'", "public_url");
         check("openai_keys = ['star:k']", "openai_keys");
         check("openai_keys = ['a:k', 'b:k']", "openai_keys");
@@ -397,5 +408,8 @@ mod tests {
         assert!(warnings("token_keys = ['kid=a,alg=HS256,secret=short']").contains("token key `a`"));
         assert_eq!(warnings(&format!("token_keys = ['kid=a,alg=HS256,secret={}']", "s".repeat(32))), "");
         assert!(warnings(&format!("{KEY}allowed_origins = ['*']")).contains("any page"));
+        let nodes = format!("{KEY}redis = ['redis://h']\ntls_cert = 'c'\ntls_key = 'k'");
+        assert!(warnings(&nodes).starts_with("node_url is not set"));
+        assert_eq!(warnings(&format!("{nodes}\nnode_url = 'https://a.example'")), "");
     }
 }

@@ -11,6 +11,10 @@ const MEMBERSHIP_BYTES: u64 = 24;
 const POST_BYTES: u64 = 64;
 /// The read and write buffers of a connection that is not a session, beside its head.
 const HTTP_BUFFERS_BYTES: u64 = 16 << 10;
+/// What TLS keeps of a session beside what it may have to send: keys, mostly.
+const TLS_SESSION_BYTES: u64 = 5 << 10;
+/// What TLS keeps of a connection that is not a session: what is not whole, not read and not sent yet.
+const TLS_HTTP_BYTES: u64 = 128 << 10;
 /// What remembered answers may take, for each that may be remembered.
 pub(crate) const IDEMPOTENCY_BYTES: usize = 1 << 10;
 /// What a body costs while it is held, in its own bytes: it may have grown by doubling, and what its texts and its
@@ -64,6 +68,15 @@ impl Settings {
             .saturating_add(term(self.shards, (INFLATER_BYTES + message) as u64))
     }
 
+    /// What sessions and other connections cost beside their plain form. What waits for sessions to take it is within
+    /// `bytes_budget`, and what of their records is not whole within `inbound_bytes_max`.
+    fn tls_bytes(&self) -> u64 {
+        if self.tls_cert.is_none() {
+            return 0;
+        }
+        term(self.tabs_max, TLS_SESSION_BYTES).saturating_add(term(self.http_connections_max, TLS_HTTP_BYTES))
+    }
+
     /// The terms of the most memory, in bytes, that the process may take in user space, for settings from
     /// [`Sources::load`](super::Sources::load). The kernel's socket buffers come on top, about 4.4 KiB a session and
     /// more for those that read slowly.
@@ -100,6 +113,7 @@ impl Settings {
                 "with deflate: (shards + 2) × 400 KiB, 6 MiB for large frames, shards × (112 KiB + a message)",
                 self.deflate_bytes(),
             ),
+            ("with TLS: tabs_max × 5 KiB + http_connections_max × 128 KiB", self.tls_bytes()),
             ("answers: answers_max × 1 KiB", term(self.answers_max, SESSION_BYTES)),
             ("idempotency: idempotency_keys_max × 1 KiB", term(self.idempotency_keys_max, IDEMPOTENCY_BYTES as u64)),
             ("doubles: client_ids_max × 640 B", term(self.client_ids_max, CLIENT_ID_BYTES)),
@@ -135,6 +149,7 @@ mod tests {
             ("idempotency_keys_max = 10_001", 1 << 10),
             ("client_ids_max = 100_001", 640),
             ("answers_max = 20_001", 1 << 10),
+            ("tls_cert = 'c'\ntls_key = 'k'", 19_000 * (5 << 10) + (128 << 20)),
             ("redis = ['redis://h']", (2 * 64 + 64 + 16 * 16) << 20),
             ("shards = 3", (64 << 20) + 4096 * 64 + (8 << 20)),
             ("deflate = 'on'", ((4 * 400 + 4 * (384 + 1024) + 2 * (112 + 64)) << 10) + 2 * 1_398_104),

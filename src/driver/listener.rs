@@ -16,7 +16,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1::{Builder, Connection};
 use hyper::service::Service;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use socket2::{Domain, Protocol, Type};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -24,7 +24,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Sleep;
 
 use crate::driver::shard_thread::LocalShard;
-use crate::driver::socket::Socket;
+use crate::driver::stream::Stream;
+use crate::driver::tls::ThreadAcceptor;
 use crate::fanout::session::Address;
 use crate::fanout::shard::Shard;
 
@@ -72,7 +73,8 @@ pub trait Edge {
 /// Limits of HTTP before a request is anybody's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpLimits {
-    /// How long a client may take to send a request's head, counted from the end of the one before. Default 10 s.
+    /// How long a client may take to send a request's head, counted from the end of the one before, and for the TLS
+    /// handshake before the first. Default 10 s.
     pub header_timeout: Duration,
     /// Bytes of a request's head. Default 16 KiB; held only while the request is read.
     pub header_bytes_max: usize,
@@ -130,6 +132,8 @@ impl Connections {
 pub(crate) struct Serving {
     pub(crate) local: Rc<LocalShard>,
     pub(crate) edge: Rc<dyn Edge>,
+    /// If TLS is spoken, and nothing else.
+    pub(crate) tls: Option<ThreadAcceptor>,
     pub(crate) limits: HttpLimits,
     pub(crate) connections: Rc<Connections>,
     /// True once the shard has drained: accepting stops, and connections end after the request that they are in.
@@ -172,7 +176,9 @@ impl Serving {
         let serving = Rc::clone(self);
         let counted = Counted::new(&serving.connections);
         tokio::task::spawn_local(async move {
-            serve(&serving, stream, peer).await;
+            if let Some(stream) = secure(&serving, stream, peer).await {
+                serve(&serving, stream, peer).await;
+            }
             drop(counted);
         });
     }
@@ -259,32 +265,51 @@ pub(crate) async fn accept(mut listener: TcpListener, serving: Rc<Serving>) {
     }
 }
 
-async fn serve(serving: &Serving, stream: TcpStream, peer: SocketAddr) {
+/// Shakes hands, if TLS is spoken. None if nothing came of it: in time, and before the shard has drained.
+async fn secure(serving: &Serving, stream: TcpStream, peer: SocketAddr) -> Option<Stream> {
+    let Some(acceptor) = &serving.tls else { return Some(Stream::plain(stream)) };
+    let mut closing = serving.closing.clone();
+    let accepted = tokio::select! {
+        accepted = tokio::time::timeout(serving.limits.header_timeout, acceptor.accept(stream)) => accepted,
+        _ = closing.wait_for(|closing| *closing) => return None,
+    };
+    // What anybody can cause costs no line that anybody has to read.
+    match accepted {
+        Ok(Ok(stream)) => return Some(stream),
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "a TLS handshake has failed"),
+        Err(_) => tracing::debug!(%peer, "a TLS handshake took too long"),
+    }
+    None
+}
+
+async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr) {
     let exit = Rc::new(Exit::default());
     let service = EdgeService { edge: Rc::clone(&serving.edge), peer, exit: Rc::clone(&exit) };
-    let io = Io { stream: TokioIo::new(stream), exit: Rc::clone(&exit) };
+    let io = Io { stream, exit: Rc::clone(&exit) };
     let mut builder = Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(serving.limits.header_timeout);
     builder.max_buf_size(serving.limits.header_bytes_max.max(8192));
     let mut connection = builder.serve_connection(io, service);
     let left = leave(&mut connection, &exit, serving).await;
     let parts = connection.into_parts();
-    let stream = parts.io.stream.into_inner();
+    let mut stream = parts.io.stream;
     match left {
         Left::Session { address, head } => {
             // Copied out: the buffer would pin 8 KiB for the life of the session.
             let mut received = parts.read_buf.to_vec();
             drop(parts.read_buf);
-            match stream.into_std() {
-                Ok(stream) => serving.local.attach(address, Socket::Plain(stream), &head, &mut received),
-                Err(_) => serving.local.abandon(address),
+            match stream.into_session() {
+                Some((socket, unread)) => {
+                    received.extend_from_slice(&unread);
+                    serving.local.attach(address, socket, &head, &mut received);
+                }
+                None => serving.local.abandon(address),
             }
         }
         Left::Closed => linger(stream).await,
         Left::SlowHead if parts.read_buf.is_empty() => {}
         Left::SlowHead => {
-            // A few bytes on an idle socket: whoever does not take them at once does not get them.
-            let _ = stream.try_write(SLOW_HEAD);
+            stream.try_write(SLOW_HEAD);
             linger(stream).await;
         }
         Left::Stalled => {
@@ -345,13 +370,11 @@ async fn leave(connection: &mut Connection<Io, EdgeService>, exit: &Exit, servin
 }
 
 /// A connection that is closed with unread input is reset, and the peer may lose our last response with it.
-async fn linger(mut stream: TcpStream) {
+pub(super) async fn linger(stream: Stream) {
+    let mut stream = stream.finish_writing();
     let rest = async {
         let mut buffer = [0; 2048];
         let mut left = LINGER_BYTES;
-        if socket2::SockRef::from(&stream).shutdown(std::net::Shutdown::Write).is_err() {
-            return;
-        }
         while let Ok(bytes @ 1..) = stream.read(&mut buffer).await {
             left = left.saturating_sub(bytes);
             if left == 0 {
@@ -400,7 +423,7 @@ impl Service<Request<Incoming>> for EdgeService {
 
 /// The connection as hyper sees it, with a note of whether a write is stuck.
 struct Io {
-    stream: TokioIo<TcpStream>,
+    stream: Stream,
     exit: Rc<Exit>,
 }
 

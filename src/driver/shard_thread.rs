@@ -20,7 +20,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::Sleep;
 
 use crate::driver::clock;
-use crate::driver::socket::Socket;
+use crate::driver::socket::{Rest, Socket};
 use crate::fanout::session::Address;
 use crate::fanout::shard::{Answer, Inbound, OpenError, Opening, Outcome, Shard, Transmit};
 use crate::fanout::streams::StreamOptions;
@@ -176,7 +176,12 @@ impl LocalShard {
             state.drop_ended();
             return;
         }
+        let has_unread = socket.has_unread();
         state.sockets.put(slot, socket);
+        if has_unread {
+            state.read_later(slot);
+        }
+        state.count_incomplete(slot, 0);
         let State { shard, inbound, .. } = &mut *state;
         shard.handle_writable(slot);
         if !received.is_empty() {
@@ -301,7 +306,7 @@ impl Turns {
             // It is read in the next round, when it had its share of this one.
             let is_unread = connection.is_unread;
             if event.is_writable() {
-                state.shard.handle_writable(slot);
+                state.write_on(slot);
             }
             if is_unread || !(event.is_readable() || event.is_read_closed() || event.is_error()) {
                 continue;
@@ -354,25 +359,40 @@ impl State {
         }
     }
 
-    /// Reads one session's share. A short read has drained the socket, unless its end of input is known to follow.
+    /// Reads one session's share, and later what is left, or the end of input that is known to follow.
     fn read(&mut self, slot: u32, is_closed: bool) {
         let Some(socket) = self.sockets.get(slot) else { return };
-        let result = loop {
-            match socket.read(&mut self.buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => break result,
-            }
+        let kept = socket.incomplete_bytes();
+        let share = match socket.read(&mut self.buffer) {
+            Ok(share) => share,
+            Err(_) => return self.shard.handle_lost(slot, Disconnect::ConnectionLost),
         };
-        match result {
-            Ok(0) => self.shard.handle_end_of_input(slot),
-            Ok(bytes) => {
-                self.shard.handle_readable(slot, &mut self.buffer[..bytes], &mut *self.inbound);
-                if is_closed || bytes == READ_BYTES_MAX {
-                    self.read_later(slot);
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => self.shard.handle_lost(slot, Disconnect::ConnectionLost),
+        self.count_incomplete(slot, kept);
+        if share.bytes > 0 {
+            self.shard.handle_readable(slot, &mut self.buffer[..share.bytes], &mut *self.inbound);
+        }
+        match share.rest {
+            Rest::Ended => self.shard.handle_end_of_input(slot),
+            Rest::Drained if !is_closed || share.bytes == 0 => {}
+            Rest::Drained | Rest::More => self.read_later(slot),
+        }
+    }
+
+    /// What a socket keeps of a record that is not whole yet counts as an incomplete message.
+    fn count_incomplete(&mut self, slot: u32, before: usize) {
+        let Some(socket) = self.sockets.get(slot) else { return };
+        let now = socket.incomplete_bytes();
+        if now != before && !self.shard.handle_incomplete(slot, before, now) {
+            socket.turn_deaf();
+        }
+    }
+
+    /// The kernel takes bytes again: first those that the socket kept.
+    fn write_on(&mut self, slot: u32) {
+        match self.sockets.get(slot).map(Socket::flush) {
+            Some(Ok(true)) => self.shard.handle_writable(slot),
+            Some(Ok(false)) | None => {}
+            Some(Err(_)) => self.shard.handle_lost(slot, Disconnect::ConnectionLost),
         }
     }
 
@@ -402,7 +422,10 @@ impl State {
 
     fn drop_ended(&mut self) {
         while let Some(slot) = self.shard.poll_disconnect() {
-            drop(self.sockets.take(slot));
+            let Some(socket) = self.sockets.take(slot) else { continue };
+            // Less can always be kept.
+            let _ = self.shard.handle_incomplete(slot, socket.incomplete_bytes(), 0);
+            socket.close();
         }
     }
 }

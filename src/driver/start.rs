@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use crate::driver::clock;
 use crate::driver::listener::{self, Connections, Edge, FileTable, HttpLimits, Serving, listen};
 use crate::driver::shard_thread::{LocalShard, ShardDriver};
+use crate::driver::tls::Acceptor;
 use crate::fanout::hub::{Drain, Hub};
 use crate::fanout::shard::{Inbound, Shard};
 use crate::proto::limits::SessionLimits;
@@ -37,6 +38,8 @@ pub struct Start {
     /// A file table for each shard's thread: for more sessions than one table may have descriptors. Linux only.
     /// For a process that is ours alone: an embedded engine shares the table of its process.
     pub own_file_tables: bool,
+    /// Speaks TLS on every connection, and nothing else. None: plain TCP.
+    pub tls: Option<Acceptor>,
     /// Limits of sessions.
     pub sessions: SessionLimits,
     /// Limits of HTTP.
@@ -259,9 +262,11 @@ impl ShardThread {
         let listener = TcpListener::from_std(listener)?;
         let connections = Rc::new(Connections::default());
         let (close, closing) = watch::channel(false);
+        let metrics = self.hub.metrics().shard(usize::from(self.index));
         let serving = Rc::new(Serving {
             edge: self.factory.edge(Rc::clone(&local)),
             local,
+            tls: self.start.tls.as_ref().map(|acceptor| acceptor.for_thread(metrics)),
             limits: self.start.http.clone(),
             connections: Rc::clone(&connections),
             closing,

@@ -121,7 +121,11 @@ impl Keys {
             api: settings.api_keys.clone().into(),
             openai: settings.openai_keys.clone().into(),
             operator: settings.operator_keys.clone().into(),
-            origins: Origins::new(&settings.allowed_origins, settings.public_url.as_deref()),
+            origins: Origins::new(
+                &settings.allowed_origins,
+                settings.public_url.as_deref(),
+                settings.tls_cert.is_some(),
+            ),
             bot: settings.bot_user_id.clone(),
         })
     }

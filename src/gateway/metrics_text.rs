@@ -99,6 +99,11 @@ impl Page<'_, '_> {
         self.summed_gauge("queue_bytes", bytes, |s| &s.queue_bytes)?;
         let entries = "Bytes that queues hold beside their frames now";
         self.summed_gauge("queue_entry_bytes", entries, |s| &s.queue_entry_bytes)?;
+        let sealed = "Bytes encrypted for connections which do not take them yet";
+        self.summed_gauge("tls_sealed_bytes", sealed, |s| &s.sealed_bytes)?;
+        self.by_label("tls_handshakes", "TLS handshakes, by outcome", "outcome", |metrics, outcome| {
+            metrics.sum(|s| s.tls_handshakes.of(outcome))
+        })?;
         self.summed_gauge("inbox_posts", "Posts that wait in shards' inboxes now", |s| &s.inbox_posts)?;
         self.summed_gauge("inbox_bytes", "Bytes that wait in shards' inboxes now", |s| &s.inbox_bytes)?;
         self.histogram("turn_micros", "How long shards' turns took, in microseconds", |s| &s.turn_micros)?;

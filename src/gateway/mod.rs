@@ -3,6 +3,7 @@
 pub mod api;
 pub mod auth;
 mod body;
+pub mod certificate_files;
 mod cors;
 mod edge;
 mod files;

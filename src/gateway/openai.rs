@@ -232,7 +232,7 @@ impl ShardEdge {
         }
         let listen = self.gateway.settings.listen.to_string();
         let host = headers.get(HOST).and_then(|host| host.to_str().ok()).filter(|host| is_authority(host));
-        format!("http://{}", host.unwrap_or(&listen)).into()
+        format!("{}://{}", self.gateway.settings.scheme(), host.unwrap_or(&listen)).into()
     }
 
     /// An answer as a stream: from here on its shard writes it.

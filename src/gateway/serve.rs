@@ -25,6 +25,7 @@ use crate::engine::intake::{Intake, IntakeSettings};
 use crate::gateway::api::{Api, ApiLimits, IdempotencyLimits};
 use crate::gateway::auth::{KeyError, Keys};
 use crate::gateway::body::BodyLimits;
+use crate::gateway::certificate_files::{self, CertificateFiles, CertificateFilesError};
 use crate::gateway::edge::{Edges, Gateway};
 use crate::gateway::files::remote::RemoteFiles;
 use crate::gateway::metrics_text::MetricsText;
@@ -65,6 +66,9 @@ pub enum ServeError {
     /// A key cannot verify.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// A certificate cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertificateFilesError),
     /// Redis cannot be set up: a URL that is none, or certificates that cannot be read.
     #[cfg(feature = "redis")]
     #[error("redis: {0}")]
@@ -104,22 +108,32 @@ pub fn run_with(settings: Settings, handler: Option<Arc<dyn MessageHandler>>) ->
         let _entered = control.enter();
         (Signals::new()?, Running::start(&control, settings, handler)?)
     };
-    tracing::info!(address = %running.threads.address(), "ready: http://{}/", running.threads.address());
+    let (scheme, address) = (running.gateway.settings.scheme(), running.threads.address());
+    tracing::info!(%address, "ready: {scheme}://{address}/");
     control.block_on(running.until(signals));
     control.shutdown_timeout(Duration::from_millis(100));
     Ok(())
 }
 
 struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
+    leave: Leave,
+    /// What is in files is to be read again.
+    hangup: Signal,
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { leave: Leave { terminate, interrupt }, hangup: signal(SignalKind::hangup())? })
     }
+}
 
+struct Leave {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Leave {
     async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
@@ -133,6 +147,7 @@ struct Running {
     threads: ShardThreads,
     inlet: Inlet,
     node: Node,
+    certificates: Option<CertificateFiles>,
 }
 
 impl Running {
@@ -141,6 +156,7 @@ impl Running {
         settings: Settings,
         handler: Option<Arc<dyn MessageHandler>>,
     ) -> Result<Self, ServeError> {
+        let certificates = CertificateFiles::open(&settings)?;
         let (engine, mut node) = Node::join(control, &settings)?;
         let bot = bot(&settings);
         let history = if settings.history_from_recovery { History::Recovery } else { History::Empty };
@@ -189,6 +205,7 @@ impl Running {
         let start = Start {
             listen: settings.listen,
             own_file_tables: settings.file_tables == FileTables::PerShard,
+            tls: certificates.as_ref().map(CertificateFiles::acceptor).transpose()?,
             sessions: settings.session_limits(),
             http: HttpLimits {
                 header_timeout: settings.header_timeout,
@@ -203,16 +220,20 @@ impl Running {
         let threads = ShardThreads::start(gateway.engine.hub(), &start, &edges)
             .map_err(|error| ServeError::Listen { listen, error })?;
         node.listens_at(&gateway.settings, threads.address());
-        Ok(Self { gateway, threads, inlet, node })
+        Ok(Self { gateway, threads, inlet, node, certificates })
     }
 
-    async fn until(self, mut signals: Signals) {
-        signals.next().await;
+    async fn until(mut self, signals: Signals) {
+        let Signals { mut leave, mut hangup } = signals;
+        tokio::select! {
+            () = leave.next() => {}
+            never = certificate_files::keep(self.certificates.take(), &mut hangup) => match never {},
+        }
         let (spread, deadline) = (self.gateway.settings.drain_spread, self.gateway.settings.drain_deadline);
         tracing::info!(?spread, ?deadline, "draining");
         tokio::select! {
             () = self.drain(spread, deadline) => {}
-            () = signals.next() => tracing::warn!("a second signal: leaving at once"),
+            () = leave.next() => tracing::warn!("a second signal: leaving at once"),
         }
     }
 

@@ -103,8 +103,14 @@ impl Shards {
         };
         let hub_limits = HubLimits { tabs_per_user_max: usize::MAX, ..HubLimits::default() };
         let hub = Hub::new(shards, &hub_limits, &sessions);
-        let start =
-            Start { listen, own_file_tables: false, sessions, http: HttpLimits::default(), bytes_budget: 256 << 20 };
+        let start = Start {
+            listen,
+            own_file_tables: false,
+            tls: None,
+            sessions,
+            http: HttpLimits::default(),
+            bytes_budget: 256 << 20,
+        };
         let factory: Arc<dyn EdgeFactory> = Arc::new(Edges);
         let threads = ShardThreads::start(&hub, &start, &factory)?;
         Ok(Self { hub, threads })

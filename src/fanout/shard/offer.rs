@@ -383,7 +383,8 @@ impl Shard {
     /// Cuts the fattest queues, a few a turn, while the process is over its byte budget. What is cut frees its memory a
     /// little later: until the next tick it counts as free.
     pub(super) fn keep_to_budget(&mut self) {
-        let entries = self.pool.lent_bytes() + self.frames.own_bytes();
+        let sealed = usize::try_from(self.metrics.sealed_bytes.value()).unwrap_or(usize::MAX);
+        let entries = self.pool.lent_bytes() + self.frames.own_bytes() + sealed;
         self.metrics.queue_entry_bytes.store(entries as u64);
         let known = frame::live_bytes() + entries + self.entries_elsewhere;
         // The other shards' part is looked up once a tick, and when it may matter.

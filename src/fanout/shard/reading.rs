@@ -84,6 +84,18 @@ impl Shard {
         }
     }
 
+    /// The driver keeps `now` bytes of what came over the connection of `slot` and is not whole yet, after `before`. They
+    /// count as an incomplete message. False if there is no room for more of them: nothing is kept, and the session is
+    /// told and ended.
+    #[must_use]
+    pub fn handle_incomplete(&mut self, slot: u32, before: usize, now: usize) -> bool {
+        let has_room = self.hub.inbound().resize(before, now);
+        if !has_room {
+            self.violate(slot, Disconnect::OverBudget);
+        }
+        has_room
+    }
+
     /// Drops what is incomplete of a session's messages.
     pub(super) fn drop_incomplete(&mut self, slot: u32) {
         let partial = self.slab.get_mut(slot).partial.take();

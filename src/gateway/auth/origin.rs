@@ -61,6 +61,8 @@ pub struct Origins {
     any: bool,
     /// Scheme and authority of `public_url`.
     public: Option<(String, String)>,
+    /// No page of ours comes without TLS.
+    is_https_only: bool,
 }
 
 fn split_origin(origin: &str) -> Option<(&str, &str)> {
@@ -86,21 +88,23 @@ fn only(headers: &HeaderMap, name: impl header::AsHeaderName) -> Option<&str> {
 }
 
 impl Origins {
-    /// `listed` are origins or `*`; `public_url` is where browsers find this gateway.
+    /// `listed` are origins or `*`; `public_url` is where browsers find this gateway; `is_https_only` if it speaks TLS.
     #[must_use]
-    pub fn new(listed: &[String], public_url: Option<&str>) -> Self {
+    pub fn new(listed: &[String], public_url: Option<&str>, is_https_only: bool) -> Self {
         let split = |url: &str| split_origin(url).map(|(scheme, at)| (scheme.to_owned(), at.to_owned()));
         Self {
             listed: listed.iter().filter(|origin| *origin != "*").map(|origin| origin.to_ascii_lowercase()).collect(),
             any: listed.iter().any(|origin| origin == "*"),
             public: public_url.and_then(split),
+            is_https_only,
         }
     }
 
     /// Compares `Origin` with our own and with the list.
     ///
     /// Our own is that of `public_url`, and that of the request's `Host` with either scheme: a proxy that ends TLS
-    /// hides which it was. Where the host is that of `public_url`, its scheme counts.
+    /// hides which it was. Where the host is that of `public_url`, its scheme counts; where the gateway itself speaks TLS,
+    /// a page that came without is not ours.
     #[must_use]
     pub fn check(&self, headers: &HeaderMap) -> OriginCheck {
         if !headers.contains_key(header::ORIGIN) {
@@ -127,6 +131,7 @@ impl Origins {
         let Some((scheme, authority)) = split_origin(origin) else { return false };
         match &self.public {
             Some((public_scheme, public)) if is_same_authority(scheme, authority, public) => scheme == public_scheme,
+            _ if self.is_https_only && scheme != "https" => false,
             _ => host.is_some_and(|host| is_same_authority(scheme, authority, host)),
         }
     }
@@ -223,7 +228,7 @@ mod tests {
     }
 
     fn origins(listed: &[&str], public_url: Option<&str>) -> Origins {
-        Origins::new(&listed.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>(), public_url)
+        Origins::new(&listed.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>(), public_url, false)
     }
 
     #[test]
@@ -245,6 +250,13 @@ mod tests {
         check(&plain, "chat.example", "", OriginCheck::Foreign);
         check(&plain, "", "https://", OriginCheck::Foreign);
         check(&plain, "chat.example", "ftp://chat.example", OriginCheck::Foreign);
+
+        let secure = Origins::new(&["http://old.example".to_owned()], None, true);
+        check(&secure, "chat.example", "https://chat.example", OriginCheck::Own);
+        check(&secure, "chat.example:8443", "https://chat.example:8443", OriginCheck::Own);
+        check(&secure, "chat.example", "http://chat.example", OriginCheck::Foreign);
+        check(&secure, "chat.example:8443", "http://chat.example:8443", OriginCheck::Foreign);
+        check(&secure, "chat.example", "http://old.example", OriginCheck::Listed);
 
         let public = origins(&["https://other.example"], Some("https://chat.example/path"));
         check(&public, "10.0.0.1:8080", "https://chat.example", OriginCheck::Own);

@@ -113,7 +113,7 @@ impl Node {
 
     /// This node listens there: others find its files.
     pub(super) fn listens_at(&self, settings: &Settings, address: SocketAddr) {
-        if let (Some(broker), None, Some(address)) = (&self.broker, &settings.node_url, Settings::address_at(address)) {
+        if let (Some(broker), None, Some(address)) = (&self.broker, &settings.node_url, settings.address_at(address)) {
             broker.set_address(address);
         }
     }
