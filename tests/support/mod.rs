@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 pub(crate) mod shards;
+#[cfg(feature = "cli")]
+pub(crate) mod tls;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -66,7 +68,8 @@ impl Gateway {
         loop {
             match log.recv_timeout(PATIENCE) {
                 Ok(text) => {
-                    if let Some((_, rest)) = text.split_once("ready: http://") {
+                    if let Some((_, rest)) = text.split_once("ready: http").and_then(|(_, rest)| rest.split_once("://"))
+                    {
                         let address = rest.split('/').next().unwrap_or_default().parse().unwrap();
                         return Ok(Self { address, child, log });
                     }
@@ -91,8 +94,22 @@ impl Gateway {
 
     /// SIGTERM.
     pub(crate) fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits until it logs a line with `part`.
+    pub(crate) fn wait_for_log(&self, part: &str) -> String {
+        loop {
+            let line = self.log.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("it never says {part}"));
+            if line.contains(part) {
+                return line;
+            }
+        }
     }
 
     /// Waits for the process's own end.
@@ -245,21 +262,23 @@ pub(crate) enum Seen {
 
 /// A connection, and everything that came and was not looked at yet. Whatever is not exactly what a server may send
 /// fails the test.
-pub(crate) struct Client {
-    pub(crate) stream: TcpStream,
+pub(crate) struct Client<S = TcpStream> {
+    pub(crate) stream: S,
     buffer: Vec<u8>,
     at: usize,
     /// It has negotiated permessage-deflate.
     deflates: bool,
     /// Texts that came compressed.
     pub(crate) compressed_texts: usize,
+    /// It ended without the goodbye that its transport has.
+    pub(crate) is_truncated: bool,
 }
 
 impl Client {
     pub(crate) fn new(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self { stream, buffer: Vec::new(), at: 0, deflates: false, compressed_texts: 0 }
+        Self::over(stream)
     }
 
     pub(crate) fn connect(address: SocketAddr) -> Self {
@@ -276,6 +295,12 @@ impl Client {
 
     pub(crate) fn tab(address: SocketAddr, query: &str) -> Self {
         Self::connect(address).upgraded(query)
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    pub(crate) fn over(stream: S) -> Self {
+        Self { stream, buffer: Vec::new(), at: 0, deflates: false, compressed_texts: 0, is_truncated: false }
     }
 
     /// Makes the connection a tab.
@@ -329,6 +354,10 @@ impl Client {
                 bytes > 0
             }
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => false,
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                self.is_truncated = true;
+                false
+            }
             Err(error) => panic!("nothing came: {error}; unread: {:?}", String::from_utf8_lossy(self.rest())),
         }
     }
