@@ -37,10 +37,10 @@ export class Server {
     this.exit = once(this.process, "exit");
     const [, address] = await until("the server is ready", () => {
       assert.equal(this.process.exitCode, null, `the server left:\n${this.log}`);
-      return this.log.match(/ready: http:\/\/(127\.0\.0\.1:\d+)\//);
+      return this.log.match(/ready: https?:\/\/(127\.0\.0\.1:\d+)\//);
     });
     this.env.TABCAST_LISTEN = address;
-    this.origin = `http://${address}`;
+    this.origin = `${this.env.TABCAST_TLS_CERT ? "https" : "http"}://${address}`;
     return this;
   }
 

@@ -48,24 +48,28 @@ class Answer:
 
 
 class Gateway:
-    """One process. Settings are given as their names: `Gateway(header_timeout="1s")`."""
+    """One process. Settings are given as their names: `Gateway(header_timeout="1s")`. `trust`: what its TLS is checked by."""
 
-    def __init__(self, **settings):
+    def __init__(self, trust=None, **settings):
         clean = {name: value for name, value in os.environ.items() if not name.startswith("TABCAST_")}
         own = {f"TABCAST_{name.upper()}": str(value) for name, value in settings.items()}
         self.log = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             [BINARY], env={**clean, "TABCAST_LISTEN": "127.0.0.1:0", **own}, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
         )
+        self.trust = trust
         self.port = int(until("the gateway is ready", self.ready_port))
         self.host = f"127.0.0.1:{self.port}"
-        self.origin = f"http://{self.host}"
+        self.origin = f"{self.scheme('http')}://{self.host}"
+
+    def scheme(self, plain):
+        return f"{plain}s" if self.trust else plain
 
     def ready_port(self):
         """The port that it says it listens on, once it does."""
         if self.process.poll() is not None:
             raise AssertionError(f"the gateway left with {self.process.returncode}:\n{self.log_text()}")
-        ready = re.search(r"ready: http://127\.0\.0\.1:(\d+)/", self.log_text())
+        ready = re.search(self.scheme("ready: http") + r"://127\.0\.0\.1:(\d+)/", self.log_text())
         return ready and ready[1]
 
     def log_text(self):
@@ -82,12 +86,17 @@ class Gateway:
         self.log.close()
 
     def http(self, method, path, body=None, headers=None, timeout=PATIENCE):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = self.connection(timeout)
         try:
             connection.request(method, path, body=body, headers=headers or {})
             return Answer(connection.getresponse())
         finally:
             connection.close()
+
+    def connection(self, timeout=PATIENCE):
+        if self.trust:
+            return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout, context=self.trust)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def post(self, route, value, **headers):
         body = json.dumps(value, ensure_ascii=False).encode()
@@ -133,7 +142,8 @@ class Tab:
     def __init__(self, gateway, user=None, hello=False, path="/ws", **options):
         query = {} if user is None else {"user": user, "name": options.pop("name", user)}
         query.update({"hello": "1"} if hello else {})
-        uri = f"ws://{gateway.host}{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        options.setdefault("ssl", gateway.trust)
+        uri = f"{gateway.scheme('ws')}://{gateway.host}{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
         options.setdefault("compression", None)
         self.socket = connect(uri, max_size=None, open_timeout=PATIENCE, ping_interval=None, close_timeout=2, **options)
         self.frames = queue.SimpleQueue()
