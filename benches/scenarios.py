@@ -255,7 +255,7 @@ def deflate(out, _):
         cells = []
         for flags, client in (([], []), (["--deflate", "on"], ["--deflate"])):
             with Gateway(*flags) as gateway:
-                shape = ["--tabs", 1000, "--messages", 1600, "--in-flight", 16, "--size", size, "--text", "prose"]
+                shape = ["--tabs", 1000, "--messages", 1600, "--in-flight", 16, "--size", size]
                 cells.append(gateway.bench(out / f"deflate-{size}-{len(cells)}.json", *shape, *client))
         rates = [f["received_bytes_per_second"] / f["deliveries_per_second"] for f in cells]
         costs = [f["server_cpu_per_delivery_us"] for f in cells]

@@ -22,7 +22,7 @@ const ALLOWED: [(&str, &[&str]); 12] = [
     ("config", &["id", "proto"]),
     ("gateway", &["id", "metrics", "proto", "platform", "fanout", "broker", "engine", "driver", "config"]),
     // Of everything below it needs one thing: a file table for each of its threads.
-    ("bench", &["driver"]),
+    ("bench", &["proto", "driver"]),
     // Reads settings and starts the gateway, or the load generator; by the library's public name.
     ("main", &["config", "gateway", "bench"]),
 ];

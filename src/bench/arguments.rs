@@ -52,6 +52,9 @@ pub struct Arguments {
     /// What is in the frame that says that a client hears everything [default: an ack, if the default is sent]
     #[arg(long, value_name = "TEXT")]
     pub subscribed: Option<String>,
+    /// WebSocket clients offer permessage-deflate, without context takeover
+    #[arg(long)]
+    pub deflate: bool,
     /// A header of every client's handshake: `Name: value`, with {i} and {u}
     #[arg(long, value_name = "HEADER")]
     pub header: Vec<String>,
@@ -398,6 +401,7 @@ impl Arguments {
             host: self.host(address),
             headers: Template::new(&lines("header", &self.header)?),
             subscribe: self.subscribe.as_deref().map(unescape).or(join).as_deref().map(Template::new),
+            deflates: self.deflate,
             subscribe_binary: self.subscribe_binary,
             subscribed: self.subscribed.clone().or(ack),
         })

@@ -75,6 +75,11 @@ pub(super) trait Sink {
     fn opened(&mut self);
     /// A whole message, or the text of a whole event.
     fn message(&mut self, payload: &[u8]);
+    /// The compressed form of a whole message (RFC 7692).
+    ///
+    /// # Errors
+    /// The client did not offer that, or it is none.
+    fn deflated(&mut self, payload: &[u8]) -> Result<(), Fault>;
     fn ping(&mut self);
 }
 
@@ -155,6 +160,7 @@ impl Client {
             let is_in_message = self.rest.as_ref().is_some_and(|rest| rest.is_in_message);
             match kind {
                 Kind::Message if !is_in_message => sink.message(payload),
+                Kind::Deflated if !is_in_message => sink.deflated(payload)?,
                 Kind::First if !is_in_message => self.fragment(payload)?,
                 Kind::Middle if is_in_message => self.fragment(payload)?,
                 Kind::Last if is_in_message => {
@@ -164,7 +170,9 @@ impl Client {
                         sink.message(&std::mem::take(&mut rest.message));
                     }
                 }
-                Kind::Message | Kind::First | Kind::Middle | Kind::Last => return Err(Fault::Fragment.into()),
+                Kind::Message | Kind::Deflated | Kind::First | Kind::Middle | Kind::Last => {
+                    return Err(Fault::Fragment.into());
+                }
                 Kind::Ping => {
                     sink.ping();
                     self.write_frame(Opcode::Pong, payload);
@@ -284,6 +292,11 @@ mod tests {
         fn ping(&mut self) {
             self.pings += 1;
         }
+
+        fn deflated(&mut self, payload: &[u8]) -> Result<(), Fault> {
+            self.messages.push(format!("{} bytes", payload.len()));
+            Ok(())
+        }
     }
 
     /// Everything that a client sees of `parts`, which come one by one, and how it ends.
@@ -318,7 +331,8 @@ mod tests {
         let mut wire = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n".to_vec();
         wire.extend_from_slice(b"\x81\x02hi\x89\x01p\x01\x02ab\x00\x01c\x89\x00\x80\x01d\x82\x7e\x00\x80");
         wire.extend_from_slice(&[b'y'; 128]);
-        let messages = vec!["hi".to_owned(), "abcd".to_owned(), "y".repeat(128)];
+        wire.extend_from_slice(b"\xc1\x02..");
+        let messages = vec!["hi".to_owned(), "abcd".to_owned(), "y".repeat(128), "2 bytes".to_owned()];
         let expected = Seen { opened: 1, pings: 2, messages };
         let mut closed = wire.clone();
         closed.extend_from_slice(b"\x88\x02\x0f\xa8");
@@ -348,6 +362,8 @@ mod tests {
             (b"\x01\x00\x81\x00", Fault::Fragment),
             (b"\x01\x00\x01\x00", Fault::Fragment),
             (b"\x81\x80", Fault::Masked),
+            (b"\x41\x00", Fault::Reserved),
+            (b"\x01\x00\xc1\x00", Fault::Fragment),
         ] {
             let head = b"HTTP/1.1 101 Switching\r\n\r\n";
             check(false, &[head, bytes], &opened, &Err(Ending::Fault(fault)));

@@ -86,6 +86,8 @@ pub struct Joining {
     pub host: String,
     /// Whole header lines, each with its CR LF.
     pub headers: Template,
+    /// Compression is offered (permessage-deflate without context takeover).
+    pub deflates: bool,
     /// A first message.
     pub subscribe: Option<Template>,
     /// True if that is a binary message.

@@ -22,7 +22,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Appends it, filled up with `x` to `size` bytes.
+    /// Appends it, filled up with words to `size` bytes.
     pub(super) fn write(&self, out: &mut Vec<u8>, size: usize) {
         let end = out.len() + size;
         out.extend_from_slice(MARK);
@@ -34,10 +34,54 @@ impl Record {
             hex(out, u64::from(user), 8);
         }
         if out.len() < end {
-            out.push(b' ');
-            out.resize(end.max(out.len()), b'x');
+            fill(out, end, self.number);
         }
     }
+}
+
+/// Appends words up to `end`, in another order for each `seed`: what compresses about as a text does.
+fn fill(out: &mut Vec<u8>, end: usize, seed: u32) {
+    const WORDS: [&[u8]; 32] = [
+        b" the",
+        b" tea",
+        b" is",
+        b" ready",
+        b" when",
+        b" you",
+        b" are",
+        b" and",
+        b" nobody",
+        b" knows",
+        b" how",
+        b" many",
+        b" people",
+        b" have",
+        b" read",
+        b" this",
+        b" message",
+        b" before",
+        b" it",
+        b" was",
+        b" written",
+        b" to",
+        b" all",
+        b" of",
+        b" them",
+        b" at",
+        b" once",
+        b" from",
+        b" another",
+        b" window",
+        b" in",
+        b" time",
+    ];
+    // A linear congruential generator (Knuth's constants): the same message each time, and no two alike.
+    let mut state = u64::from(seed);
+    while out.len() < end {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        out.extend_from_slice(WORDS[(state >> 59) as usize]);
+    }
+    out.truncate(end);
 }
 
 fn hex(out: &mut Vec<u8>, value: u64, digits: u32) {

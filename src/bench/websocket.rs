@@ -17,6 +17,8 @@ pub(super) enum Fault {
     Masked,
     /// A reserved bit without an extension (§5.2).
     Reserved,
+    /// A compressed message that is none (RFC 7692 §7.2.2).
+    Deflate,
     /// An opcode that does not exist (§5.2).
     Opcode,
     /// A control frame in fragments, or over 125 bytes (§5.5).
@@ -36,6 +38,7 @@ impl fmt::Display for Fault {
         f.write_str(match self {
             Self::Masked => "a masked frame from the server",
             Self::Reserved => "reserved bits set by the server",
+            Self::Deflate => "a compressed message that cannot be inflated",
             Self::Opcode => "an unknown opcode from the server",
             Self::Control => "a control frame that is too long or in fragments",
             Self::Length => "a length that is not in its shortest form",
@@ -51,6 +54,8 @@ impl fmt::Display for Fault {
 pub(super) enum Kind {
     /// A whole message, text or binary.
     Message,
+    /// The same, compressed (RFC 7692 §6). In fragments it is not understood: no server that fans out sends one so.
+    Deflated,
     /// The first fragment of a message.
     First,
     /// A fragment in the middle.
@@ -107,7 +112,7 @@ pub(super) fn next(bytes: &[u8]) -> Result<Next<'_>, Fault> {
 fn kind(first: u8, length: usize) -> Result<Kind, Fault> {
     let is_final = first & 0x80 != 0;
     if first & 0x70 != 0 {
-        return Err(Fault::Reserved);
+        return if matches!(first, 0xc1 | 0xc2) { Ok(Kind::Deflated) } else { Err(Fault::Reserved) };
     }
     let control = |kind| if is_final && length <= CONTROL_BYTES_MAX { Ok(kind) } else { Err(Fault::Control) };
     match first & 0x0f {

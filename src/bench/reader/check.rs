@@ -7,12 +7,16 @@ use crate::bench::lanes::{Arrival, Lanes};
 use crate::bench::plan::{Plan, Target};
 use crate::bench::record::Records;
 use crate::bench::shared::{Count, Latencies, Shared, Tally, latencies};
+use crate::bench::websocket::{FRAME_BYTES_MAX, Fault};
+use crate::proto::deflate::Inflater;
 
 /// What happens to what a client got: apart from the clients, so that both can be borrowed.
 pub(super) struct Check {
     plan: Arc<Plan>,
     shared: Arc<Shared>,
     records: Records,
+    /// Of the thread's clients all together: a message's compressed form stands for itself.
+    inflater: Inflater,
     lanes: Lanes,
     lanes_per_client: usize,
     pub(super) tally: Tally,
@@ -78,6 +82,16 @@ impl Sink for Seeing<'_> {
         }
     }
 
+    fn deflated(&mut self, payload: &[u8]) -> Result<(), Fault> {
+        if !self.check.plan.joining.deflates {
+            return Err(Fault::Reserved);
+        }
+        let mut inflater = std::mem::take(&mut self.check.inflater);
+        let result = inflater.inflate(payload, FRAME_BYTES_MAX, |message| self.message(message));
+        self.check.inflater = inflater;
+        result.map_err(|_| Fault::Deflate)
+    }
+
     fn ping(&mut self) {
         self.check.tally.add(Count::Pings, 1);
     }
@@ -121,6 +135,7 @@ impl Check {
             plan,
             shared,
             records: Records::default(),
+            inflater: Inflater::default(),
             lanes: Lanes::new(clients * lanes_per_client),
             lanes_per_client,
             tally: Tally::default(),

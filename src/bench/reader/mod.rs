@@ -258,6 +258,11 @@ impl Reader {
             b"\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
               Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
         });
+        if joining.deflates && !client.is_stream {
+            out.extend_from_slice(
+                b"Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n",
+            );
+        }
         joining.headers.write(out, &values);
         out.extend_from_slice(b"\r\n");
         match client.write(out) {
