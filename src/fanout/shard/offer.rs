@@ -23,6 +23,9 @@ const DIRECT_MAX: usize = 64;
 /// Frames that are offered together.
 const RUN_FRAMES_MAX: usize = 64;
 
+/// How many sessions ahead of a walk are fetched: a look at memory takes as long as a few of them.
+pub(super) const FETCH_AHEAD: usize = 8;
+
 /// Which list a session goes onto when it has something to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Urgency {
@@ -161,7 +164,11 @@ impl Shard {
         let mut unheld = 0;
         // From the last to the first: a member that is cut on the way leaves, and only one that had its offers moves up.
         for place in (0..count).rev() {
-            let slot = self.rooms.members(local)[place];
+            let members = self.rooms.members(local);
+            let slot = members[place];
+            if let Some(ahead) = place.checked_sub(FETCH_AHEAD) {
+                self.slab.fetch_ahead(members[ahead], run.entries.len());
+            }
             if self.take_whole(slot, run, urgency) {
                 unheld += 1;
                 continue;

@@ -21,8 +21,10 @@ pub(crate) struct Entry {
     pub(crate) tag: u32,
 }
 
-/// A first-in first-out queue. While anything is in `ring`, both places in front of it are taken.
+/// A first-in first-out queue. While anything is in `ring`, both places in front of it are taken, and there is a ring only
+/// while anything is in it: so a queue of up to two is told by what stands before the ring.
 #[derive(Default)]
+#[repr(C)]
 pub(crate) struct Queue {
     length: u32,
     front: [Entry; 2],
@@ -30,6 +32,9 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
+    /// Bytes of a queue that are touched while no more than two wait.
+    pub(crate) const FRONT_BYTES: usize = std::mem::offset_of!(Self, ring);
+
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.length as usize
@@ -61,6 +66,9 @@ impl Queue {
             return false;
         }
         let (places, rest) = entries.split_at(self.places().len());
+        if rest.is_empty() {
+            return places == self.places();
+        }
         let (first, second) = self.ring.as_slices();
         let (front, back) = rest.split_at(first.len());
         places == self.places() && front == first && back == second
@@ -86,7 +94,9 @@ impl Queue {
         let entry = self.front()?;
         self.length -= 1;
         self.front[0] = self.front[1];
-        if let Some(next) = self.ring.pop_front() {
+        if self.length >= 2
+            && let Some(next) = self.ring.pop_front()
+        {
             self.front[1] = next;
             self.give_back(pool);
         }
@@ -97,8 +107,8 @@ impl Queue {
     #[inline]
     pub(crate) fn drain(&mut self, pool: &mut Pool, mut each: impl FnMut(Entry)) {
         self.places().iter().copied().for_each(&mut each);
-        self.length = 0;
-        if self.ring.capacity() != 0 {
+        let length = std::mem::take(&mut self.length);
+        if length > 2 {
             self.ring.drain(..).for_each(each);
             self.give_back(pool);
         }

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use crate::fanout::shard::Shard;
 use crate::fanout::shard::frames::{Frames, Handle, Wire};
+use crate::fanout::shard::offer::FETCH_AHEAD;
 use crate::fanout::shard::queue::Entry;
 use crate::fanout::shard::slab::{Session, State};
 
@@ -167,6 +168,10 @@ impl Shard {
                 }
                 None => {
                     let slot = self.broadcast.pop_front()?;
+                    if let Some(ahead) = self.broadcast.get(FETCH_AHEAD) {
+                        // As many as the last one had: they are often in one room.
+                        self.slab.fetch_ahead(*ahead, self.gathered.frames);
+                    }
                     self.slab.get_mut(slot).dirty_broadcast = false;
                     slot
                 }
