@@ -3,11 +3,15 @@
 mod cpu;
 
 use std::hint::black_box;
+use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use cpu::CpuTime;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use serde_json::json;
 use tabcast::id::{ChannelId, MessageId};
-use tabcast::proto::event::{Event, Timestamp};
+use tabcast::proto::event::{Button, Event, Timestamp};
 use tabcast::proto::frame::Frame;
 
 const AT: Timestamp = Timestamp::from_micros(1_763_836_800_123_456);
@@ -20,22 +24,43 @@ fn small_frames(c: &mut Criterion) {
     let id = MessageId::random();
     let ascii = "The quick brown fox jumps over the lazy dog. ".repeat(5)[..200].to_owned();
     let code = "fn main() {\n\tprintln!(\"{}\", \"a\\\\b\");\n}\n".repeat(6)[..200].to_owned();
-    let mixed = "“Ça va ?” — demande-t-elle. 日本語のテキスト 😀\n".repeat(3);
+    let japanese = "吾輩は猫である。名前はまだ無い。".repeat(5)[..198].to_owned();
+    let button = |label: &str| Button { label: label.to_owned(), custom_id: label.to_owned(), ..Button::default() };
+    let buttons = ["Tea", "Coffee", "Nothing"].map(button);
     let mut group = c.benchmark_group("how many ns does it take to build and drop a frame");
-    group.bench_function("of a 200 B ASCII message", |b| {
-        b.iter(|| Frame::encode(&message(id, black_box(&ascii))));
-    });
-    group.bench_function("of a 200 B message with many escapes", |b| {
-        b.iter(|| Frame::encode(&message(id, black_box(&code))));
-    });
-    group.bench_function("of a 200 B message that is not ASCII", |b| {
-        b.iter(|| Frame::encode(&message(id, black_box(&mixed))));
-    });
+    let events = [
+        ("of a 200 B ASCII message", message(id, &ascii)),
+        ("of a 200 B message of code", message(id, &code)),
+        ("of a 198 B Japanese message", message(id, &japanese)),
+        (
+            "of 200 B with three buttons",
+            Event::Buttons { id, text: &ascii, sender: "star", reply_to: None, buttons: &buttons, timestamp: AT },
+        ),
+        ("of an edit of 200 B", Event::Edit { id, text: &ascii, timestamp: AT }),
+        (
+            "of a file of 200 B",
+            Event::File { id, filename: "a.txt", mimetype: "text/plain", data: ascii.as_bytes(), timestamp: AT },
+        ),
+    ];
+    for (name, event) in &events {
+        group.bench_function(*name, |b| b.iter(|| Frame::encode(black_box(event))));
+    }
     let channel = ChannelId::parse("webchat:someone").expect("a legal id");
     group.bench_function("of typing", |b| {
         b.iter(|| Frame::encode_for(&Event::Typing { active: black_box(true) }, &channel));
     });
     group.bench_function("of a WebSocket ping", |b| b.iter(Frame::ping));
+    // What others would send: the JSON alone.
+    let mut out = Vec::with_capacity(1 << 10);
+    group.bench_function("of the same ASCII message, by serde_json into a buffer", |b| {
+        let id = id.to_string();
+        b.iter(|| {
+            out.clear();
+            let text = black_box(&*ascii);
+            let event = json!({"type": "message", "id": &id, "text": text, "sender": "star", "timestamp": 1.5});
+            serde_json::to_writer(&mut out, &event).expect("a Vec takes all");
+        });
+    });
     group.finish();
 }
 
@@ -46,7 +71,18 @@ fn files(c: &mut Criterion) {
         let data = vec![0x5a; bytes];
         let event = Event::File { id, filename: "a.png", mimetype: "image/png", data: &data, timestamp: AT };
         group.throughput(Throughput::Bytes(bytes as u64));
-        group.bench_function(name, |b| b.iter(|| Frame::encode(black_box(&event))));
+        group.bench_function(format!("{name}, by ours"), |b| b.iter(|| Frame::encode(black_box(&event))));
+        let mut text = vec![0; bytes.div_ceil(3) * 4];
+        group.bench_function(format!("{name}, only base64, by the crate base64"), |b| {
+            b.iter(|| STANDARD.encode_slice(black_box(&data), &mut text).expect("there is room"));
+        });
+        let mut copy = vec![0; bytes];
+        group.bench_function(format!("{name}, copied by memcpy"), |b| {
+            b.iter(|| {
+                copy.copy_from_slice(black_box(&data));
+                black_box(&mut copy);
+            });
+        });
     }
     group.finish();
 }
@@ -108,7 +144,14 @@ fn compressed_forms(c: &mut Criterion<CpuTime>) {
     group.finish();
 }
 
-criterion_group!(benches, small_frames, files, delivery);
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(30)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_secs(1));
+    targets = small_frames, files, delivery
+}
 criterion_group! {
     name = compressed;
     config = Criterion::default().with_measurement(CpuTime);

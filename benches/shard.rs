@@ -121,7 +121,10 @@ fn users(c: &mut Criterion<CpuTime>) {
 fn rooms(c: &mut Criterion<CpuTime>) {
     let room = ChannelId::parse("room:r").expect("a legal id");
     let mut group = c.benchmark_group("how many ns does a delivery in a room cost from the event to the sink");
-    for tabs in [1_000, 100_000] {
+    for tabs in [10, 1_000, 100_000, 1_000_000] {
+        if tabs > 1_000 {
+            group.sample_size(10);
+        }
         let (mut made, start) = (None, now());
         for in_flight in [1, 16] {
             group.throughput(Throughput::Elements((in_flight * tabs) as u64));
@@ -189,6 +192,35 @@ fn compressed_rooms(c: &mut Criterion<CpuTime>) {
     group.finish();
 }
 
+/// The same number of receivers of a channel of tokio's, each of which takes what is sent. Nothing is written.
+fn channels(c: &mut Criterion<CpuTime>) {
+    let mut group = c.benchmark_group("how many ns does a delivery in a room cost through a channel of tokio's");
+    for tabs in [10, 1_000, 100_000] {
+        if tabs > 1_000 {
+            group.sample_size(10);
+        }
+        group.throughput(Throughput::Elements(tabs as u64));
+        group.bench_function(format!("of {tabs}, broadcast"), |b| {
+            let (sender, receiver) = tokio::sync::broadcast::channel(64);
+            let mut receivers: Vec<_> = (0..tabs).map(|_| receiver.resubscribe()).collect();
+            drop(receiver);
+            b.iter(|| {
+                sender.send(message()).expect("there are receivers");
+                receivers.iter_mut().for_each(|tab| drop(black_box(tab.try_recv().expect("it was sent"))));
+            });
+        });
+        group.bench_function(format!("of {tabs}, mpsc, one for each"), |b| {
+            let mut ends: Vec<_> = (0..tabs).map(|_| tokio::sync::mpsc::channel(64)).collect();
+            b.iter(|| {
+                let frame = message();
+                ends.iter().for_each(|(sender, _)| sender.try_send(frame.clone()).expect("there is room"));
+                ends.iter_mut().for_each(|(_, tab)| drop(black_box(tab.try_recv().expect("it was sent"))));
+            });
+        });
+    }
+    group.finish();
+}
+
 /// Shards are awake and never get to it: what they do is measured above, and does not slow the publisher.
 fn publisher(c: &mut Criterion<CpuTime>) {
     let room = ChannelId::parse("room:r").expect("a legal id");
@@ -239,7 +271,11 @@ fn slow_tabs(c: &mut Criterion<CpuTime>) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default().with_measurement(CpuTime);
-    targets = users, rooms, compressed_rooms, publisher, slow_tabs
+    config = Criterion::default()
+        .with_measurement(CpuTime)
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_secs(1));
+    targets = users, rooms, compressed_rooms, channels, publisher, slow_tabs
 }
 criterion_main!(benches);
