@@ -146,7 +146,11 @@ fn check_allocations(world: &mut World, channel: &ChannelId, readers: usize, (in
     let warm = 2 + 160 / in_flight;
     for round in 0..warm + 2 {
         let events: Vec<_> = events(&buttons).into_iter().take(kinds).cycle().take(in_flight).collect();
-        let publish = || events.into_iter().for_each(|event| drop(world.engine.try_publish(channel, event).unwrap()));
+        let publish = || {
+            events.into_iter().for_each(|event| {
+                world.engine.try_publish(channel, event).unwrap();
+            })
+        };
         let (published, ()) = allocations(publish);
         let (collected, writes) = allocations(|| world.collect());
         assert_eq!(writes, readers, "one write for each reader, whatever waits for it");
@@ -180,7 +184,7 @@ fn a_frame_is_one_allocation_of_any_kind_and_size() {
     let buttons = buttons();
     let (long, code) = ("a long text, ".repeat(10_000), "{\n\t\"a\": \"\\\\\"\n}".repeat(1_000));
     let large = vec![0x5a; 1 << 20];
-    let mut check = |event: Event<'_>, most: usize| {
+    let check = |event: Event<'_>, most: usize| {
         // The thread's buffer, and for a large one the pool's, are there from then on.
         drop(Frame::encode(&event));
         let (count, frame) = allocations(|| Frame::encode(&event));

@@ -114,6 +114,7 @@ mod tests {
     use super::*;
     use crate::bench::client::{Client, Ending, Sink, State};
     use crate::bench::socket::{Dial, Transport};
+    use crate::bench::websocket::Fault;
 
     fn file(name: &str) -> std::path::PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/keys").join(name)
@@ -164,6 +165,10 @@ mod tests {
         fn message(&mut self, payload: &[u8]) {
             assert_eq!(payload, [b'x'; 100]);
             self.messages += 1;
+        }
+
+        fn deflated(&mut self, _: &[u8]) -> Result<(), Fault> {
+            Err(Fault::Reserved)
         }
 
         fn ping(&mut self) {
