@@ -141,7 +141,7 @@ fn messages(c: &mut Criterion) {
                 parse(black_box(&mut input), &mut scratch, &limits).expect("a legal message")
             });
         });
-        group.bench_function(format!("{name}, by serde_json into a value"), |b| {
+        group.bench_function(format!("{name}, by serde_json into a value, files left in base64"), |b| {
             b.iter(|| serde_json::from_slice::<serde_json::Value>(black_box(&message)).expect("legal JSON"));
         });
         copy(&mut group, name, &message);
