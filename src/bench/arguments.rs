@@ -43,7 +43,7 @@ pub struct Arguments {
     /// This share of the clients are event streams, from 0 to 1
     #[arg(long, value_name = "SHARE", num_args = 0..=1, default_value_t = 0.0, default_missing_value = "1")]
     pub sse: f64,
-    /// What each WebSocket client sends first; with \r \n \t \" [default: joins the room `all`]
+    /// What each WebSocket client sends first; with \r \n \t \"; nothing if empty [default: joins the room `all`]
     #[arg(long, value_name = "TEXT")]
     pub subscribe: Option<String>,
     /// That is a binary message
@@ -58,6 +58,9 @@ pub struct Arguments {
     /// A header of every client's handshake: `Name: value`, with {i} and {u}
     #[arg(long, value_name = "HEADER")]
     pub header: Vec<String>,
+    /// A file with a token in each line: the clients send them in turn, as `Authorization: Bearer`
+    #[arg(long, value_name = "FILE")]
+    pub tokens: Option<PathBuf>,
     /// `Host` of all requests [default: localhost and the port]
     #[arg(long, value_name = "NAME")]
     pub host: Option<String>,
@@ -400,11 +403,27 @@ impl Arguments {
             stream_path: Template::new(self.sse_path.as_deref().unwrap_or(default_stream)),
             host: self.host(address),
             headers: Template::new(&lines("header", &self.header)?),
-            subscribe: self.subscribe.as_deref().map(unescape).or(join).as_deref().map(Template::new),
+            tokens: self.tokens()?,
+            subscribe: self
+                .subscribe
+                .as_deref()
+                .map(unescape)
+                .or(join)
+                .filter(|text| !text.is_empty())
+                .as_deref()
+                .map(Template::new),
             deflates: self.deflate,
             subscribe_binary: self.subscribe_binary,
             subscribed: self.subscribed.clone().or(ack),
         })
+    }
+
+    fn tokens(&self) -> Result<Vec<String>, BadArgument> {
+        let Some(file) = &self.tokens else { return Ok(Vec::new()) };
+        let text =
+            std::fs::read_to_string(file).or_else(|error| bad("tokens", format!("{}: {error}", file.display())))?;
+        let tokens: Vec<String> = text.split_ascii_whitespace().map(str::to_owned).collect();
+        if tokens.is_empty() { bad("tokens", format!("{}: there is none", file.display())) } else { Ok(tokens) }
     }
 
     /// How many threads, and whether each has a file table of its own.

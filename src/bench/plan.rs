@@ -86,6 +86,8 @@ pub struct Joining {
     pub host: String,
     /// Whole header lines, each with its CR LF.
     pub headers: Template,
+    /// What clients say who they are with, in turn; none if they do not.
+    pub tokens: Vec<String>,
     /// Compression is offered (permessage-deflate without context takeover).
     pub deflates: bool,
     /// A first message.

@@ -1,4 +1,4 @@
-// shared bits of the floor servers: sha1, base64, frame building
+// A server's side of the WebSocket handshake and of a frame.
 #pragma once
 #include <stdint.h>
 #include <stdio.h>

@@ -263,6 +263,11 @@ impl Reader {
                 b"Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n",
             );
         }
+        if let Some(token) = index.checked_rem(joining.tokens.len()).and_then(|at| joining.tokens.get(at)) {
+            out.extend_from_slice(b"Authorization: Bearer ");
+            out.extend_from_slice(token.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
         joining.headers.write(out, &values);
         out.extend_from_slice(b"\r\n");
         match client.write(out) {
