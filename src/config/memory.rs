@@ -5,8 +5,9 @@ use crate::proto::deflate::{DEFLATER_BYTES, INFLATER_BYTES, JSON_BYTES_MAX, LARG
 
 /// A session without anything queued: its slot, timers, registry entry, identity and socket state.
 const SESSION_BYTES: u64 = 1 << 10;
-/// A room membership, in the session and in the room, whose lists grow by doubling.
-const MEMBERSHIP_BYTES: u64 = 24;
+/// A room membership, in the session and in the room, whose lists grow by doubling; and the room itself, if nobody else
+/// is in it.
+const MEMBERSHIP_BYTES: u64 = 24 + 320;
 /// A slot of an inbox.
 const POST_BYTES: u64 = 64;
 /// The read and write buffers of a connection that is not a session, beside its head.
@@ -86,7 +87,10 @@ impl Settings {
         let inbound = self.inbound_bytes_max as u64;
         vec![
             ("sessions: tabs_max × 1 KiB", term(self.tabs_max, SESSION_BYTES)),
-            ("rooms: tabs_max × rooms_max × 24 B", term(self.tabs_max, term(self.rooms_max, MEMBERSHIP_BYTES))),
+            (
+                "rooms: tabs_max × rooms_max × 344 B, each a room of its own",
+                term(self.tabs_max, term(self.rooms_max, MEMBERSHIP_BYTES)),
+            ),
             ("frames and queues: bytes_budget", self.bytes_budget as u64),
             (
                 "inboxes: shards × (inbox_bytes_max + inbox_posts_max × 64 B)",
@@ -136,7 +140,7 @@ mod tests {
         let base = sum("");
         assert!(base > 256 << 20 && base < 2 << 30, "{base}");
         for (toml, more) in [
-            ("tabs_max = 18_900", -100 * (1024 + 64 * 24)),
+            ("tabs_max = 18_900", -100 * (1024 + 64 * 344)),
             ("bytes_budget = '257MiB'", 1 << 20),
             ("inbox_bytes_max = '65MiB'", 2 << 20),
             ("inbound_bytes_max = '65MiB'", 2 << 20),
