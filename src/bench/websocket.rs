@@ -197,6 +197,8 @@ mod tests {
         for (first, expected) in [
             (0x81, Kind::Message),
             (0x82, Kind::Message),
+            (0xc1, Kind::Deflated),
+            (0xc2, Kind::Deflated),
             (0x01, Kind::First),
             (0x02, Kind::First),
             (0x00, Kind::Middle),
@@ -214,7 +216,9 @@ mod tests {
         let long = |length: u64| [&[0x81, 127], length.to_be_bytes().as_slice()].concat();
         for (bytes, expected) in [
             (vec![0x81, 0x80], Fault::Masked),
-            (vec![0xc1, 0], Fault::Reserved),
+            (vec![0x91, 0], Fault::Reserved),
+            (vec![0x41, 0], Fault::Reserved),
+            (vec![0xc9, 0], Fault::Reserved),
             (vec![0x83, 0], Fault::Opcode),
             (vec![0x8b, 0], Fault::Opcode),
             (vec![0x09, 0], Fault::Control),

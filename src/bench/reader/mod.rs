@@ -186,8 +186,18 @@ impl Reader {
     fn is_quiet(&self, now: u64) -> bool {
         let quiet = if self.plan.mix.silent > 0 { SILENT_QUIET_NANOS } else { QUIET_NANOS };
         let since = self.finishing_since.unwrap_or(now).max(self.last_arrival);
-        now.saturating_sub(since) > quiet
-            || self.finishing_since.is_some_and(|since| now - since > clock::nanos_of(self.plan.stall) * 4)
+        let (waited, stall) = (now.saturating_sub(since), clock::nanos_of(self.plan.stall));
+        // A machine that has no time for the server now is not the end of what it has to say.
+        (waited > quiet && (waited > stall || self.has_everything()))
+            || self.finishing_since.is_some_and(|since| now - since > stall * 4)
+    }
+
+    /// Whether every client that reads has got what it had to.
+    fn has_everything(&self) -> bool {
+        (0..self.clients.len()).all(|local| {
+            let index = self.first + local;
+            self.plan.mix.is_silent(index) || self.check.has_reached(local, &self.check.ends(local, index))
+        })
     }
 
     // ---- opening ----
