@@ -98,6 +98,7 @@
 //! | a queue of 3 to 33 frames | 256 | a block of the shard's pool; the first two wait in the session |
 //! | each frame beyond 33 in a queue | 16 | its place in the block, which grows by doubling |
 //! | a tab that has left | 320 | the slot that the next one takes, and its places in lists and tables |
+//! | an answer of `/v1` that is over | 512 | the slot that the next one takes, and its places in more of them |
 //!
 //! What has left gives its memory back but for that: slots, lists and tables keep the size of the largest number that
 //! there was at once, and cost the next ones nothing. A shard's pool keeps up to 4,096 blocks of queues (2 MB), so that
