@@ -282,7 +282,7 @@ def churn(out, arguments):
             time.sleep(3)
             memory.append(gateway.memory())
             print(
-                f"churn, storm {storm + 1}: {found['churned_count']} tabs left and came back in {minutes} min, "
+                f"churn, storm {storm + 1}: {found['churned_count']} tabs left and came back in {minutes:.1f} min, "
                 f"{found['delivered_count']} of {found['expected_count']} delivered, {found['lost_count']} lost, "
                 f"{found['doubled_count']} doubled; p99 {found['latency']['p99_ms']:.1f} ms; "
                 f"then {memory[-1]:.1f} MiB without tabs"
