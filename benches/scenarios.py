@@ -201,7 +201,7 @@ def tls(out, _):
     ours = ["--tls-cert", cert, "--tls-key", key]
     for way, flags, client in [("plain", [], []), ("TLS", ours, trust), ("nginx with TLS", [], trust)]:
         cells = []
-        for shape in (["--tabs", 5000, "--idle"], ["--messages", 200], ["--messages", 1600, "--in-flight", 16]):
+        for shape in (["--tabs", 5000, "--idle", "--connecting", 128], ["--messages", 200], ["--messages", 1600, "--in-flight", 16]):
             shape = shape if "--idle" in shape else ["--tabs", 1000, *shape]
             with Gateway(*flags) as gateway:
                 proxy = Proxy(gateway, cert, key, folder) if way.startswith("nginx") else None
