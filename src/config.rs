@@ -265,6 +265,13 @@ settings! {
     close_timeout: Duration = SessionLimits::default().close_timeout;
     /// Bad frames that one session may send within ten seconds before it is ended. Default 10.
     bad_frames_max: u8 = SessionLimits::default().bad_frames_max;
+    /// Frames from a browser that one session may send in a second, ten times as many at once: messages, fragments, pings
+    /// and pongs. Default 20; 0: no limit, as in development mode. One too many is answered rate_limited and counts as a
+    /// bad frame.
+    inbound_messages_per_second_max: usize = SessionLimits::default().inbound_messages_per_second_max;
+    /// Bytes of messages, inflated ones in full, that one session may send in a second, ten times as many at once.
+    /// Default 512KiB, at most 256MiB; 0: no limit, as in development mode. Who was silent may send any legal message.
+    inbound_bytes_per_second_max: usize = SessionLimits::default().inbound_bytes_per_second_max;
     /// Bytes of messages from browsers that are not complete yet, in the whole process. Default 64MiB. Past it, a
     /// session that needs more is ended with 1013. As much again may be on its way to the worker's queue.
     inbound_bytes_max: usize = 64 << 20;
@@ -502,6 +509,11 @@ impl Settings {
         FileLimits { bytes_max: self.files_bytes_max, files_max: self.files_max, time: self.files_time }
     }
 
+    /// `limit`, a limit per address or per second; in development mode 0, which is none.
+    pub(crate) fn outside_development(&self, limit: usize) -> usize {
+        if self.is_development() { 0 } else { limit }
+    }
+
     /// The limits of sessions; `message_bytes_max` is raised so that an attachment fits.
     #[must_use]
     pub fn session_limits(&self) -> SessionLimits {
@@ -516,6 +528,8 @@ impl Settings {
             heartbeat_timeout: self.heartbeat_timeout,
             close_timeout: self.close_timeout,
             bad_frames_max: self.bad_frames_max,
+            inbound_messages_per_second_max: self.outside_development(self.inbound_messages_per_second_max),
+            inbound_bytes_per_second_max: self.outside_development(self.inbound_bytes_per_second_max),
         }
     }
 }
@@ -545,7 +559,11 @@ mod tests {
     #[test]
     fn session_limits_leave_room_for_an_attachment() {
         let expected = SessionLimits { message_bytes_max: (64 << 10) + 1_398_104, ..SessionLimits::default() };
-        assert_eq!(Settings::default().session_limits(), expected);
+        let settings = Settings { api_keys: vec![KeyDigest::of(b"k")], ..Settings::default() };
+        assert_eq!(settings.session_limits(), expected);
+        let unlimited =
+            SessionLimits { inbound_messages_per_second_max: 0, inbound_bytes_per_second_max: 0, ..expected };
+        assert_eq!(Settings::default().session_limits(), unlimited, "in development mode");
     }
 
     #[test]

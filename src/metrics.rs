@@ -450,6 +450,8 @@ pub struct ShardMetrics {
     pub ended_sessions: PerLabel<Disconnect, Counter, { Disconnect::ALL.len() }>,
     /// Frames from browsers that were refused.
     pub bad_frames: Counter,
+    /// Frames from browsers that were refused because too many came in the time, or too much.
+    pub limited_frames: Counter,
     /// Frames from browsers that were understood, by kind.
     pub inbound_messages: PerLabel<InboundKind, Counter, { InboundKind::COUNT }>,
     /// Bytes read from sessions' sockets.
@@ -489,6 +491,7 @@ impl Default for ShardMetrics {
             dropped_typing_frames: Counter::default(),
             ended_sessions: PerLabel::default(),
             bad_frames: Counter::default(),
+            limited_frames: Counter::default(),
             inbound_messages: PerLabel::default(),
             read_bytes: Counter::default(),
             queue_frames: Gauge::default(),

@@ -11,6 +11,7 @@ enum Got {
     Text(Vec<u8>),
     Binary(Vec<u8>),
     Deflated(Vec<u8>),
+    Fragment,
     Control(u8, Vec<u8>),
     Close(Option<(u16, String)>),
 }
@@ -46,6 +47,7 @@ fn deliver(stream: &[u8], deflates: bool, piece: impl Fn(usize) -> usize) -> (Ve
                 Incoming::Text(text) => Got::Text(std::str::from_utf8(text).expect("checked").as_bytes().to_vec()),
                 Incoming::Binary(bytes) => Got::Binary(bytes.to_vec()),
                 Incoming::Deflated(bytes) => Got::Deflated(bytes.to_vec()),
+                Incoming::Fragment => Got::Fragment,
                 Incoming::Ping(bytes) => Got::Control(9, bytes.to_vec()),
                 Incoming::Pong(bytes) => Got::Control(10, bytes.to_vec()),
                 Incoming::Close(payload) => Got::Close(payload.map(|(code, reason)| (code, reason.to_owned()))),

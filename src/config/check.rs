@@ -148,6 +148,8 @@ impl Settings {
         for (name, count) in counts {
             ensure(count > 0, name, "must be more than 0")?;
         }
+        let rate = "must be at most 256MiB";
+        ensure(self.inbound_bytes_per_second_max <= 256 << 20, "inbound_bytes_per_second_max", rate)?;
         ensure(self.header_bytes_max >= 8 << 10, "header_bytes_max", "must be at least 8KiB")?;
         let file = base64_bytes(self.file_bytes_max).saturating_add(FILE_JSON_BYTES);
         let holds_file = |name, bytes: usize| {
@@ -370,6 +372,7 @@ mod tests {
         check("worker_queue_bytes_max = '1MiB'", "worker_queue_bytes_max");
         check("tabs_per_user_max = 0", "tabs_per_user_max");
         check("bad_frames_max = 0", "bad_frames_max");
+        check("inbound_bytes_per_second_max = '257MiB'", "inbound_bytes_per_second_max");
         check("files_max = 0", "files_max");
         check("files_time = '999ms'", "files_time");
         check("models = []", "models");

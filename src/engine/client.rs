@@ -6,7 +6,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::fanout::session::SessionRef;
-use crate::fanout::shard::{Inbound, Reaction};
+use crate::fanout::shard::{Inbound, Reaction, limited_frame};
 use crate::metrics::{InboundKind, Metrics, ShardMetrics};
 use crate::platform::inbound::{Command, InboundLimits, Scratch, parse};
 use crate::proto::event::{ErrorCode, Notice};
@@ -84,6 +84,13 @@ impl Inbound for ClientText {
         match parse(text, &mut self.scratch, &self.shared.limits) {
             Ok(command) => self.react(session, command, bytes),
             Err(error) => Reaction::Bad(error_frame(error.code, &error.message, error.client_id.as_deref())),
+        }
+    }
+
+    fn limited(&mut self, text: &mut [u8]) -> Frame {
+        match parse(text, &mut self.scratch, &self.shared.limits) {
+            Ok(command) => limited_frame(command.client_id()),
+            Err(error) => limited_frame(error.client_id.as_deref()),
         }
     }
 }

@@ -153,6 +153,8 @@ impl Page<'_, '_> {
             "kind",
             |metrics, kind| metrics.sum(|s| s.inbound_messages.of(kind)),
         )?;
+        let limited = "Frames from browsers that were refused because too many came in the time, or too much";
+        self.summed("limited_frames", limited, |s| &s.limited_frames)?;
         self.summed("bad_frames", "Frames from browsers that were refused", |s| &s.bad_frames)
     }
 

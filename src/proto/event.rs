@@ -259,6 +259,8 @@ pub enum ErrorCode {
     Forbidden,
     /// More of something than one tab may have (for example rooms).
     LimitReached,
+    /// More than one tab may send in the time: nothing was accepted, try again more slowly.
+    RateLimited,
     /// The worker's queue is full: nothing was accepted, try again later.
     Overloaded,
     /// The gateway is shutting down: nothing was accepted.
@@ -275,6 +277,7 @@ impl ErrorCode {
             Self::TooLarge => "too_large",
             Self::Forbidden => "forbidden",
             Self::LimitReached => "limit_reached",
+            Self::RateLimited => "rate_limited",
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
         }

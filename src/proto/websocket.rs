@@ -30,7 +30,7 @@ pub struct ReadLimits {
     pub deflates: bool,
 }
 
-/// One message of a client, or one control frame.
+/// One message of a client, one control frame, or a part of a message.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming<'a> {
     /// Unmasked and valid UTF-8. The bytes may be changed, for example parsed in place.
@@ -39,6 +39,8 @@ pub enum Incoming<'a> {
     Binary(&'a mut [u8]),
     /// A compressed text, unmasked and unchecked: see [`Inflater`](crate::proto::deflate::Inflater).
     Deflated(&'a [u8]),
+    /// A fragment, perhaps an empty one, of a message that goes on: said so that they can be counted.
+    Fragment,
     /// To be answered with a pong of the same payload.
     Ping(&'a [u8]),
     /// The answer to a ping, or unasked for.
@@ -261,7 +263,7 @@ impl Reader<'_> {
             return self.control(frame.opcode, &payload);
         }
         if !frame.is_last {
-            return Ok(ControlFlow::Continue(()));
+            return Ok((self.sink)(Incoming::Fragment));
         }
         let Some(mut message) = partial.message.take() else { return Ok(ControlFlow::Continue(())) };
         message.finish()?;

@@ -7,6 +7,7 @@
 //! calls, [`Shard::handle_tick`] now and then; after each, [`Shard::poll_transmit`] until it is done or its turn is
 //! over, and [`Shard::poll_disconnect`] until it is empty.
 
+mod allowance;
 mod answer;
 mod drain;
 mod frames;
@@ -35,7 +36,7 @@ use crate::fanout::shard::frames::{Frames, Handle, Local};
 use crate::fanout::shard::members::LocalRooms;
 pub use crate::fanout::shard::opening::{OpenError, Opening, Resume};
 use crate::fanout::shard::queue::Pool;
-pub use crate::fanout::shard::reading::{Inbound, Reaction};
+pub use crate::fanout::shard::reading::{Inbound, Reaction, limited_frame};
 use crate::fanout::shard::slab::{Slab, State};
 use crate::fanout::shard::timers::{TICK, Timers};
 pub use crate::fanout::shard::transmit::{Outcome, Slices, Transmit};

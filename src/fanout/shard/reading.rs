@@ -8,7 +8,7 @@ use crate::fanout::shard::frames::Wire;
 use crate::fanout::shard::slab::State;
 use crate::id::RoomName;
 use crate::proto::disconnect::Disconnect;
-use crate::proto::event::{GapReason, Notice};
+use crate::proto::event::{ErrorCode, GapReason, Notice};
 use crate::proto::frame::Frame;
 use crate::proto::websocket::{self, Incoming, Partial, ReadLimits};
 
@@ -21,6 +21,19 @@ const INFLATED_RATIO_MAX: usize = 100;
 pub trait Inbound {
     /// One text message of one session, valid UTF-8, to be parsed in place.
     fn text(&mut self, session: &SessionRef, text: &mut [u8]) -> Reaction;
+
+    /// The answer to a text that came too soon after others. It is not to be understood, but for who asked.
+    fn limited(&mut self, text: &mut [u8]) -> Frame {
+        let _ = text;
+        limited_frame(None)
+    }
+}
+
+/// What a tab is told that sends too much: the answer to what carried `client_id`.
+#[must_use]
+pub fn limited_frame(client_id: Option<&str>) -> Frame {
+    let message = "more than one tab may send in the time; nothing was accepted, try again more slowly";
+    Frame::notice(&Notice::Error { code: ErrorCode::RateLimited, message, client_id })
 }
 
 /// What the shard is to do about a text.
@@ -60,9 +73,12 @@ impl Shard {
         self.metrics.read_bytes.add(input.len() as u64);
         let session = self.slab.get_mut(slot);
         session.awaiting = false;
-        // What the client of a stream sends after its request means nothing; after a violation nobody listens.
-        if !session.wire.is_websocket() || session.deaf || matches!(session.state, State::Vacant | State::Ended) {
+        // After a violation nobody listens.
+        if session.deaf || matches!(session.state, State::Vacant | State::Ended) {
             return;
+        }
+        if !session.wire.is_websocket() {
+            return self.ignore(slot, input.len());
         }
         let mut partial = session.partial.take();
         let before = incomplete_bytes(partial.as_deref());
@@ -123,11 +139,39 @@ impl Shard {
         match incoming {
             Incoming::Text(text) => self.hear(slot, text, inbound),
             Incoming::Deflated(payload) => self.inflate(slot, payload, inbound),
-            Incoming::Ping(payload) => self.send(slot, Frame::pong(payload)),
+            Incoming::Ping(payload) if self.tolerate(slot, payload.len()) => self.send(slot, Frame::pong(payload)),
+            Incoming::Ping(_) | Incoming::Close(_) => {}
             Incoming::Binary(_) => self.violate(slot, Disconnect::UnsupportedData),
-            Incoming::Pong(_) | Incoming::Close(_) => {}
+            Incoming::Pong(payload) => drop(self.tolerate(slot, payload.len())),
+            Incoming::Fragment => drop(self.tolerate(slot, 0)),
         }
         if self.slab.get(slot).deaf { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// What the client of a stream sends after its request means nothing, but it costs the reading.
+    fn ignore(&mut self, slot: u32, bytes: usize) {
+        if self.slab.get(slot).state == State::Open && !self.allows(slot, 0, bytes) {
+            self.metrics.limited_frames.increment();
+            self.violate(slot, Disconnect::PolicyViolation);
+        }
+    }
+
+    /// Whether the session may send so much now, after what it has sent lately.
+    fn allows(&mut self, slot: u32, frames: u32, bytes: usize) -> bool {
+        let tick = self.timers.tick();
+        self.slab.get_mut(slot).allowance.take(tick, frames, bytes, &self.limits)
+    }
+
+    /// Whether a frame that is no text is within the limits; too many that are not end the session.
+    fn tolerate(&mut self, slot: u32, bytes: usize) -> bool {
+        let is_allowed = self.allows(slot, 1, bytes);
+        if !is_allowed {
+            self.metrics.limited_frames.increment();
+            if !self.tolerate_bad_frame(slot) {
+                self.end_deaf(slot);
+            }
+        }
+        is_allowed
     }
 
     fn inflate(&mut self, slot: u32, payload: &[u8], inbound: &mut dyn Inbound) {
@@ -147,10 +191,14 @@ impl Shard {
     }
 
     fn hear(&mut self, slot: u32, text: &mut [u8], inbound: &mut dyn Inbound) {
-        if let Some(session) = self.session(slot) {
-            let reaction = inbound.text(&session, text);
-            self.react(slot, reaction);
-        }
+        let Some(session) = self.session(slot) else { return };
+        let reaction = if self.allows(slot, 1, text.len()) {
+            inbound.text(&session, text)
+        } else {
+            self.metrics.limited_frames.increment();
+            Reaction::Bad(inbound.limited(text))
+        };
+        self.react(slot, reaction);
     }
 
     fn react(&mut self, slot: u32, reaction: Reaction) {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::fanout::session::{Address, Identity, SLOTS_MAX, SessionRef};
+use crate::fanout::shard::allowance::Allowance;
 use crate::fanout::shard::answer::Answer;
 use crate::fanout::shard::frames::Wire;
 use crate::fanout::shard::queue::Queue;
@@ -61,6 +62,8 @@ pub(crate) struct Session {
     /// The tick at which the next ping is due.
     pub(crate) ping_due: u64,
     pub(crate) bad_since: u64,
+    /// What it has sent lately.
+    pub(crate) allowance: Allowance,
     /// The tick until which a room that it joins is one that it was in before it came back.
     pub(crate) resumed_until: u64,
 }
@@ -95,6 +98,7 @@ impl Session {
             expires: u64::MAX,
             ping_due: 0,
             bad_since: 0,
+            allowance: Allowance::default(),
             resumed_until: 0,
         }
     }

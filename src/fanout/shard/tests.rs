@@ -6,6 +6,7 @@ mod endings;
 mod fan_out;
 mod heartbeat;
 mod model;
+mod rates;
 mod recovery;
 mod rig;
 mod rooms;

@@ -16,15 +16,17 @@ enum Got {
 }
 
 impl Got {
-    fn of(message: &Incoming<'_>) -> Self {
-        match message {
+    /// Fragments are counted by a test of their own.
+    fn of(message: &Incoming<'_>) -> Option<Self> {
+        Some(match message {
             Incoming::Text(text) => Self::Text(std::str::from_utf8(text).unwrap().to_owned()),
             Incoming::Binary(bytes) => Self::Binary(bytes.to_vec()),
             Incoming::Deflated(bytes) => Self::Deflated(bytes.to_vec()),
+            Incoming::Fragment => return None,
             Incoming::Ping(bytes) => Self::Ping(bytes.to_vec()),
             Incoming::Pong(bytes) => Self::Pong(bytes.to_vec()),
             Incoming::Close(payload) => Self::Close(payload.map(|(code, reason)| (code, reason.to_owned()))),
-        }
+        })
     }
 }
 
@@ -72,7 +74,7 @@ fn read_pieces(
         let mut closed = false;
         let result = read(&mut partial, &mut now.to_vec(), limits, &mut |message| {
             closed |= matches!(message, Incoming::Close(_));
-            got.push(Got::of(&message));
+            got.extend(Got::of(&message));
             ControlFlow::Continue(())
         });
         if let Some(partial) = &partial {
@@ -248,7 +250,10 @@ fn text_fails_as_early_as_it_is_certainly_wrong() {
 #[test]
 fn a_million_empty_fragments_hold_no_more_than_one() {
     let mut partial = None;
-    let mut none = |_: Incoming<'_>| -> ControlFlow<()> { panic!("nothing is complete") };
+    let mut none = |message: Incoming<'_>| {
+        assert_eq!(message, Incoming::Fragment, "nothing is complete");
+        ControlFlow::Continue(())
+    };
     read(&mut partial, &mut frame(1, b""), &LIMITS, &mut none).unwrap();
     let bytes = partial.as_ref().unwrap().bytes();
     let fragments = frame(0, b"").repeat(1000);
@@ -262,7 +267,10 @@ fn a_million_empty_fragments_hold_no_more_than_one() {
 fn memory_grows_with_what_was_received_and_not_with_what_is_claimed() {
     let limits = ReadLimits { message_bytes_max: 1 << 30, deflates: false };
     let mut partial = None;
-    let mut none = |_: Incoming<'_>| -> ControlFlow<()> { panic!("nothing is complete") };
+    let mut none = |message: Incoming<'_>| {
+        assert_eq!(message, Incoming::Fragment, "nothing is complete");
+        ControlFlow::Continue(())
+    };
     read(&mut partial, &mut b"\x81\xff\0\0\0\0\x40\0\0\0\0\0\0\0abc".to_vec(), &limits, &mut none).unwrap();
     assert!(partial.as_ref().unwrap().bytes() < 256);
     read(&mut partial, &mut vec![b'a'; 10_000], &limits, &mut none).unwrap();
@@ -348,6 +356,24 @@ fn unmasking_equals_the_rfcs_definition_at_every_length() {
         unmask(&mut payload, MASK);
         let expected: Vec<u8> = bytes.iter().enumerate().map(|(index, byte)| byte ^ MASK[index % 4]).collect();
         assert_eq!(payload, expected);
+    }
+}
+
+#[test]
+fn every_fragment_that_ends_no_message_is_said_also_an_empty_one() {
+    let stream = [frame(1, b"he"), frame(0, b""), frame(FIN | 9, b""), frame(0, b"llo"), frame(FIN, b"")].concat();
+    for pieces in [vec![stream.len()], vec![1; stream.len()]] {
+        let (mut partial, mut rest, mut fragments) = (None, &stream[..], 0);
+        for piece in pieces {
+            let (now, later) = rest.split_at(piece);
+            rest = later;
+            let result = read(&mut partial, &mut now.to_vec(), &LIMITS, &mut |message| {
+                fragments += usize::from(message == Incoming::Fragment);
+                ControlFlow::Continue(())
+            });
+            assert_eq!(result, Ok(()));
+        }
+        assert_eq!(fragments, 3);
     }
 }
 
