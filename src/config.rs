@@ -19,6 +19,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::id::UserId;
 use crate::proto::limits::{FileLimits, HubLimits, RecoveryLimits, SessionLimits};
 
@@ -100,6 +102,16 @@ words! {
         Json = "json",
         /// MessagePack, attachments as bytes.
         MessagePack = "msgpack",
+    }
+}
+
+words! {
+    /// Whether connections begin with who they are for.
+    ProxyProtocol {
+        /// With what is spoken on them.
+        Off = "off",
+        /// With a header of the PROXY protocol, version 2, before TLS.
+        V2 = "v2",
     }
 }
 
@@ -239,6 +251,22 @@ settings! {
     tabs_max: usize = 0;
     /// Sessions of one user on this node. Default 32.
     tabs_per_user_max: usize = 32;
+    /// Sessions (tabs, event streams, streams of /v1) of one address, or one /64 of IPv6, on this node. Default 1000; 0: no
+    /// limit, as in development mode. Each costs 16 bytes, each address up to 34.
+    tabs_per_address_max: usize = 1000;
+    /// Requests for sessions (/ws and /events) in a second, of all clients together; as many at once. Default 5000; 0: no
+    /// limit, as in development mode. Past it they are answered 503.
+    handshakes_per_second_max: usize = 5000;
+    /// Those of one address, or one /64 of IPv6. Default 100; 0: no limit, as in development mode. Past it they are
+    /// answered 429. All addresses together cost up to 1.1 MiB.
+    handshakes_per_address_per_second_max: usize = 100;
+    /// Proxies that say for whom they speak: addresses such as 10.0.0.7, or networks such as 10.0.0.0/8. Only from them is
+    /// X-Forwarded-For believed, from its end up to the first address that is none of them. Default none: a client is who
+    /// connects. Not in development mode.
+    trusted_proxies: Vec<IpNet> = Vec::new();
+    /// Whether every connection begins with a header of the PROXY protocol: off (default) or v2. With v2 only
+    /// `trusted_proxies` may connect; the header counts within `header_timeout`.
+    proxy_protocol: ProxyProtocol = ProxyProtocol::Off;
 
     /// Frames that may wait for one session. Default 1024. Past the second each costs 8 bytes
     /// of a block that grows by doubling.
@@ -293,9 +321,12 @@ settings! {
     /// How long a publish waits for room in an inbox before it is refused as overloaded. Default 1s.
     publish_deadline: Duration = Duration::from_secs(1);
 
-    /// Connections that are not sessions (requests, and sockets between requests). Default 1024. Each costs up to
-    /// `header_bytes_max` and 16 KiB.
+    /// Connections that are not sessions (requests, and sockets between requests), and so requests under way. Default 1024.
+    /// Each costs up to `header_bytes_max` and 16 KiB. Past it the one that has waited longest for a request is closed.
     http_connections_max: usize = 1024;
+    /// Those of one address, or one /64 of IPv6; not of `trusted_proxies`. Default 256; 0: no limit, as in development mode.
+    /// Past it a connection is answered 429 and closed, with TLS just closed. Each address costs up to 34 bytes.
+    connections_per_address_max: usize = 256;
     /// How long a client may take to send the head of a request, and for the TLS handshake. Default 10s.
     header_timeout: Duration = Duration::from_secs(10);
     /// Bytes of the head of a request. Default 16KiB.

@@ -319,48 +319,6 @@ label! {
 }
 
 label! {
-    /// What became of a TLS handshake.
-    TlsHandshake {
-        /// Done, with a signature.
-        Full = "full",
-        /// Done, from a ticket.
-        Resumed = "resumed",
-        /// Not done: no TLS, nothing in common, too slow, or gone.
-        Failed = "failed",
-    }
-}
-
-label! {
-    /// The first digit of a response's status.
-    StatusClass {
-        /// 1xx.
-        Informational = "1xx",
-        /// 2xx.
-        Success = "2xx",
-        /// 3xx.
-        Redirection = "3xx",
-        /// 4xx.
-        ClientError = "4xx",
-        /// 5xx.
-        ServerError = "5xx",
-    }
-}
-
-impl StatusClass {
-    /// The class of a status code; what is out of range counts as 5xx.
-    #[must_use]
-    pub const fn of(status: u16) -> Self {
-        match status {
-            100..200 => Self::Informational,
-            200..300 => Self::Success,
-            300..400 => Self::Redirection,
-            400..500 => Self::ClientError,
-            _ => Self::ServerError,
-        }
-    }
-}
-
-label! {
     /// What became of a message for the worker.
     WorkerOutcome {
         /// Taken into the worker's queue.
@@ -375,6 +333,10 @@ label! {
         Refused = "refused",
     }
 }
+
+mod edge;
+
+pub use crate::metrics::edge::{Refusal, StatusClass, TlsHandshake};
 
 impl Label for Disconnect {
     const VALUES: &'static [Self] = &Self::ALL;
@@ -542,6 +504,10 @@ pub struct EngineMetrics {
     pub dropped_mailbox_typing_frames: SharedCounter,
     /// Requests for a session, by outcome.
     pub handshakes: PerLabel<HandshakeOutcome, SharedCounter, { HandshakeOutcome::COUNT }>,
+    /// What was refused at the edge because there was too much of it, or of the wrong kind, by reason.
+    pub refusals: PerLabel<Refusal, SharedCounter, { Refusal::COUNT }>,
+    /// Connections that were closed while they waited for a request, to make room for others.
+    pub evicted_connections: SharedCounter,
     /// HTTP responses, by the class of their status.
     pub http_responses: PerLabel<StatusClass, SharedCounter, { StatusClass::COUNT }>,
     /// Messages for the worker, by outcome.
@@ -611,6 +577,7 @@ mod tests {
         check::<PublishOutcome>();
         check::<StreamEnd>();
         check::<HandshakeOutcome>();
+        check::<Refusal>();
         check::<StatusClass>();
         check::<WorkerOutcome>();
     }

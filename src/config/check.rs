@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ConfigError, FileTables, Recovery, Settings, TokenAlgorithm, Worker, base64_bytes};
+use super::{ConfigError, FileTables, ProxyProtocol, Recovery, Settings, TokenAlgorithm, Worker, base64_bytes};
 
 /// The most tabs that are chosen without being asked for.
 const TABS_DERIVED_MAX: usize = 1_000_000;
@@ -265,6 +265,11 @@ impl Settings {
     fn check_addresses(&self) -> Result<(), ConfigError> {
         ensure(self.tls_key.is_some() || self.tls_cert.is_none(), "tls_key", "is needed with tls_cert")?;
         ensure(self.tls_cert.is_some() || self.tls_key.is_none(), "tls_cert", "is needed with tls_key")?;
+        let development = "is not for development mode, which serves its own machine only: set a key";
+        ensure(self.trusted_proxies.is_empty() || !self.is_development(), "trusted_proxies", development)?;
+        let needed = "is needed with proxy_protocol = \"v2\": nobody else may connect then";
+        let is_off = self.proxy_protocol == ProxyProtocol::Off;
+        ensure(is_off || !self.trusted_proxies.is_empty(), "trusted_proxies", needed)?;
         for origin in &self.allowed_origins {
             if origin != "*" && !is_origin(origin) {
                 let reason = format!("`{origin}` is neither an origin such as https://example.org nor `*`");
@@ -392,6 +397,8 @@ mod tests {
         check("allowed_origins = ['https://example.org/']", "allowed_origins");
         check("allowed_origins = ['null']", "allowed_origins");
         check("public_url = 'chat.example.org'", "public_url");
+        check("trusted_proxies = ['10.0.0.1']", "trusted_proxies");
+        check("api_keys = ['k']\nproxy_protocol = 'v2'", "trusted_proxies");
         check("tls_cert = 'chain.pem'", "tls_key");
         check("tls_key = 'key.pem'", "tls_cert");
         check("public_url = 'https://chat.example.org/?x'", "public_url");
@@ -401,6 +408,7 @@ mod tests {
         check("token_keys = ['kid=a,alg=HS256,secret=1', 'kid=a,alg=HS256,secret=2']", "token_keys");
         assert!(load("allowed_origins = ['https://example.org:8443', '*']").is_ok());
         assert!(load("public_url = 'https://example.org/chat/'").is_ok());
+        assert!(load(&format!("{KEY}proxy_protocol = 'v2'\ntrusted_proxies = ['10.0.0.0/8', '::1']")).is_ok());
         assert!(load("files_bytes_max = 0\nfiles_time = '1y'").is_ok());
         assert!(load("worker = 'webhook'\nwebhook_url = 'http://127.0.0.1:9/hook?x=1'").is_ok());
     }

@@ -1,7 +1,9 @@
 //! How the values of settings are read, from one text or from TOML, and shown again.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use crate::id::UserId;
 
@@ -244,6 +246,24 @@ impl Entry for String {
     }
 }
 
+/// An address alone is a network of one.
+impl Entry for IpNet {
+    fn read(text: &str) -> Result<Vec<Self>, String> {
+        let text = text.trim();
+        let network = text.parse().or_else(|_| text.parse().map(|address: IpAddr| Self::from(address.to_canonical())));
+        let network: Self = network
+            .map_err(|_| format!("expected an address or a network, such as 10.0.0.7 or 10.0.0.0/8, found `{text}`"))?;
+        if network != network.trunc() {
+            return Err(format!("`{text}` has bits behind its prefix: the network is {}", network.trunc()));
+        }
+        Ok(vec![network])
+    }
+
+    fn show(&self) -> String {
+        quoted(&self.to_string())
+    }
+}
+
 /// An enum whose values are words.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$value_doc:meta])* $value:ident = $text:literal,)+ }) => {
@@ -325,6 +345,22 @@ mod tests {
         let repeated = ["a".to_owned(), "b,c".to_owned()];
         assert_eq!(<Vec<String> as Value>::from_texts(&repeated).map(|l| l.len()), Ok(3));
         assert!(bool::from_texts(&repeated).is_err());
+    }
+
+    #[test]
+    fn networks_are_addresses_with_or_without_a_prefix() {
+        let check = |text: &str, expected: Option<&str>| {
+            let read = <Vec<IpNet> as Value>::from_text(text).ok();
+            assert_eq!(read.map(|networks| networks.to_toml()).as_deref(), expected, "{text}");
+        };
+        check("10.0.0.7", Some(r#"["10.0.0.7/32"]"#));
+        check("10.0.0.0/8, 2001:db8::/32", Some(r#"["10.0.0.0/8", "2001:db8::/32"]"#));
+        check("::1", Some(r#"["::1/128"]"#));
+        check("::ffff:10.0.0.7", Some(r#"["10.0.0.7/32"]"#));
+        check("", Some("[]"));
+        check("10.0.0.7/8", None);
+        check("10.0.0.0/33", None);
+        check("proxy.example", None);
     }
 
     #[test]

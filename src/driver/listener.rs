@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,14 +21,18 @@ use hyper_util::rt::TokioTimer;
 use socket2::{Domain, Protocol, Type};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::Sleep;
 
+use crate::driver::addresses::{AddressCounts, Place};
+use crate::driver::connections::{Connections, SeatRef};
+use crate::driver::proxies::{self, Introduction, Proxies};
 use crate::driver::shard_thread::LocalShard;
 use crate::driver::stream::Stream;
 use crate::driver::tls::ThreadAcceptor;
 use crate::fanout::session::Address;
 use crate::fanout::shard::Shard;
+use crate::metrics::{Metrics, Refusal};
 
 /// After the last response: how long, and how many bytes, a client may still send before the connection is dropped.
 const LINGER_TIME: Duration = Duration::from_millis(500);
@@ -44,6 +49,12 @@ const NOTSENT_BYTES_MAX: u32 = 64 << 10;
 const SLOW_HEAD: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: 85\r\n\
     connection: close\r\ncache-control: no-store\r\n\r\n\
     {\"error\":{\"code\":\"timeout\",\"message\":\"the head of the request did not come in time\"}}";
+/// What a client gets whose address has as many connections as it may have.
+const TOO_MANY: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\ncontent-length: 98\r\n\
+    connection: close\r\ncache-control: no-store\r\nretry-after: 5\r\n\r\n\
+    {\"error\":{\"code\":\"limit_reached\",\"message\":\"this address has as many connections as it may have\"}}";
+/// Clients that are told so at one time, a shard; the others are dropped.
+const TOLD_MAX: usize = 32;
 
 /// What the edge makes of a request.
 #[derive(Debug)]
@@ -58,6 +69,8 @@ pub enum Answer {
         head: Vec<u8>,
         /// The head's status, for who counts it.
         status: u16,
+        /// What its address has one more of, for as long as the session lives.
+        place: Option<Place>,
     },
 }
 
@@ -66,7 +79,7 @@ pub type AnswerFuture = Pin<Box<dyn Future<Output = Answer>>>;
 
 /// Answers HTTP requests on a shard's thread.
 pub trait Edge {
-    /// Answers one request. Bodies are bounded by whoever reads them.
+    /// Answers one request of the client at `peer`. Bodies are bounded by whoever reads them.
     fn answer(self: Rc<Self>, request: Request<Incoming>, peer: SocketAddr) -> AnswerFuture;
 }
 
@@ -79,8 +92,15 @@ pub struct HttpLimits {
     /// Bytes of a request's head. Default 16 KiB; held only while the request is read.
     pub header_bytes_max: usize,
     /// Connections that are no sessions (yet), of all shards together. Default 1,024; each costs up to
-    /// `header_bytes_max` and 16 KiB. Past it nothing is accepted until one of them is over.
+    /// `header_bytes_max` and 16 KiB. Past it the one that has waited longest for a request is closed, and if none does,
+    /// nobody is let in until one of them is over. As many requests are under way at the most.
     pub connections_max: usize,
+    /// Those of one address, or of one /64 of IPv6, in all shards together; not of a trusted proxy. Default 256; 0: no
+    /// limit. Past it a connection is answered 429 and closed; over TLS, and if there are many, just closed. Each address
+    /// costs up to 34 bytes.
+    pub connections_per_address_max: usize,
+    /// Who stands in front.
+    pub proxies: Proxies,
     /// How long a client may take none of a response's bytes before its connection is dropped. Default 60 s.
     pub write_timeout: Duration,
 }
@@ -91,39 +111,9 @@ impl Default for HttpLimits {
             header_timeout: Duration::from_secs(10),
             header_bytes_max: 16 << 10,
             connections_max: 1_024,
+            connections_per_address_max: 256,
+            proxies: Proxies::default(),
             write_timeout: Duration::from_secs(60),
-        }
-    }
-}
-
-/// Connections of this thread that hyper holds.
-#[derive(Default)]
-pub(crate) struct Connections {
-    open: Cell<usize>,
-    closed: Notify,
-}
-
-struct Counted(Rc<Connections>);
-
-impl Counted {
-    fn new(connections: &Rc<Connections>) -> Self {
-        connections.open.set(connections.open.get() + 1);
-        Self(Rc::clone(connections))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.open.set(self.0.open.get() - 1);
-        self.0.closed.notify_waiters();
-    }
-}
-
-impl Connections {
-    /// Waits until hyper holds at most `count`.
-    pub(crate) async fn wait_for(&self, count: usize) {
-        while self.open.get() > count {
-            self.closed.notified().await;
         }
     }
 }
@@ -136,6 +126,11 @@ pub(crate) struct Serving {
     pub(crate) tls: Option<ThreadAcceptor>,
     pub(crate) limits: HttpLimits,
     pub(crate) connections: Rc<Connections>,
+    /// Those of each address, in all shards together.
+    pub(crate) by_address: Option<Arc<AddressCounts>>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Clients that are being told that they are too many.
+    pub(crate) told: Rc<Cell<usize>>,
     /// True once the shard has drained: accepting stops, and connections end after the request that they are in.
     pub(crate) closing: watch::Receiver<bool>,
     /// This shard's part of [`HttpLimits::connections_max`].
@@ -168,18 +163,66 @@ impl FileTable {
 impl Serving {
     /// Whether the thread's own file table is filled to so many percent.
     fn is_filled(&self, percent: usize) -> bool {
-        let connections = || self.connections.open.get() + self.local.with_shard(Shard::session_count);
+        let connections = || self.connections.open() + self.local.with_shard(Shard::session_count);
         self.table.is_some_and(|table| table.is_filled(connections(), percent))
     }
 
-    fn spawn(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+    /// Serves a connection, if it may be: it has its place among the others of its address.
+    fn spawn(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, place: Option<Place>) {
         let serving = Rc::clone(self);
-        let counted = Counted::new(&serving.connections);
+        let counted = serving.connections.enter();
         tokio::task::spawn_local(async move {
-            if let Some(stream) = secure(&serving, stream, peer).await {
-                serve(&serving, stream, peer).await;
+            let Some((stream, client, place)) = introduce(&serving, stream, (peer, place)).await else { return };
+            if let Some(stream) = secure(&serving, stream, client).await {
+                serve(&serving, stream, client, counted.seat()).await;
             }
-            drop(counted);
+            drop((place, counted));
+        });
+    }
+
+    /// Looks at who connects, before anything is read. None if it may not; then it is told, or dropped.
+    fn admit(&self, stream: TcpStream, peer: SocketAddr) -> Option<(TcpStream, Option<Place>)> {
+        match self.limits.proxies.introduction {
+            Introduction::ProxyV2 if self.limits.proxies.trusts(peer.ip()) => Some((stream, None)),
+            Introduction::ProxyV2 => {
+                self.refuse(Refusal::UntrustedPeer);
+                None
+            }
+            Introduction::None => match self.place(peer) {
+                Ok(place) => Some((stream, place)),
+                Err(()) => {
+                    self.tell_too_many(stream);
+                    None
+                }
+            },
+        }
+    }
+
+    /// A place among the connections of the client's address; a proxy has those of all its clients.
+    fn place(&self, client: SocketAddr) -> Result<Option<Place>, ()> {
+        let Some(by_address) = &self.by_address else { return Ok(None) };
+        if self.limits.proxies.trusts(client.ip()) {
+            return Ok(None);
+        }
+        by_address.take(client.ip()).map(Some).map_err(|_| self.refuse(Refusal::ConnectionsOfAddress))
+    }
+
+    fn refuse(&self, refusal: Refusal) {
+        self.metrics.engine.refusals.of(refusal).increment();
+    }
+
+    /// Without a place among the connections, and so only a few at one time.
+    fn tell_too_many(&self, stream: TcpStream) {
+        if self.tls.is_some() || self.told.get() >= TOLD_MAX {
+            return;
+        }
+        let told = Rc::clone(&self.told);
+        told.set(told.get() + 1);
+        tokio::task::spawn_local(async move {
+            // A few bytes on an empty socket: whoever does not take them at once does not get them.
+            let _ = stream.try_write(TOO_MANY);
+            linger(Stream::plain(stream)).await;
+            told.set(told.get() - 1);
         });
     }
 }
@@ -204,8 +247,9 @@ fn leave_group(listener: TcpListener, serving: &Rc<Serving>) {
     while let Ok((stream, peer)) = listener.accept() {
         if stream.set_nonblocking(true).is_ok()
             && let Ok(stream) = TcpStream::from_std(stream)
+            && let Some((stream, place)) = serving.admit(stream, peer)
         {
-            serving.spawn(stream, peer);
+            serving.spawn(stream, peer, place);
         }
     }
 }
@@ -238,19 +282,22 @@ pub(crate) async fn accept(mut listener: TcpListener, serving: Rc<Serving>) {
             };
             tracing::info!("the shard listens again");
         }
-        let accept = async {
-            serving.connections.wait_for(serving.connections_max - 1).await;
-            listener.accept().await
-        };
         let accepted = tokio::select! {
             biased;
-            accepted = accept => accepted,
+            accepted = listener.accept() => accepted,
             _ = closing.wait_for(|closing| *closing) => return,
         };
         match accepted {
             Ok((stream, peer)) => {
                 is_failing = false;
-                serving.spawn(stream, peer);
+                let Some((stream, place)) = serving.admit(stream, peer) else { continue };
+                let evicted = || serving.metrics.engine.evicted_connections.increment();
+                tokio::select! {
+                    biased;
+                    () = serving.connections.make_room(serving.connections_max, evicted) => {}
+                    _ = closing.wait_for(|closing| *closing) => return,
+                }
+                serving.spawn(stream, peer, place);
             }
             // The connection was gone before it was taken: the next one is not.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
@@ -261,6 +308,40 @@ pub(crate) async fn accept(mut listener: TcpListener, serving: Rc<Serving>) {
                 }
                 tokio::time::sleep(ACCEPT_REST).await;
             }
+        }
+    }
+}
+
+/// Who the client is: the peer, or whom its proxy names. None if it may not connect.
+async fn introduce(
+    serving: &Serving,
+    mut stream: TcpStream,
+    (peer, place): (SocketAddr, Option<Place>),
+) -> Option<(TcpStream, SocketAddr, Option<Place>)> {
+    if serving.limits.proxies.introduction == Introduction::None {
+        return Some((stream, peer, place));
+    }
+    let mut closing = serving.closing.clone();
+    let introduced = tokio::select! {
+        introduced = tokio::time::timeout(serving.limits.header_timeout, proxies::introduced(&mut stream)) => introduced,
+        _ = closing.wait_for(|closing| *closing) => return None,
+    };
+    let client = match introduced {
+        Ok(Ok(client)) => client.unwrap_or(peer),
+        failed => {
+            serving.refuse(Refusal::NoIntroduction);
+            match failed {
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "a connection was not introduced"),
+                _ => tracing::debug!(%peer, "a connection was not introduced in time"),
+            }
+            return None;
+        }
+    };
+    match serving.place(client) {
+        Ok(place) => Some((stream, client, place)),
+        Err(()) => {
+            serving.tell_too_many(stream);
+            None
         }
     }
 }
@@ -282,7 +363,7 @@ async fn secure(serving: &Serving, stream: TcpStream, peer: SocketAddr) -> Optio
     None
 }
 
-async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr) {
+async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr, seat: SeatRef) {
     let exit = Rc::new(Exit::default());
     let service = EdgeService { edge: Rc::clone(&serving.edge), peer, exit: Rc::clone(&exit) };
     let io = Io { stream, exit: Rc::clone(&exit) };
@@ -290,18 +371,19 @@ async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr) {
     builder.timer(TokioTimer::new()).header_read_timeout(serving.limits.header_timeout);
     builder.max_buf_size(serving.limits.header_bytes_max.max(8192));
     let mut connection = builder.serve_connection(io, service);
-    let left = leave(&mut connection, &exit, serving).await;
+    let left = leave(&mut connection, &exit, (serving, &seat)).await;
+    drop(seat);
     let parts = connection.into_parts();
     let mut stream = parts.io.stream;
     match left {
-        Left::Session { address, head } => {
+        Left::Session(Opened { address, head, place }) => {
             // Copied out: the buffer would pin 8 KiB for the life of the session.
             let mut received = parts.read_buf.to_vec();
             drop(parts.read_buf);
             match stream.into_session() {
                 Some((socket, unread)) => {
                     received.extend_from_slice(&unread);
-                    serving.local.attach(address, socket, &head, &mut received);
+                    serving.local.attach(address, socket, (&head, &mut received), place);
                 }
                 None => serving.local.abandon(address),
             }
@@ -313,18 +395,15 @@ async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr) {
             linger(stream).await;
         }
         Left::Stalled => {
-            if let Some((address, _)) = exit.session.take() {
-                serving.local.abandon(address);
+            if let Some(opened) = exit.session.take() {
+                serving.local.abandon(opened.address);
             }
         }
     }
 }
 
 enum Left {
-    Session {
-        address: Address,
-        head: Vec<u8>,
-    },
+    Session(Opened),
     Closed,
     /// The head of a request did not come in time.
     SlowHead,
@@ -333,13 +412,17 @@ enum Left {
 }
 
 /// Serves until the connection is over or a request became a session and all earlier responses are flushed.
-async fn leave(connection: &mut Connection<Io, EdgeService>, exit: &Exit, serving: &Serving) -> Left {
+async fn leave(
+    connection: &mut Connection<Io, EdgeService>,
+    exit: &Exit,
+    (serving, seat): (&Serving, &SeatRef),
+) -> Left {
     let mut closing = serving.closing.clone();
     let mut stall: Option<(u64, Pin<Box<Sleep>>)> = None;
     let mut closing = Box::pin(async move { closing.wait_for(|closing| *closing).await.is_ok() });
     let mut is_closing = false;
     poll_fn(|context| {
-        if !is_closing && closing.as_mut().poll(context).is_ready() {
+        if !is_closing && (seat.is_wanted() || closing.as_mut().poll(context).is_ready()) {
             is_closing = true;
             Pin::new(&mut *connection).graceful_shutdown();
         }
@@ -347,13 +430,14 @@ async fn leave(connection: &mut Connection<Io, EdgeService>, exit: &Exit, servin
         let is_over = polled.is_ready();
         let session = if is_over || !exit.is_write_blocked.get() { exit.session.take() } else { None };
         match session {
-            Some((address, head)) => return Poll::Ready(Left::Session { address, head }),
+            Some(opened) => return Poll::Ready(Left::Session(opened)),
             None if matches!(&polled, Poll::Ready(Err(error)) if error.is_timeout()) => {
                 return Poll::Ready(Left::SlowHead);
             }
             None if is_over => return Poll::Ready(Left::Closed),
             None => {}
         }
+        seat.note(!exit.is_busy.get() && !exit.is_write_blocked.get(), context.waker());
         if !exit.is_write_blocked.get() {
             stall = None;
             return Poll::Pending;
@@ -389,9 +473,18 @@ pub(super) async fn linger(stream: Stream) {
 /// The way out of hyper: what the service decided, and whether hyper still has something to write.
 #[derive(Default)]
 struct Exit {
-    session: RefCell<Option<(Address, Vec<u8>)>>,
+    session: RefCell<Option<Opened>>,
+    /// Something came, and was not answered yet.
+    is_busy: Cell<bool>,
     is_write_blocked: Cell<bool>,
     written_bytes: Cell<u64>,
+}
+
+/// A session that waits for its connection.
+struct Opened {
+    address: Address,
+    head: Vec<u8>,
+    place: Option<Place>,
 }
 
 struct EdgeService {
@@ -408,11 +501,16 @@ impl Service<Request<Incoming>> for EdgeService {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let answer = Rc::clone(&self.edge).answer(request, self.peer);
         let exit = Rc::clone(&self.exit);
+        // It may have been read together with the one before.
+        exit.is_busy.set(true);
         Box::pin(async move {
             match answer.await {
-                Answer::Respond(response) => Ok(response),
-                Answer::Session { address, head, .. } => {
-                    *exit.session.borrow_mut() = Some((address, head));
+                Answer::Respond(response) => {
+                    exit.is_busy.set(false);
+                    Ok(response)
+                }
+                Answer::Session { address, head, place, .. } => {
+                    *exit.session.borrow_mut() = Some(Opened { address, head, place });
                     // The connection is taken from under hyper: there is no response for it to write.
                     std::future::pending().await
                 }
@@ -443,7 +541,11 @@ impl Read for Io {
         context: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let poll = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if poll.is_ready() {
+            self.exit.is_busy.set(true);
+        }
+        poll
     }
 }
 
@@ -479,7 +581,7 @@ impl Write for Io {
 mod tests {
     use super::*;
 
-    fn bytes_of<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
+    fn bytes_of<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -36,8 +36,11 @@
 //! - **Shares of 256 KiB a write, counted as one**: a file of 16 MiB held a turn for up to 10 ms. A write now counts by
 //!   its bytes as well.
 
+pub mod addresses;
 pub mod clock;
+mod connections;
 pub mod listener;
+pub mod proxies;
 pub mod shard_thread;
 pub mod socket;
 pub mod start;

@@ -19,6 +19,7 @@ use mio::{Events, Interest, Token};
 use tokio::io::unix::AsyncFd;
 use tokio::time::Sleep;
 
+use crate::driver::addresses::Place;
 use crate::driver::clock;
 use crate::driver::socket::{Rest, Socket};
 use crate::fanout::session::Address;
@@ -52,6 +53,8 @@ impl AsRawFd for Readiness {
 #[derive(Default)]
 struct Sockets {
     by_slot: Vec<Option<Connection>>,
+    /// What sessions' addresses have one more of each; empty as long as nobody counts that.
+    places: Vec<Option<Place>>,
 }
 
 struct Connection {
@@ -71,8 +74,14 @@ impl Sockets {
         self.by_slot.get_mut(slot as usize).and_then(Option::as_mut)
     }
 
-    fn put(&mut self, slot: u32, socket: Socket) {
+    fn put(&mut self, slot: u32, socket: Socket, place: Option<Place>) {
         let slot = slot as usize;
+        if place.is_some() && slot >= self.places.len() {
+            self.places.resize_with(slot + 1, || None);
+        }
+        if let Some(of_slot) = self.places.get_mut(slot) {
+            *of_slot = place;
+        }
         if slot >= self.by_slot.len() {
             self.by_slot.resize_with(slot + 1, || None);
         }
@@ -80,6 +89,7 @@ impl Sockets {
     }
 
     fn take(&mut self, slot: u32) -> Option<Socket> {
+        drop(self.places.get_mut(slot as usize).and_then(Option::take));
         self.by_slot.get_mut(slot as usize).and_then(Option::take).map(|connection| connection.socket)
     }
 }
@@ -159,8 +169,14 @@ impl LocalShard {
     }
 
     /// Gives a session its socket: writes `head` (the response that makes it one), takes over what the client sent
-    /// already, and watches it from here on.
-    pub fn attach(&self, address: Address, mut socket: Socket, head: &[u8], received: &mut [u8]) {
+    /// already, and watches it from here on. It keeps `place` for as long as the session lives.
+    pub fn attach(
+        &self,
+        address: Address,
+        mut socket: Socket,
+        (head, received): (&[u8], &mut [u8]),
+        place: Option<Place>,
+    ) {
         let mut state = self.state();
         let slot = address.slot();
         if state.shard.session(slot).is_none_or(|session| session.address() != address) {
@@ -177,7 +193,7 @@ impl LocalShard {
             return;
         }
         let has_unread = socket.has_unread();
-        state.sockets.put(slot, socket);
+        state.sockets.put(slot, socket, place);
         if has_unread {
             state.read_later(slot);
         }

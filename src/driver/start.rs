@@ -19,8 +19,10 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::watch;
 
+use crate::driver::addresses::AddressCounts;
 use crate::driver::clock;
-use crate::driver::listener::{self, Connections, Edge, FileTable, HttpLimits, Serving, listen};
+use crate::driver::connections::Connections;
+use crate::driver::listener::{self, Edge, FileTable, HttpLimits, Serving, listen};
 use crate::driver::shard_thread::{LocalShard, ShardDriver};
 use crate::driver::tls::Acceptor;
 use crate::fanout::hub::{Drain, Hub};
@@ -91,7 +93,11 @@ impl ShardThreads {
         }
         let (running_count, running) = watch::channel(count);
         let (release, released) = watch::channel(false);
-        let together = Arc::new(Together { barrier: Barrier::new(count + 1), address: OnceLock::new() });
+        let together = Arc::new(Together {
+            barrier: Barrier::new(count + 1),
+            address: OnceLock::new(),
+            by_address: AddressCounts::new(start.http.connections_per_address_max),
+        });
         let (ready, is_ready) = std::sync::mpsc::sync_channel(count);
         let mut threads = Vec::with_capacity(count);
         for index in 0..u16::try_from(count).unwrap_or(u16::MAX) {
@@ -179,6 +185,7 @@ impl ShardThreads {
 struct Together {
     barrier: Barrier,
     address: OnceLock<Result<SocketAddr, io::ErrorKind>>,
+    by_address: Option<Arc<AddressCounts>>,
 }
 
 /// A shard whose thread is gone would leave its tabs silent for ever: better no process than that one.
@@ -269,6 +276,9 @@ impl ShardThread {
             tls: self.start.tls.as_ref().map(|acceptor| acceptor.for_thread(metrics)),
             limits: self.start.http.clone(),
             connections: Rc::clone(&connections),
+            by_address: self.together.by_address.clone(),
+            metrics: Arc::clone(self.hub.metrics()),
+            told: Rc::default(),
             closing,
             connections_max: (self.start.http.connections_max / self.hub.shard_count()).max(1),
             table,
@@ -281,7 +291,7 @@ impl ShardThread {
         // An error is a gateway that is gone: nobody waits for its last requests.
         let _ = released.wait_for(|released| *released).await;
         close.send_replace(true);
-        connections.wait_for(0).await;
+        connections.wait_for_none().await;
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ use hyper::body::{Body, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::gateway::response::{Answered, error, error_with};
+use crate::metrics::{Metrics, Refusal};
 
 /// A body's bytes, and its place in the budget for as long as they are held.
 pub(crate) struct Held {
@@ -66,6 +67,8 @@ pub(crate) struct BodyLimits {
     pub(crate) bytes_max: usize,
     pub(crate) timeout: Duration,
     pub(crate) budget: Arc<Semaphore>,
+    /// Where bodies are counted for which there was no room.
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl BodyLimits {
@@ -118,7 +121,11 @@ impl BodyLimits {
 
     fn place(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        Arc::clone(&self.budget).try_acquire_many_owned(bytes).ok()
+        let place = Arc::clone(&self.budget).try_acquire_many_owned(bytes).ok();
+        if place.is_none() {
+            self.metrics.engine.refusals.of(Refusal::Bodies).increment();
+        }
+        place
     }
 
     fn too_large(&self) -> BodyError {

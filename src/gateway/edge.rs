@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +18,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::json;
 
 use crate::config::{KeyDigest, Settings};
+use crate::driver::addresses::{Place, TooManyOfAddress};
 use crate::driver::listener::{Answer, AnswerFuture, Edge};
 use crate::driver::shard_thread::LocalShard;
 use crate::driver::start::EdgeFactory;
@@ -27,6 +28,7 @@ use crate::fanout::shard::Inbound;
 use crate::gateway::api::{Api, ApiRequest};
 use crate::gateway::auth::{Keys, RequestHead, RouteClass, bearer};
 use crate::gateway::body::BodyLimits;
+use crate::gateway::clients::Clients;
 use crate::gateway::files;
 use crate::gateway::files::remote::RemoteFiles;
 use crate::gateway::metrics_text::{self, MetricsText};
@@ -34,7 +36,7 @@ use crate::gateway::openai::Answers;
 use crate::gateway::pages::Pages;
 use crate::gateway::response::{Answered, draining, error, finish, json, method_not_allowed, refused, typed};
 use crate::id::UserId;
-use crate::metrics::StatusClass;
+use crate::metrics::{Refusal, StatusClass};
 use crate::proto::delivery::PublishError;
 use crate::proto::disconnect::Disconnect;
 
@@ -52,6 +54,7 @@ pub(crate) struct Gateway {
     pub(crate) texts: ClientTexts,
     pub(crate) answers: Answers,
     pub(crate) bodies: BodyLimits,
+    pub(crate) clients: Clients,
     pub(crate) pages: Pages,
     pub(crate) metrics_text: MetricsText,
     pub(crate) remote_files: RemoteFiles,
@@ -87,27 +90,28 @@ pub(crate) struct ShardEdge {
     pub(crate) local: Rc<LocalShard>,
 }
 
-/// What a request asked for: its path with doubled slashes collapsed, its query, its peer.
+/// What a request asked for: its path with doubled slashes collapsed, its query, and whose it is.
 pub(crate) struct Asked {
     pub(crate) path: String,
     query: Option<String>,
-    peer: SocketAddr,
+    /// The client's address, perhaps behind proxies.
+    pub(crate) client: IpAddr,
 }
 
 impl Asked {
-    fn new(request: &Request<Incoming>, peer: SocketAddr) -> Self {
+    fn new(request: &Request<Incoming>, client: IpAddr) -> Self {
         let mut path = String::with_capacity(request.uri().path().len());
         for character in request.uri().path().chars() {
             if character != '/' || !path.ends_with('/') {
                 path.push(character);
             }
         }
-        Self { path, query: request.uri().query().map(str::to_owned), peer }
+        Self { path, query: request.uri().query().map(str::to_owned), client }
     }
 
     pub(crate) fn head<'a>(&'a self, request: &'a Request<Incoming>) -> RequestHead<'a> {
         let (method, headers) = (request.method(), request.headers());
-        RequestHead { method, query: self.query.as_deref(), headers, peer: self.peer.ip() }
+        RequestHead { method, query: self.query.as_deref(), headers, peer: self.client }
     }
 
     /// Whether the query says `name=1`.
@@ -125,7 +129,8 @@ impl Asked {
 
 impl Edge for ShardEdge {
     fn answer(self: Rc<Self>, request: Request<Incoming>, peer: SocketAddr) -> AnswerFuture {
-        let asked = Asked::new(&request, peer);
+        let client = self.gateway.clients.address_of(request.headers(), peer.ip());
+        let asked = Asked::new(&request, client);
         Box::pin(self.answered(request, asked))
     }
 }
@@ -145,6 +150,16 @@ impl ShardEdge {
         };
         metrics.engine.http_responses.of(StatusClass::of(status)).increment();
         answer
+    }
+
+    /// Counts what was refused.
+    pub(crate) fn count_refusal(&self, refusal: Refusal) {
+        self.gateway.engine.metrics().engine.refusals.of(refusal).increment();
+    }
+
+    /// A place among the sessions of a client's address.
+    pub(crate) fn place(&self, client: IpAddr) -> Result<Option<Place>, TooManyOfAddress> {
+        self.gateway.clients.place(client).inspect_err(|_| self.count_refusal(Refusal::TabsOfAddress))
     }
 
     async fn respond(self: Rc<Self>, request: Request<Incoming>, asked: Asked) -> Answered {

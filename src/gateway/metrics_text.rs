@@ -180,6 +180,9 @@ impl Page<'_, '_> {
         let typing = "Typing frames that a full mailbox had no room for";
         self.counter("dropped_mailbox_typing_frames", typing, engine.dropped_mailbox_typing_frames.value())?;
         self.family("handshakes_requests", "Requests for a session, by outcome", "outcome", &engine.handshakes)?;
+        self.family("refusals", "What was refused at the edge, by reason", "reason", &engine.refusals)?;
+        let evicted = "Connections that were closed while they waited for a request, to make room";
+        self.counter("evicted_connections", evicted, engine.evicted_connections.value())?;
         self.family(
             "http_responses",
             "HTTP responses, by the class of their status",

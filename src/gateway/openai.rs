@@ -8,6 +8,7 @@ mod failed;
 mod kept;
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,11 +22,12 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
 
+use crate::driver::addresses::Place;
 use crate::driver::listener;
 use crate::engine::Engine;
 use crate::fanout::mailbox::Mailbox;
-use crate::fanout::shard::Answer;
-use crate::fanout::streams::StreamOptions;
+use crate::fanout::shard::{Answer, OpenError};
+use crate::fanout::streams::{self, StreamOptions};
 use crate::gateway::auth::{Principal, RouteClass};
 use crate::gateway::cors::Cors;
 use crate::gateway::edge::{Asked, ShardEdge};
@@ -34,7 +36,7 @@ pub(crate) use crate::gateway::openai::kept::Answers;
 use crate::gateway::openai::kept::{Claim, Kept};
 use crate::gateway::response::{self, Answered};
 use crate::id::{ChannelId, RequestId, UserId};
-use crate::metrics::HandshakeOutcome;
+use crate::metrics::{HandshakeOutcome, Refusal};
 use crate::platform::adapter::Outlet;
 use crate::platform::dispatch::Inlet;
 use crate::platform::message::IncomingMessage;
@@ -119,7 +121,7 @@ impl ShardEdge {
         let respond = |response: Answered| Ok(listener::Answer::Respond(response));
         if let Some(answer) = path.strip_prefix("/chat/completions/") {
             return match (&method, answer.strip_suffix("/events")) {
-                (&Method::GET, Some(id)) => self.attach(&request, &user, id, cors),
+                (&Method::GET, Some(id)) => self.attach(&request, (&user, asked.client), id, cors),
                 (&Method::DELETE, None) => respond(self.cancel(&user, answer)?),
                 (_, Some(_)) => Err(Failed::method("GET, OPTIONS")),
                 (_, None) => Err(Failed::method("DELETE, OPTIONS")),
@@ -127,7 +129,7 @@ impl ShardEdge {
         }
         let is_get = [Method::GET, Method::HEAD].contains(&method);
         match path {
-            "/chat/completions" if method == Method::POST => self.complete(request, user, cors).await,
+            "/chat/completions" if method == Method::POST => self.complete(request, user, asked.client, cors).await,
             "/chat/completions" => Err(Failed::method("POST, OPTIONS")),
             "/models" if is_get => respond(self.models()),
             _ if let Some(model) = path.strip_prefix("/models/") => {
@@ -171,6 +173,7 @@ impl ShardEdge {
         &self,
         request: Request<Incoming>,
         user: UserId,
+        client: IpAddr,
         cors: &Cors,
     ) -> Result<listener::Answer, Failed> {
         if self.gateway.is_draining() {
@@ -184,7 +187,11 @@ impl ShardEdge {
         let wanted = self.want(user, chat, &headers);
         let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
         let claim = self.gateway.answers.claim(self.gateway.engine.hub(), &wanted.user, key, &wanted.kept)?;
-        if wanted.is_stream { self.stream(wanted, claim, cors).await } else { self.whole(wanted, claim).await }
+        if !wanted.is_stream {
+            return self.whole(wanted, claim).await;
+        }
+        let place = self.place(client).map_err(Failed::from)?;
+        self.stream(wanted, claim, place, cors).await
     }
 
     async fn read_chat(&self, request: Request<Incoming>) -> Result<ChatRequest, Failed> {
@@ -236,7 +243,13 @@ impl ShardEdge {
     }
 
     /// An answer as a stream: from here on its shard writes it.
-    async fn stream(&self, wanted: Wanted, claim: Claim<'_>, cors: &Cors) -> Result<listener::Answer, Failed> {
+    async fn stream(
+        &self,
+        wanted: Wanted,
+        claim: Claim<'_>,
+        of_address: Option<Place>,
+        cors: &Cors,
+    ) -> Result<listener::Answer, Failed> {
         let Wanted { question, kept, options, .. } = wanted;
         let place = self.gateway.answers.inlet().reserve(&question).map_err(Failed::from)?;
         // Whoever answers may be on any node: its first word has to find the way.
@@ -244,19 +257,19 @@ impl ShardEdge {
         let (request, head) = self.stream_head(&kept.head, cors);
         let (completion, first) = begin(kept.head);
         let opened = self.local.open_answer(Answer { request, completion }, options);
-        let address = opened.map_err(Failed::from)?;
+        let address = opened.map_err(|error| self.not_opened(error))?;
         claim.opened();
         self.count(HandshakeOutcome::Answer);
         self.mirror(&question);
         place.hand_on(question);
-        Ok(listener::Answer::Session { address, head: [head, first].concat(), status: 200 })
+        Ok(listener::Answer::Session { address, head: [head, first].concat(), status: 200, place: of_address })
     }
 
     /// `GET /v1/chat/completions/{id}/events`.
     fn attach(
         &self,
         request: &Request<Incoming>,
-        user: &UserId,
+        (user, client): (&UserId, IpAddr),
         id: &str,
         cors: &Cors,
     ) -> Result<listener::Answer, Failed> {
@@ -272,10 +285,23 @@ impl ShardEdge {
         head.files_url = self.files_url(request.headers());
         let (request, response_head) = self.stream_head(&head, cors);
         let (completion, first) = begin(head);
+        let place = self.place(client).map_err(Failed::from)?;
         let opened = self.local.reopen_answer(user, Answer { request, completion });
-        let address = opened.map_err(Failed::from)?;
+        let address = opened.map_err(|error| self.not_opened(error))?;
         self.count(HandshakeOutcome::Answer);
-        Ok(listener::Answer::Session { address, head: [response_head, first].concat(), status: 200 })
+        Ok(listener::Answer::Session { address, head: [response_head, first].concat(), status: 200, place })
+    }
+
+    /// Why an answer was not opened; what there was too much of is counted.
+    fn not_opened(&self, error: OpenError) -> Failed {
+        match error {
+            OpenError::Stream(streams::OpenError::TooManyOfOwner { .. }) => self.count_refusal(Refusal::AnswersOfUser),
+            OpenError::Stream(streams::OpenError::TooMany { .. }) | OpenError::NoSlot => {
+                self.count_refusal(Refusal::Answers)
+            }
+            _ => {}
+        }
+        error.into()
     }
 
     fn stream_head(&self, head: &CompletionHead, cors: &Cors) -> (RequestId, Vec<u8>) {
@@ -292,7 +318,7 @@ impl ShardEdge {
         let place = self.gateway.answers.inlet().reserve(&question).map_err(Failed::from)?;
         self.gateway.engine.expect(&ChannelId::Stream(head.id.clone())).await;
         let opened = self.gateway.engine.hub().open_stream(&head.id, options);
-        let mut mailbox = opened.map_err(Failed::from)?;
+        let mut mailbox = opened.map_err(|error| self.not_opened(error.into()))?;
         claim.opened();
         self.mirror(&question);
         place.hand_on(question);

@@ -26,6 +26,7 @@ use crate::gateway::api::{Api, ApiLimits, IdempotencyLimits};
 use crate::gateway::auth::{KeyError, Keys};
 use crate::gateway::body::BodyLimits;
 use crate::gateway::certificate_files::{self, CertificateFiles, CertificateFilesError};
+use crate::gateway::clients::{self, Clients};
 use crate::gateway::edge::{Edges, Gateway};
 use crate::gateway::files::remote::RemoteFiles;
 use crate::gateway::metrics_text::MetricsText;
@@ -192,7 +193,9 @@ impl Running {
                 bytes_max: settings.body_bytes_max,
                 timeout: settings.body_timeout,
                 budget: Arc::new(Semaphore::new(settings.bodies_bytes_max.min(Semaphore::MAX_PERMITS))),
+                metrics: Arc::clone(engine.metrics()),
             },
+            clients: Clients::new(&settings),
             pages: Pages::new(settings.is_development()),
             metrics_text,
             remote_files: RemoteFiles::new(settings.file_bytes_max)?,
@@ -211,6 +214,8 @@ impl Running {
                 header_timeout: settings.header_timeout,
                 header_bytes_max: settings.header_bytes_max,
                 connections_max: settings.http_connections_max,
+                connections_per_address_max: settings.outside_development(settings.connections_per_address_max),
+                proxies: clients::proxies(settings),
                 write_timeout: settings.body_timeout,
             },
             bytes_budget: settings.bytes_budget,

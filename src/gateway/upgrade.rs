@@ -15,15 +15,18 @@ use hyper::body::Body;
 use hyper::body::Incoming;
 
 use crate::config::Deflate;
+use crate::driver::addresses::Place;
+use crate::driver::clock;
 use crate::driver::listener::Answer;
 use crate::fanout::session::{Address, Identity};
 use crate::fanout::shard::{OpenError, Opening, Resume, Wire};
 use crate::gateway::auth::{AuthError, Claims, Credential};
+use crate::gateway::clients::TooFast;
 use crate::gateway::cors::Cors;
 use crate::gateway::edge::{Asked, ShardEdge};
 use crate::gateway::response::{Answered, draining, error, error_with, has_token, method_not_allowed, refused};
 use crate::id::ChannelId;
-use crate::metrics::HandshakeOutcome;
+use crate::metrics::{HandshakeOutcome, Refusal};
 use crate::platform::adapter::Outlet;
 use crate::proto::deflate;
 use crate::proto::event::{Notice, Timestamp};
@@ -49,13 +52,13 @@ impl ShardEdge {
         let extensions = self.extensions(request.headers());
         let wire = if extensions.is_some() { Wire::DeflatedWebSocket } else { Wire::WebSocket };
         let resume = Resume::from_position(asked.parameter("after").as_deref());
-        let address = match self.open(claims, wire, resume, asked.has_flag("hello")).await {
-            Ok(address) => address,
+        let (address, place) = match self.open(claims, (wire, resume), &asked).await {
+            Ok(opened) => opened,
             Err(answer) => return *answer,
         };
         self.count(HandshakeOutcome::WebSocket);
         let head = switching_protocols(response.headers(), credential.protocol(), extensions);
-        Answer::Session { address, head, status: 101 }
+        Answer::Session { address, head, status: 101, place }
     }
 
     /// What is answered to the extensions that a client offers. What is not text is no offer.
@@ -99,12 +102,12 @@ impl ShardEdge {
             None => asked.parameter("after"),
         };
         let resume = Resume::from_position(position.as_deref());
-        let address = match self.open(claims, Wire::EventStream, resume, asked.has_flag("hello")).await {
-            Ok(address) => address,
+        let (address, place) = match self.open(claims, (Wire::EventStream, resume), &asked).await {
+            Ok(opened) => opened,
             Err(answer) => return *answer,
         };
         self.count(HandshakeOutcome::Events);
-        Answer::Session { address, head: sse::response_head(&cors.headers()), status: 200 }
+        Answer::Session { address, head: sse::response_head(&cors.headers()), status: 200, place }
     }
 
     fn hello(&self, address: Address) -> Frame {
@@ -126,10 +129,24 @@ impl ShardEdge {
         Answer::Respond(response)
     }
 
+    fn refuse_hasty(&self, too_fast: TooFast) -> Answer {
+        let (status, refusal) = match too_fast {
+            TooFast::Address => (StatusCode::TOO_MANY_REQUESTS, Refusal::HandshakesOfAddress),
+            TooFast::Everybody => (StatusCode::SERVICE_UNAVAILABLE, Refusal::Handshakes),
+        };
+        self.count_refusal(refusal);
+        let response = error_with(status, "rate_limited", &too_fast.to_string(), (RETRY_AFTER, "1"));
+        self.refuse(HandshakeOutcome::LimitReached, response)
+    }
+
     /// Who asks. A signature that takes long to verify is verified on another thread.
     async fn identify(&self, request: &Request<Incoming>, asked: &Asked) -> Result<(Claims, Credential), Answer> {
         if self.gateway.is_draining() {
             return Err(self.refuse(HandshakeOutcome::Draining, draining()));
+        }
+        // Before anything is verified: a flood must not cost a signature each.
+        if let Err(too_fast) = self.gateway.clients.admit(asked.client, clock::now()) {
+            return Err(self.refuse_hasty(too_fast));
         }
         let keys = self.gateway.keys.load_full();
         let deny = |refusal: AuthError| {
@@ -158,19 +175,22 @@ impl ShardEdge {
     async fn open(
         &self,
         claims: Claims,
-        wire: Wire,
-        resume: Resume,
-        wants_hello: bool,
-    ) -> Result<Address, Box<Answer>> {
+        (wire, resume): (Wire, Resume),
+        asked: &Asked,
+    ) -> Result<(Address, Option<Place>), Box<Answer>> {
         let full = |status, message: &str| {
             let response = error_with(status, "limit_reached", message, (RETRY_AFTER, "5"));
             Box::new(self.refuse(HandshakeOutcome::LimitReached, response))
         };
         let is_full = || self.gateway.engine.hub().registry().total_connections() >= self.gateway.settings.tabs_max;
-        let all = || full(StatusCode::SERVICE_UNAVAILABLE, "this node has as many tabs as it may have");
+        let all = || {
+            self.count_refusal(Refusal::Tabs);
+            full(StatusCode::SERVICE_UNAVAILABLE, "this node has as many tabs as it may have")
+        };
         if is_full() {
             return Err(all());
         }
+        let place = self.place(asked.client).map_err(|many| full(StatusCode::TOO_MANY_REQUESTS, &many.to_string()))?;
         // What other nodes publish has to reach this one before the tab hears anything.
         let engine = &self.gateway.engine;
         engine.expect(&ChannelId::User(claims.user.clone())).await;
@@ -184,11 +204,18 @@ impl ShardEdge {
         let expires_in = identity
             .expires_at
             .map(|at| std::time::Duration::from_micros(at.as_micros().saturating_sub(now.as_micros())));
-        let greet = |address| wants_hello.then(|| self.hello(address));
-        self.local.open(Opening { identity, wire, expires_in, resume }, greet).map_err(|error| match error {
+        let greet = |address| asked.has_flag("hello").then(|| self.hello(address));
+        let opened = self.local.open(Opening { identity, wire, expires_in, resume }, greet);
+        opened.map(|address| (address, place)).map_err(|error| match error {
             OpenError::Draining => Box::new(self.refuse(HandshakeOutcome::Draining, draining())),
-            OpenError::TooManyTabs(limit) => full(StatusCode::TOO_MANY_REQUESTS, &limit.to_string()),
-            error => full(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+            OpenError::TooManyTabs(limit) => {
+                self.count_refusal(Refusal::TabsOfUser);
+                full(StatusCode::TOO_MANY_REQUESTS, &limit.to_string())
+            }
+            error => {
+                self.count_refusal(Refusal::Tabs);
+                full(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
+            }
         })
     }
 }

@@ -65,7 +65,7 @@ impl Edge for Opens {
             _ => (Wire::WebSocket, SWITCHED),
         };
         let answer = match self.0.open(Opening::new(identity, wire), |_| None) {
-            Ok(address) => Answer::Session { address, head: head.to_vec(), status: 200 },
+            Ok(address) => Answer::Session { address, head: head.to_vec(), status: 200, place: None },
             Err(error) => Answer::Respond(Response::new(Full::new(Bytes::from(error.to_string())))),
         };
         Box::pin(std::future::ready(answer))

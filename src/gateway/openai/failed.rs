@@ -3,6 +3,7 @@
 use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, StatusCode};
 
+use crate::driver::addresses::TooManyOfAddress;
 use crate::fanout::shard::OpenError;
 use crate::fanout::streams::{self, AttachError};
 use crate::gateway::auth::AuthError;
@@ -154,6 +155,13 @@ impl From<streams::OpenError> for Failed {
             }
             _ => Self::overloaded(error.to_string()),
         }
+    }
+}
+
+impl From<TooManyOfAddress> for Failed {
+    fn from(many: TooManyOfAddress) -> Self {
+        let (status, kind) = (StatusCode::TOO_MANY_REQUESTS, ErrorKind::RateLimit);
+        Self::new(status, kind, "limit_reached", many.to_string()).with(RETRY_AFTER, "5")
     }
 }
 

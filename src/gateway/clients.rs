@@ -1,0 +1,173 @@
+//! Clients by their addresses: which one a request is from, how many sessions each has, and how fast they ask for more.
+
+mod rates;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::HeaderMap;
+
+use crate::config::Settings;
+use crate::driver::addresses::{AddressCounts, Place, TooManyOfAddress};
+use crate::driver::clock;
+use crate::driver::proxies::{Introduction, Proxies};
+use crate::gateway::clients::rates::{AddressRates, TotalRate};
+
+/// What a proxy says about the one before it: the last entry is who spoke to the proxy itself.
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// Who asks for more sessions in the time than may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TooFast {
+    #[error("this address asks for sessions too fast; try again later (behind a proxy of yours: see trusted_proxies)")]
+    Address,
+    #[error("too many ask this node for sessions now; try again later")]
+    Everybody,
+}
+
+/// Limits per address, and of handshakes. In development mode there are none.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    proxies: Proxies,
+    sessions: Option<Arc<AddressCounts>>,
+    handshakes: TotalRate,
+    handshakes_of_address: AddressRates,
+    start: Instant,
+}
+
+impl Clients {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let limit = |limit| settings.outside_development(limit);
+        Self {
+            proxies: proxies(settings),
+            sessions: AddressCounts::new(limit(settings.tabs_per_address_max)),
+            handshakes: TotalRate::new(limit(settings.handshakes_per_second_max)),
+            handshakes_of_address: AddressRates::new(limit(settings.handshakes_per_address_per_second_max)),
+            start: clock::now(),
+        }
+    }
+
+    /// The client's address: that of the peer, or what trusted proxies say, from the last to the first. Whoever is not
+    /// trusted is not believed, and neither is what stands before the first address that is none of a proxy. `Forwarded`
+    /// (RFC 7239) is not looked at: proxies hand it on unseen, and of two headers only one can be right.
+    pub(crate) fn address_of(&self, headers: &HeaderMap, peer: IpAddr) -> IpAddr {
+        let mut client = peer.to_canonical();
+        for hops in headers.get_all(FORWARDED_FOR).iter().rev() {
+            let Ok(hops) = hops.to_str() else { return client };
+            for hop in hops.rsplit(',') {
+                match hop_address(hop.trim()) {
+                    Some(hop) if self.proxies.trusts(client) => client = hop,
+                    _ => return client,
+                }
+            }
+        }
+        client
+    }
+
+    /// A place among the sessions of an address. None if nobody counts them.
+    pub(crate) fn place(&self, client: IpAddr) -> Result<Option<Place>, TooManyOfAddress> {
+        self.sessions.as_ref().map(|sessions| sessions.take(client)).transpose()
+    }
+
+    /// Counts a request for a session, or refuses it.
+    pub(crate) fn admit(&self, client: IpAddr, now: Instant) -> Result<(), TooFast> {
+        let now = now.saturating_duration_since(self.start);
+        if !self.handshakes_of_address.take(client, now) {
+            return Err(TooFast::Address);
+        }
+        if self.handshakes.take(now) { Ok(()) } else { Err(TooFast::Everybody) }
+    }
+}
+
+/// Who stands in front of the listeners.
+pub(crate) fn proxies(settings: &Settings) -> Proxies {
+    let introduction = match settings.proxy_protocol {
+        crate::config::ProxyProtocol::Off => Introduction::None,
+        crate::config::ProxyProtocol::V2 => Introduction::ProxyV2,
+    };
+    Proxies { trusted: settings.trusted_proxies.clone(), introduction }
+}
+
+/// An address as it stands in `X-Forwarded-For`: some proxies add a port, and brackets with it.
+fn hop_address(hop: &str) -> Option<IpAddr> {
+    let bare = hop.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(hop);
+    let address = bare.parse().or_else(|_| hop.parse().map(|address: SocketAddr| address.ip()));
+    address.ok().map(|address: IpAddr| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::config::{Machine, Sources};
+
+    fn clients(toml: &str) -> Clients {
+        let toml = format!("api_keys = ['k']\n{toml}");
+        let settings = Sources::new().with_toml(&toml).load(Machine { cores: 1, open_files_max: 1000 });
+        Clients::new(&settings.unwrap())
+    }
+
+    #[test]
+    fn only_trusted_proxies_say_who_a_client_is() {
+        let clients = clients("trusted_proxies = ['10.0.0.0/8', '2001:db8::1']");
+        let check = |peer: &str, forwarded: &[&str], expected: &str| {
+            let headers = forwarded.iter().map(|hops| HeaderValue::from_bytes(hops.as_bytes()).unwrap());
+            let headers = headers.map(|hops| (http::HeaderName::from_static(FORWARDED_FOR), hops)).fold(
+                HeaderMap::new(),
+                |mut headers, (name, value)| {
+                    headers.append(name, value);
+                    headers
+                },
+            );
+            let client = clients.address_of(&headers, peer.parse().unwrap());
+            assert_eq!(client, expected.parse::<IpAddr>().unwrap(), "{peer} {forwarded:?}");
+        };
+        // A client that says so itself.
+        check("192.0.2.1", &["198.51.100.7"], "192.0.2.1");
+        check("192.0.2.1", &["10.0.0.1"], "192.0.2.1");
+        check("10.0.0.1", &["198.51.100.7"], "198.51.100.7");
+        check("::ffff:10.0.0.1", &["198.51.100.7"], "198.51.100.7");
+        check("2001:db8::1", &["2001:db8::2"], "2001:db8::2");
+        // Behind two proxies; what stands before the client's own address is what it made up.
+        check("10.0.0.1", &["198.51.100.7, 10.0.0.2"], "198.51.100.7");
+        check("10.0.0.1", &["10.9.9.9, 203.0.113.1, 198.51.100.7 ,10.0.0.2"], "198.51.100.7");
+        check("10.0.0.1", &["203.0.113.1", "198.51.100.7", "10.0.0.2"], "198.51.100.7");
+        check("10.0.0.1", &["203.0.113.1, 198.51.100.7", "10.0.0.2"], "198.51.100.7");
+        // As proxies write it.
+        check("10.0.0.1", &["198.51.100.7:4711"], "198.51.100.7");
+        check("10.0.0.1", &["[2001:db8::9]:4711"], "2001:db8::9");
+        check("10.0.0.1", &["[2001:db8::9]"], "2001:db8::9");
+        check("10.0.0.1", &["::ffff:198.51.100.7"], "198.51.100.7");
+        // Nothing that could be believed: the last that is known.
+        check("10.0.0.1", &[], "10.0.0.1");
+        check("10.0.0.1", &["unknown"], "10.0.0.1");
+        check("10.0.0.1", &["198.51.100.7, unknown, 10.0.0.2"], "10.0.0.2");
+        check("10.0.0.1", &["198.51.100.7, é"], "10.0.0.1");
+        check("10.0.0.1", &["198.51.100.7,"], "10.0.0.1");
+        check("10.0.0.1", &["10.0.0.3, 10.0.0.2"], "10.0.0.3");
+    }
+
+    #[test]
+    fn an_address_waits_before_everybody_does() {
+        let limits = "handshakes_per_second_max = 3\nhandshakes_per_address_per_second_max = 2";
+        let clients = clients(limits);
+        let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let now = clients.start + Duration::from_secs(5);
+        assert_eq!([one, one, one].map(|client| clients.admit(client, now)), [Ok(()), Ok(()), Err(TooFast::Address)]);
+        assert_eq!([other, other].map(|client| clients.admit(client, now)), [Ok(()), Err(TooFast::Everybody)]);
+        assert_eq!(clients.admit(one, now + Duration::from_millis(501)), Ok(()));
+    }
+
+    #[test]
+    fn in_development_mode_there_are_no_limits() {
+        let settings = Sources::new().with_toml("handshakes_per_second_max = 1\ntabs_per_address_max = 1");
+        let clients = Clients::new(&settings.load(Machine { cores: 1, open_files_max: 1000 }).unwrap());
+        let one = IpAddr::from([127, 0, 0, 1]);
+        assert!((0..1_000).all(|_| clients.admit(one, clients.start) == Ok(())));
+        assert!(clients.place(one).unwrap().is_none());
+    }
+}
