@@ -11,6 +11,8 @@ use tokio::sync::Notify;
 #[derive(Default)]
 pub(crate) struct Connections {
     open: Cell<usize>,
+    /// Those of them that were told to make room.
+    leaving: Cell<usize>,
     /// Those that wait for a request, by when that began: the longest first.
     idle: RefCell<BTreeMap<u64, Rc<Seat>>>,
     /// How often one has begun to wait.
@@ -23,7 +25,7 @@ impl Connections {
     /// One more, until it is dropped.
     pub(crate) fn enter(self: &Rc<Self>) -> Counted {
         self.open.set(self.open.get() + 1);
-        Counted(Rc::clone(self))
+        Counted { connections: Rc::clone(self), seat: Rc::default() }
     }
 
     /// How many there are.
@@ -41,15 +43,15 @@ impl Connections {
         }
     }
 
-    /// Waits until there are fewer than `count`; those that wait for a request make room, the longest first. Returns how
-    /// many were told to.
+    /// Waits until there are fewer than `count`; those that wait for a request make room, the longest first. `told` is
+    /// called for each.
     ///
     /// # Cancel safety
     /// Dropped, it is as if nobody had waited any longer.
     pub(crate) async fn make_room(&self, count: usize, mut told: impl FnMut()) {
         while self.open.get() >= count {
             let changed = self.changed.notified();
-            if self.tell_longest_idle() {
+            if self.open.get() - self.leaving.get() >= count && self.tell_longest_idle() {
                 told();
             }
             changed.await;
@@ -60,25 +62,31 @@ impl Connections {
         let Some((_, seat)) = self.idle.borrow_mut().pop_first() else { return false };
         seat.waits_since.set(None);
         seat.is_wanted.set(true);
+        self.leaving.set(self.leaving.get() + 1);
         seat.waker.take().into_iter().for_each(Waker::wake);
         true
     }
 }
 
 /// A place among [`Connections`].
-pub(crate) struct Counted(Rc<Connections>);
+pub(crate) struct Counted {
+    connections: Rc<Connections>,
+    seat: Rc<Seat>,
+}
 
 impl Counted {
     /// Where its connection says whether it waits for a request.
     pub(crate) fn seat(&self) -> SeatRef {
-        SeatRef { connections: Rc::clone(&self.0), seat: Rc::default() }
+        SeatRef { connections: Rc::clone(&self.connections), seat: Rc::clone(&self.seat) }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.open.set(self.0.open.get() - 1);
-        self.0.changed.notify_waiters();
+        let Self { connections, seat } = self;
+        connections.open.set(connections.open.get() - 1);
+        connections.leaving.set(connections.leaving.get() - usize::from(seat.is_wanted.get()));
+        connections.changed.notify_waiters();
     }
 }
 
@@ -154,6 +162,10 @@ mod tests {
         let mut room = Box::pin(connections.make_room(3, || told += 1));
         assert!(room.as_mut().poll(&mut context).is_pending());
         assert_eq!(seats.iter().map(SeatRef::is_wanted).collect::<Vec<_>>(), [false, true, false]);
+        // As long as it takes its leave, nobody else has to.
+        seats[0].note(false, Waker::noop());
+        seats[0].note(true, Waker::noop());
+        assert!(room.as_mut().poll(&mut context).is_pending());
         let mut places = places.into_iter();
         let (first, second) = (places.next(), places.next());
         drop(second);

@@ -389,6 +389,8 @@ async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr, seat: SeatRe
             }
         }
         Left::Closed => linger(stream).await,
+        // The last response is long gone, and nothing came after it.
+        Left::Evicted => {}
         Left::SlowHead if parts.read_buf.is_empty() => {}
         Left::SlowHead => {
             stream.try_write(SLOW_HEAD);
@@ -405,6 +407,8 @@ async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr, seat: SeatRe
 enum Left {
     Session(Opened),
     Closed,
+    /// It waited for a request, and somebody else needed its place.
+    Evicted,
     /// The head of a request did not come in time.
     SlowHead,
     /// The peer takes none of a response.
@@ -422,7 +426,8 @@ async fn leave(
     let mut closing = Box::pin(async move { closing.wait_for(|closing| *closing).await.is_ok() });
     let mut is_closing = false;
     poll_fn(|context| {
-        if !is_closing && (seat.is_wanted() || closing.as_mut().poll(context).is_ready()) {
+        let is_evicted = !is_closing && seat.is_wanted();
+        if is_evicted || !is_closing && closing.as_mut().poll(context).is_ready() {
             is_closing = true;
             Pin::new(&mut *connection).graceful_shutdown();
         }
@@ -434,8 +439,12 @@ async fn leave(
             None if matches!(&polled, Poll::Ready(Err(error)) if error.is_timeout()) => {
                 return Poll::Ready(Left::SlowHead);
             }
+            None if is_over && is_evicted => return Poll::Ready(Left::Evicted),
             None if is_over => return Poll::Ready(Left::Closed),
             None => {}
+        }
+        if exit.has_read.replace(false) {
+            seat.note(false, context.waker());
         }
         seat.note(!exit.is_busy.get() && !exit.is_write_blocked.get(), context.waker());
         if !exit.is_write_blocked.get() {
@@ -476,6 +485,8 @@ struct Exit {
     session: RefCell<Option<Opened>>,
     /// Something came, and was not answered yet.
     is_busy: Cell<bool>,
+    /// Something came since that was looked at.
+    has_read: Cell<bool>,
     is_write_blocked: Cell<bool>,
     written_bytes: Cell<u64>,
 }
@@ -544,6 +555,7 @@ impl Read for Io {
         let poll = Pin::new(&mut self.stream).poll_read(context, buffer);
         if poll.is_ready() {
             self.exit.is_busy.set(true);
+            self.exit.has_read.set(true);
         }
         poll
     }

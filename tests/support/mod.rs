@@ -228,6 +228,7 @@ pub(crate) fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+#[derive(Debug)]
 pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) head: String,
@@ -446,6 +447,17 @@ impl<S: Read + Write> Client<S> {
         }
     }
 
+    /// The next frame; None for a pong.
+    pub(crate) fn frame_or_pong(&mut self) -> Option<Seen> {
+        self.need(2);
+        if self.rest()[0] != 0x8a {
+            return Some(self.frame());
+        }
+        let length = usize::from(self.take(2)[1]);
+        self.take(length);
+        None
+    }
+
     /// The next text as JSON; pings on the way are answered.
     pub(crate) fn json(&mut self) -> Value {
         loop {
@@ -465,6 +477,57 @@ impl<S: Read + Write> Client<S> {
                 Seen::Ping(_) => {}
                 other => panic!("expected a close, not {other:?}"),
             }
+        }
+    }
+}
+
+/// Keys of a gateway that is not in development mode: [`token`]'s, a worker's, an operator's, and two of `/v1`.
+pub(crate) const KEYS: [(&str, &str); 4] = [
+    ("token_keys", "kid=main,alg=HS256,secret=a-secret-for-tests-only-of-32-bytes-or-more"),
+    ("api_keys", "worker"),
+    ("operator_keys", "operator"),
+    ("openai_keys", "ann:openai-ann,bob:openai-bob"),
+];
+
+/// A user's token, good for an hour and for any room.
+pub(crate) fn token(user: &str) -> String {
+    let expires = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 3600;
+    let claims = serde_json::json!({ "sub": user, "rooms": ["*"], "exp": expires });
+    let header = jsonwebtoken::Header { kid: Some("main".to_owned()), ..jsonwebtoken::Header::default() };
+    let key = jsonwebtoken::EncodingKey::from_secret(b"a-secret-for-tests-only-of-32-bytes-or-more");
+    jsonwebtoken::encode(&header, &claims, &key).unwrap()
+}
+
+/// A request with more lines in its head, each with its end.
+pub(crate) fn with_lines(request: &[u8], lines: &str) -> Vec<u8> {
+    let end = request.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 2;
+    [&request[..end], lines.as_bytes(), &request[end..]].concat()
+}
+
+pub(crate) fn bearer(key: &str) -> String {
+    format!("Authorization: Bearer {key}\r\n")
+}
+
+/// What a metric counts in the text of `/metrics`; all its labels together if `name` has none.
+pub(crate) fn metric_in(text: &str, name: &str) -> u64 {
+    let values = text.lines().filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
+    values.map(|(_, value)| value.parse::<u64>().unwrap()).sum()
+}
+
+impl Gateway {
+    /// What a metric counts now, asked for with the operator's key of [`KEYS`].
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        let mut client = self.connect();
+        client.write(&with_lines(&get("/metrics"), &bearer("operator")));
+        metric_in(&client.response().text(), name)
+    }
+
+    /// Waits until a metric is at least `expected`.
+    pub(crate) fn wait_for_metric(&self, name: &str, expected: u64) {
+        let deadline = now() + PATIENCE;
+        while self.metric(name) < expected {
+            assert!(now() < deadline, "{name} is {}, not {expected}", self.metric(name));
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }

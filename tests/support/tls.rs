@@ -98,9 +98,7 @@ impl Authority {
     pub(crate) fn metric(&self, gateway: &Gateway, name: &str) -> u64 {
         let mut client = self.connect(gateway);
         client.write(&super::get("/metrics"));
-        let text = client.response().text();
-        let values = text.lines().filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
-        values.map(|(_, value)| value.parse::<u64>().unwrap()).sum()
+        super::metric_in(&client.response().text(), name)
     }
 
     /// Waits until a metric is `expected`.
