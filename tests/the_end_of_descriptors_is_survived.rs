@@ -6,10 +6,11 @@ mod support;
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
+use std::sync::mpsc::{TryRecvError, sync_channel};
 use std::time::Duration;
 
 use serde_json::json;
-use support::{Client, Gateway, PATIENCE, handshake, now};
+use support::{Client, Gateway, PATIENCE, handshake, now, post};
 
 const OPEN_FILES: usize = 64;
 
@@ -41,8 +42,21 @@ fn has_answer(client: &Client) -> bool {
 
 #[test]
 fn by_one_table_for_all() {
-    let settings = [("shards", "1"), ("file_tables", "shared"), ("tabs_per_user_max", "1000"), ("tabs_max", "57")];
+    let settings = [
+        ("shards", "1"),
+        ("file_tables", "shared"),
+        ("tabs_per_user_max", "1000"),
+        ("tabs_max", "57"),
+        ("header_timeout", "5m"),
+    ];
     let gateway = Gateway::try_start(&settings, Some(OPEN_FILES)).unwrap();
+    let mut worker = gateway.connect();
+    let mut send = |text: &str| {
+        let body = json!({"channel_id": "u", "text": text}).to_string();
+        worker.write(&post("/api/send", "application/json", body.as_bytes()));
+        assert_eq!(worker.response().status, 200);
+    };
+    send("nobody is there");
     let (mut tabs, mut log) = (Vec::new(), String::new());
     // The gateway says it when it fails to take the next one, who may not have come yet.
     let mut last = 'full: loop {
@@ -62,15 +76,37 @@ fn by_one_table_for_all() {
     assert!(tabs.len() > 10);
     // In the backlog, for want of a descriptor.
     let mut waiting = ask_in(&gateway);
+    // Clients keep on trying all the while.
+    let address = gateway.address;
+    let (stop, stopped) = sync_channel::<()>(0);
+    let trying = std::thread::spawn(move || {
+        let mut tries = Vec::new();
+        while stopped.try_recv() == Err(TryRecvError::Empty) {
+            let mut client = Client::connect(address);
+            client.write(&handshake("user=late"));
+            tries.push(client);
+            std::thread::sleep(Duration::from_millis(25));
+        }
+        tries.len()
+    });
     let (before, start) = (gateway.cpu(), now());
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(Duration::from_millis(2_500));
     let (spent, passed) = (gateway.cpu() - before, start.elapsed());
+    println!("{spent:?} of CPU in {passed:?}");
     assert!(spent < passed / 20, "{spent:?} of CPU in {passed:?}");
+    // Those who are there are served: what they ask, and what a worker sends.
     tabs.iter_mut().for_each(expect_pong);
+    send("all are there");
+    for tab in &mut tabs {
+        assert_eq!(tab.json()["text"], "all are there");
+    }
+    drop(stop);
+    let tries = trying.join().unwrap();
+    assert!(tries > 30, "{tries} tries");
     log += &gateway.log();
     assert_eq!(log.matches("cannot accept").count(), 1, "said once");
     assert!(!has_answer(&waiting), "there was a descriptor left");
-    drop(tabs.drain(..3));
+    drop(tabs.drain(..10));
     last.expect_switch();
     waiting.expect_switch();
     expect_pong(&mut waiting);
