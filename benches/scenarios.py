@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Measures what `benches/compare.py` does not: one scenario after the other, a line or two each.
 
-    benches/scenarios.py [--out FOLDER] [--tabs N] [--minutes M] SCENARIO …
+    benches/scenarios.py [--out FOLDER] [--tabs N] [--minutes M] [--share S] SCENARIO …
 
 users      messages to random users with two tabs each through /api/batch, beside the floor, which writes to tabs in a
            random order as well, or in the one that they came in, which the kernel's caches like better
 handshake  handshakes with a signed token (HS256), beside the floor's
-silent     1 % of the tabs never read: p99 of the others, with and without them in turn
+silent     a --share (0.01) of the tabs never reads: p99 of the others, with and without them in turn
 files      files of 12 MiB (16 MiB as frames) to one tab: p99 of small frames to others, with and without in turn
 tls        an idle tab, a handshake and a delivery with TLS, without, and behind nginx that has it
 deflate    a delivery of 1 KiB with permessage-deflate and without
@@ -113,7 +113,10 @@ def handshake(out, _):
         with compare.Server("floor", 10_000) as floor:
             one = floor.bench(out / f"handshake-floor-{number}.json", *flags)
         key, api_key = f"kid=main,alg=HS256,secret_file={folder / 'key'}", "k" * 32
-        with Gateway("--token-keys", key, "--api-keys", api_key) as gateway:
+        # All clients have one address, and come as fast as they can.
+        unlimited = ["--tabs-per-address-max", 0, "--connections-per-address-max", 0]
+        unlimited += ["--handshakes-per-second-max", 0, "--handshakes-per-address-per-second-max", 0]
+        with Gateway("--token-keys", key, "--api-keys", api_key, *unlimited) as gateway:
             # Nobody joins a room: the floor has none.
             ours = ["--to", "users", "--tabs-per-user", 1, "--tokens", folder / "tokens"]
             ours += ["--publish-header", f"Authorization: Bearer {api_key}"]
@@ -124,16 +127,21 @@ def handshake(out, _):
     print(f"handshake with a token: {spread(costs, 1)} µs, ÷ floor {spread(ratios)}")
 
 
-def silent(out, _):
-    ratios, cut = [], 0
+def silent(out, arguments):
+    share = arguments.share
+    ratios, cut, silent_count = [], 0, 0
     flags = ["--tabs", 1000, "--rate", 100, "--duration", "8s", "--size", 1024]
     with Gateway() as gateway:
         for number in range(PAIRS):
             without = gateway.bench(out / f"silent-without-{number}.json", *flags)
-            found = gateway.bench(out / f"silent-{number}.json", *flags, "--silent", 0.01)
+            found = gateway.bench(out / f"silent-{number}.json", *flags, "--silent", share)
             cut += found["silent_cut_count"]
+            silent_count += found["silent_count"]
             ratios.append(found["latency"]["p99_ms"] / without["latency"]["p99_ms"])
-    print(f"1 % silent: p99 of the others ÷ without {spread(ratios)}; {cut} of {10 * PAIRS} silent tabs were cut")
+    print(
+        f"{share:.0%} silent: p99 of the others ÷ without {spread(ratios)}; "
+        f"{cut} of {silent_count} silent tabs were cut"
+    )
 
 
 def read_all(port, user):
@@ -319,6 +327,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=compare.ROOT / "target" / "scenarios")
     parser.add_argument("--tabs", type=int, default=300_000)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--share", type=float, default=0.01)
     parser.add_argument("scenario", nargs="+", choices=SCENARIOS)
     arguments = parser.parse_args()
     compare.open_files()

@@ -207,6 +207,31 @@ fn a_session_gets_all_that_waits_for_it_in_one_call() {
     assert_eq!(shards.drain(Duration::ZERO, PATIENCE), 0);
 }
 
+/// From when the kernel takes no more until it does, a tab that does not read is not written to, whatever is published.
+#[test]
+fn a_stalled_tab_costs_no_call() {
+    const STALLED: usize = 3;
+    let _alone = alone();
+    let shards = Shards::start(1);
+    let mut tabs: Vec<_> = (0..30).map(|_| Client::tab(shards.address(), "user=u")).collect();
+    let stall = |_| Client::connect_narrow(shards.address(), 4 << 10).upgraded("user=u");
+    let mut stalled: Vec<_> = (0..STALLED).map(stall).collect();
+    let mut publish = |frame: &Frame| {
+        assert_eq!(shards.hub.post(&user(), frame).unwrap().tabs, tabs.len() + STALLED);
+        tabs.iter_mut().for_each(|tab| assert_eq!(tab.frame(), Seen::Text(frame.json().to_vec())));
+    };
+    let fill = messages(600, 16 << 10);
+    fill.iter().for_each(&mut publish);
+    let frames = messages(100, 1_000);
+    let (count, ()) = counted(|| frames.iter().for_each(&mut publish));
+    assert_eq!(count.sends, frames.len() * tabs.len(), "{count:?}");
+    for tab in &mut stalled {
+        fill.iter().chain(&frames).for_each(|frame| assert_eq!(tab.frame(), Seen::Text(frame.json().to_vec())));
+    }
+    drop((tabs, stalled));
+    assert_eq!(shards.drain(Duration::ZERO, PATIENCE), 0);
+}
+
 #[test]
 fn a_message_from_a_tab_is_read_in_one_call_and_answered_in_another() {
     const MESSAGES: usize = 200;

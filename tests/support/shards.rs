@@ -99,6 +99,9 @@ impl Shards {
             queue_frames_max: 100_000,
             queue_bytes_max: 64 << 20,
             close_timeout: Duration::from_secs(1),
+            // Tests talk as fast as they can.
+            inbound_messages_per_second_max: 0,
+            inbound_bytes_per_second_max: 0,
             ..SessionLimits::default()
         };
         let hub_limits = HubLimits { tabs_per_user_max: usize::MAX, ..HubLimits::default() };
