@@ -198,6 +198,8 @@ impl Settings {
         ensure(self.token_leeway <= LEEWAY_MAX, "token_leeway", "must be at most 10m")?;
         let backoff = "must be at least webhook_backoff_min";
         ensure(self.webhook_backoff_max >= self.webhook_backoff_min, "webhook_backoff_max", backoff)?;
+        let rate = "must be more than 0";
+        ensure(self.drain_closes_per_second_max > 0, "drain_closes_per_second_max", rate)?;
         let drain = "must be at least drain_spread and close_timeout together, or tabs are cut before their turn";
         ensure(self.drain_deadline >= self.drain_spread + self.close_timeout, "drain_deadline", drain)
     }
@@ -392,6 +394,7 @@ mod tests {
         check("publish_deadline = '2m'", "publish_deadline");
         check("token_leeway = '11m'", "token_leeway");
         check("drain_deadline = '12s'", "drain_deadline");
+        check("drain_closes_per_second_max = 0", "drain_closes_per_second_max");
         check("shards = 1025", "shards");
         check("allowed_origins = ['example.org']", "allowed_origins");
         check("allowed_origins = ['https://example.org/']", "allowed_origins");

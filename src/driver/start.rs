@@ -61,8 +61,8 @@ pub trait EdgeFactory: Send + Sync + 'static {
 /// How the shards' threads end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrainPlan {
-    /// Sessions are told to come back later, spread over this time.
-    pub spread: Duration,
+    /// How fast sessions are told to come back later.
+    pub sessions: Drain,
     /// Answers that have not ended by then are ended.
     pub answers: Duration,
     /// When it is over, whatever is left.
@@ -128,7 +128,7 @@ impl ShardThreads {
         }
         if let Err(error) = listening {
             release.send_replace(true);
-            hub.drain(Drain { spread: Duration::ZERO });
+            hub.drain(Drain { spread: Duration::ZERO, closes_per_second_max: u32::MAX, latest: Duration::ZERO });
             return Err(error);
         }
         let address = together.address.get().and_then(|bound| bound.as_ref().ok()).copied();
@@ -149,7 +149,7 @@ impl ShardThreads {
     /// # Cancel safety
     /// Dropped, the drain goes on and nobody waits for it.
     pub async fn drain(mut self, plan: DrainPlan, work: impl Future<Output = ()>) -> usize {
-        self.hub.drain(Drain { spread: plan.spread });
+        self.hub.drain(plan.sessions);
         let (hub, release) = (Arc::clone(&self.hub), self.release.clone());
         let answers = async {
             let ended = async {

@@ -6,9 +6,12 @@
 //! needs no sequence beyond its inbox.
 
 mod deflating;
+mod draining;
 mod sessions;
 
 pub(crate) use crate::fanout::hub::deflating::Deflating;
+pub use crate::fanout::hub::draining::Drain;
+pub(crate) use crate::fanout::hub::draining::Pace;
 pub(crate) use crate::fanout::hub::sessions::Edges;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -48,7 +51,7 @@ pub(crate) enum Post {
     /// These sessions end, after what they have queued.
     End { sessions: Sessions, ending: Disconnect },
     /// Every session of the shard ends, paced; see [`Drain`].
-    Drain(Drain),
+    Drain(Box<Pace>),
     /// Shards to wake: the one at `place` and, through it, those behind it.
     Ring { parked: Arc<[u16]>, place: usize },
 }
@@ -66,13 +69,6 @@ impl Post {
     pub(crate) const fn is_counted(&self) -> bool {
         !matches!(self, Self::Ring { .. })
     }
-}
-
-/// How a shard's sessions are ended at shutdown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Drain {
-    /// Closes are spread evenly over this time.
-    pub spread: std::time::Duration,
 }
 
 /// The inboxes have no room: the node is given more than it fans out. Nothing was posted.
@@ -329,15 +325,6 @@ impl Hub {
         let Some(sessions) = self.registry.get_sessions(user) else { return Ok(0) };
         self.post_to(channel, &shards_of(&sessions), 0, || Post::End { sessions: Arc::clone(&sessions), ending })?;
         Ok(sessions.len())
-    }
-
-    /// Tells every shard to end its sessions. What is queued is written first; room is not asked for. Streams go on
-    /// until they end or [`Self::end_streams`] ends them.
-    pub fn drain(&self, drain: Drain) {
-        for (shard, inbox) in self.inboxes.iter().enumerate() {
-            inbox.room.take(1, 0);
-            self.push(&[shard_number(shard)], || Post::Drain(drain));
-        }
     }
 
     /// Ends every stream with reason `cancelled`.

@@ -22,6 +22,7 @@ use crate::driver::start::{DrainPlan, EdgeFactory, ShardThreads, Start};
 use crate::engine::EngineSettings;
 use crate::engine::client::HandoverLimits;
 use crate::engine::intake::{Intake, IntakeSettings};
+use crate::fanout::hub::Drain;
 use crate::gateway::api::{Api, ApiLimits, IdempotencyLimits};
 use crate::gateway::auth::{KeyError, Keys};
 use crate::gateway::body::BodyLimits;
@@ -234,29 +235,37 @@ impl Running {
             () = leave.next() => {}
             never = certificate_files::keep(self.certificates.take(), &mut hangup) => match never {},
         }
-        let (spread, deadline) = (self.gateway.settings.drain_spread, self.gateway.settings.drain_deadline);
-        tracing::info!(?spread, ?deadline, "draining");
         tokio::select! {
-            () = self.drain(spread, deadline) => {}
+            () = self.drain() => {}
             () = leave.next() => tracing::warn!("a second signal: leaving at once"),
         }
     }
 
     /// Readiness flips first. Then, for as long as the deadline allows, the worker finishes what it was given, and its
     /// answers still find those who are there; then tabs are told and closed. The workers' routes answer to the end.
-    async fn drain(self, spread: Duration, deadline: Duration) {
+    async fn drain(self) {
         self.gateway.is_draining.store(true, Ordering::Relaxed);
+        let settings = &self.gateway.settings;
+        let (deadline, closing) = (settings.drain_deadline, settings.close_timeout);
+        let sessions = Drain {
+            spread: settings.drain_spread,
+            closes_per_second_max: settings.drain_closes_per_second_max,
+            latest: deadline.saturating_sub(closing),
+        };
+        let tabs = self.gateway.engine.hub().registry().total_connections();
+        let time = sessions.time_for(tabs);
+        tracing::info!(tabs, ?time, ?deadline, "draining");
         self.inlet.close();
         self.node.stop_consuming();
         let end = tokio::time::Instant::now() + deadline;
-        let closing = self.gateway.settings.close_timeout;
-        let patience = deadline.saturating_sub(spread).saturating_sub(closing);
+        let patience = deadline.saturating_sub(time).saturating_sub(closing);
         let begun = tokio::time::timeout(patience, self.inlet.drained()).await;
         if begun.is_err() {
             tracing::info!(messages = self.inlet.counts().pending, "closing tabs while the worker is still busy");
         }
         let rest = end.saturating_duration_since(tokio::time::Instant::now());
-        let plan = DrainPlan { spread, answers: rest.saturating_sub(closing), deadline: rest };
+        let latest = rest.saturating_sub(closing);
+        let plan = DrainPlan { sessions: Drain { latest, ..sessions }, answers: latest, deadline: rest };
         let busy = self.threads.drain(plan, self.inlet.drained()).await;
         // Whoever answers elsewhere is told that nobody waits for it any more.
         let hub = self.gateway.engine.hub();

@@ -15,7 +15,7 @@ use hyper::{Request, Response};
 use tabcast::driver::listener::{Answer, AnswerFuture, Edge, HttpLimits};
 use tabcast::driver::shard_thread::LocalShard;
 use tabcast::driver::start::{DrainPlan, EdgeFactory, ShardThreads, Start};
-use tabcast::fanout::hub::Hub;
+use tabcast::fanout::hub::{Drain, Hub};
 use tabcast::fanout::session::{Identity, RoomGrant, SessionRef};
 use tabcast::fanout::shard::{Inbound, Opening, Reaction, Wire};
 use tabcast::id::{RoomName, UserId};
@@ -125,7 +125,8 @@ impl Shards {
 
     pub(crate) fn drain(self, spread: Duration, deadline: Duration) -> usize {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let plan = DrainPlan { spread, answers: spread, deadline };
+        let sessions = Drain { spread, closes_per_second_max: u32::MAX, latest: deadline };
+        let plan = DrainPlan { sessions, answers: spread, deadline };
         runtime.block_on(self.threads.drain(plan, std::future::ready(())))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::fanout::hub::Drain;
+use crate::fanout::hub::Pace;
 use crate::fanout::session::Address;
 use crate::fanout::shard::Shard;
 use crate::fanout::shard::frames::{Local, Wire};
@@ -13,15 +13,20 @@ use crate::proto::frame::Frame;
 use crate::proto::sse;
 
 /// How often a draining shard ends its next few sessions.
-pub(super) const PACE: Duration = Duration::from_millis(50);
+pub(super) const STEP: Duration = Duration::from_millis(50);
+/// A shard that was held up for longer goes on at its pace, instead of making up for it at once.
+const STEP_MAX: Duration = Duration::from_millis(100);
 /// The least that a client is asked to wait before it comes back.
 const RETRY_AFTER_MIN: Duration = Duration::from_millis(500);
 /// Clients come back spread over this time and the drain's own spread.
 const RETRY_SPREAD: Duration = Duration::from_secs(5);
 
 pub(super) struct Draining {
+    pace: Pace,
     started: Instant,
-    spread: Duration,
+    stepped: Instant,
+    /// How much of the pace's time has been gone through.
+    gone: Duration,
     total: usize,
     told: usize,
     cursor: u32,
@@ -42,6 +47,20 @@ enum Inbox {
     Handled,
 }
 
+impl Draining {
+    /// How many sessions should have been told by now.
+    fn due(&mut self, now: Instant) -> usize {
+        let Pace { time, latest } = self.pace;
+        self.gone += now.saturating_duration_since(self.stepped).min(STEP_MAX);
+        self.stepped = now;
+        if self.gone >= time || now.saturating_duration_since(self.started) >= latest {
+            return usize::MAX;
+        }
+        let due = self.total as u128 * self.gone.as_nanos() / time.as_nanos();
+        usize::try_from(due).unwrap_or(usize::MAX).saturating_add(1)
+    }
+}
+
 impl Shard {
     /// Whether the shard is draining and has no session left.
     #[must_use]
@@ -49,12 +68,14 @@ impl Shard {
         self.draining.is_some() && self.slab.len() == 0
     }
 
-    pub(super) fn start_drain(&mut self, drain: Drain, now: Instant) {
+    pub(super) fn start_drain(&mut self, pace: Pace, now: Instant) {
         if self.draining.is_none() {
             let total = self.slab.len();
             self.draining = Some(Draining {
+                pace,
                 started: now,
-                spread: drain.spread,
+                stepped: now,
+                gone: Duration::ZERO,
                 total,
                 told: 0,
                 cursor: 0,
@@ -88,16 +109,10 @@ impl Shard {
         let Some(mut draining) = self.draining.take() else { return };
         if draining.inbox == Inbox::Handled {
             for slot in std::mem::take(&mut draining.leaving) {
-                self.tell_to_come_back(slot, draining.spread);
+                self.tell_to_come_back(slot, draining.pace.time);
             }
         }
-        let elapsed = now.saturating_duration_since(draining.started);
-        let due = if elapsed >= draining.spread {
-            usize::MAX
-        } else {
-            let due = draining.total as u128 * elapsed.as_nanos() / draining.spread.as_nanos();
-            usize::try_from(due).unwrap_or(usize::MAX).saturating_add(1)
-        };
+        let due = draining.due(now);
         while draining.told < due && draining.cursor < self.slab.slots() {
             // An answer ends with its stream, not with the drain's pace.
             let session = self.slab.get(draining.cursor);

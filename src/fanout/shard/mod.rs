@@ -285,7 +285,7 @@ impl Shard {
                     }
                 }
             }
-            Post::Drain(drain) => self.start_drain(drain, now),
+            Post::Drain(pace) => self.start_drain(*pace, now),
             Post::Ring { parked, place } => self.hub.pass_ring(&parked, place),
         }
     }
@@ -322,7 +322,7 @@ impl Shard {
     /// How often [`Self::handle_tick`] wants to be called: a second, or less while draining.
     #[must_use]
     pub fn tick_interval(&self) -> Duration {
-        if self.draining.is_some() { drain::PACE } else { TICK }
+        if self.draining.is_some() { drain::STEP } else { TICK }
     }
 
     /// Heartbeats, expiries, close timeouts and the pace of a drain.

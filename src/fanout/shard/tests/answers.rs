@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use serde_json::Value;
 
-use super::rig::{Got, Rig, edit, head, message, typing};
-use crate::fanout::hub::{Drain, Hub};
+use super::rig::{Got, Rig, drain, edit, head, message, typing};
+use crate::fanout::hub::Hub;
 use crate::fanout::shard::{Answer, OpenError, Outcome, Shard};
 use crate::fanout::streams::{AttachError, OpenError as StreamError, StreamOptions};
 use crate::id::{ChannelId, MessageId, RequestId, UserId};
@@ -217,7 +217,7 @@ fn what_is_mirrored_reaches_the_owners_tabs_too() {
 fn a_drain_lets_answers_end_and_then_ends_them() {
     let mut rig = Rig::new(1);
     let tab = rig.answer(0, ("ann", "r"), Some(options())).unwrap();
-    rig.hub.drain(Drain { spread: Duration::ZERO });
+    rig.hub.drain(drain(0));
     rig.turn();
     rig.wait(3);
     rig.publish("sse:r", &message("still here"));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::rig::{CLOSE, Got, PING, Rig, TEXT, client_frame, close, message};
+use super::rig::{CLOSE, Got, PING, Rig, TEXT, client_frame, close, drain, message};
 use crate::fanout::hub::Drain;
 use crate::fanout::shard::{OpenError, Wire};
 use crate::id::ChannelId;
@@ -180,7 +180,7 @@ fn a_drain_is_paced_and_tells_each_tab_its_own_time_to_come_back() {
     let reader = rig.reader(1, "reader");
     tabs.iter().for_each(|tab| rig.say(*tab, "join r"));
     rig.post("room:r", &message("before"));
-    rig.hub.drain(Drain { spread: Duration::from_secs(10) });
+    rig.hub.drain(drain(10));
     rig.turn();
     assert!(matches!(rig.try_open(0, "late", Wire::WebSocket), Err(OpenError::Draining)));
     for tenth in 1..=10 {
@@ -212,14 +212,76 @@ fn a_drain_is_paced_and_tells_each_tab_its_own_time_to_come_back() {
     assert_eq!(rig.ended(Disconnect::ServiceRestart), 101);
 }
 
+/// How many of 400 tabs, most of them on one of two shards, a drain tells to come back in each of its seconds. `held_up`
+/// is a second in which nothing runs.
+fn told_each_second(drain: Drain, held_up: Option<usize>) -> Vec<usize> {
+    let mut rig = Rig::new(2);
+    let tabs: Vec<_> = (0..400).map(|n| rig.tab(u16::from(n % 4 == 0), &format!("u{}", n / 5))).collect();
+    rig.hub.drain(drain);
+    rig.turn();
+    // Who is told was chosen a step before.
+    rig.jump(Duration::from_millis(50));
+    let (mut open, mut told) = (tabs.len(), Vec::new());
+    while open > 0 {
+        if held_up == Some(told.len()) {
+            rig.jump(Duration::from_secs(1));
+        } else {
+            for _ in 0..20 {
+                rig.turn();
+                rig.jump(Duration::from_millis(50));
+            }
+        }
+        rig.turn();
+        let left = tabs.iter().filter(|tab| rig.is_open(**tab)).count();
+        told.push(open - left);
+        open = left;
+    }
+    told
+}
+
+#[test]
+fn all_shards_together_close_no_more_tabs_in_a_second_than_they_may() {
+    let limits = Drain { closes_per_second_max: 40, ..drain(1) };
+    let told = told_each_second(limits, None);
+    assert_eq!((told.len(), told.iter().sum::<usize>()), (10, 400), "{told:?}");
+    // A step of 50 ms is 2 tabs, and each shard begins with one.
+    assert!(told.iter().all(|told| (36..=44).contains(told)), "{told:?}");
+}
+
+#[test]
+fn the_spread_is_kept_by_those_who_are_few_enough() {
+    let told = told_each_second(Drain { closes_per_second_max: 4_000, ..drain(5) }, None);
+    assert!(told.len() == 5 && told.iter().all(|told| (75..=85).contains(told)), "{told:?}");
+}
+
+#[test]
+fn the_time_that_is_left_wins_over_the_rate_and_over_the_spread() {
+    let latest = Duration::from_secs(4);
+    for drain in [Drain { closes_per_second_max: 10, latest, ..drain(1) }, Drain { latest, ..drain(60) }] {
+        let told = told_each_second(drain, None);
+        assert!(told.len() == 4 && told.iter().all(|told| (90..=110).contains(told)), "{told:?}");
+    }
+}
+
+#[test]
+fn a_shard_that_was_held_up_does_not_make_up_for_it_at_once() {
+    let limits = Drain { closes_per_second_max: 40, ..drain(1) };
+    let told = told_each_second(limits, Some(3));
+    assert!(told[3] < 10 && told.iter().all(|told| *told <= 44), "{told:?}");
+    assert_eq!((told.len(), told.iter().sum::<usize>()), (11, 400), "{told:?}");
+    // Unless there is no time left.
+    let told = told_each_second(Drain { latest: Duration::from_secs(10), ..limits }, Some(8));
+    assert_eq!((told.len(), told[8] < 10, told[9] > 60), (10, true, true), "{told:?}");
+}
+
 #[test]
 fn a_drain_without_a_spread_ends_all_at_once_and_waits_for_nobody_longer_than_the_close_timeout() {
     let mut rig = Rig::new(1);
     let tabs: Vec<_> = (0..300).map(|n| rig.tab(0, &format!("u{n}"))).collect();
     rig.stall(tabs[0], 0);
-    rig.hub.drain(Drain { spread: Duration::ZERO });
+    rig.hub.drain(drain(0));
     rig.turn();
-    rig.hub.drain(Drain { spread: Duration::ZERO });
+    rig.hub.drain(drain(0));
     rig.turn();
     rig.jump(Duration::from_millis(50));
     assert!(!tabs.iter().any(|tab| rig.is_open(*tab)));
@@ -233,7 +295,7 @@ fn what_was_on_its_way_to_a_tab_when_its_drain_began_gets_there() {
     let mut rig = Rig::new(1);
     let tab = rig.tab(0, "u");
     rig.say(tab, "join r");
-    rig.hub.drain(Drain { spread: Duration::ZERO });
+    rig.hub.drain(drain(0));
     // Behind the drain, but counted while the tab was there.
     assert_eq!(rig.post("u", &message("one")).tabs, 1);
     assert_eq!(rig.post("room:r", &message("two")).tabs, 1);
@@ -249,7 +311,7 @@ fn what_was_on_its_way_to_a_tab_when_its_drain_began_gets_there() {
 fn a_drain_tells_nobody_before_the_inbox_was_emptied_once_more() {
     let mut rig = Rig::new(1);
     let tab = rig.tab(0, "u");
-    rig.hub.drain(Drain { spread: Duration::ZERO });
+    rig.hub.drain(drain(0));
     let now = rig.now();
     assert!(rig.shards[0].handle_inbox(now));
     // The clock is due in the same round: what was posted meanwhile is still in the inbox.
