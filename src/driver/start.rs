@@ -74,6 +74,8 @@ pub struct ShardThreads {
     address: SocketAddr,
     hub: Arc<Hub>,
     running: watch::Receiver<usize>,
+    /// Shards that have not drained.
+    occupied: watch::Receiver<usize>,
     /// True once requests need not be answered any more.
     release: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
@@ -92,6 +94,7 @@ impl ShardThreads {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
         }
         let (running_count, running) = watch::channel(count);
+        let (occupied_count, occupied) = watch::channel(count);
         let (release, released) = watch::channel(false);
         let together = Arc::new(Together {
             barrier: Barrier::new(count + 1),
@@ -108,6 +111,7 @@ impl ShardThreads {
                 factory: Arc::clone(factory),
                 together: Arc::clone(&together),
                 ready: ready.clone(),
+                occupied: occupied_count.clone(),
                 released: released.clone(),
             };
             let running = running_count.clone();
@@ -133,7 +137,7 @@ impl ShardThreads {
         }
         let address = together.address.get().and_then(|bound| bound.as_ref().ok()).copied();
         let address = address.ok_or_else(|| io::Error::other("no shard listens"))?;
-        Ok(Self { address, hub: Arc::clone(hub), running, release, threads })
+        Ok(Self { address, hub: Arc::clone(hub), running, occupied, release, threads })
     }
 
     /// Where the shards listen.
@@ -160,8 +164,13 @@ impl ShardThreads {
             let _ = tokio::time::timeout(plan.answers, ended).await;
             hub.end_streams();
         };
+        let mut occupied = self.occupied.clone();
+        // A shard that has drained before the others goes on answering requests.
+        let drained = async {
+            let _ = occupied.wait_for(|occupied| *occupied == 0).await;
+        };
         let work = async {
-            tokio::join!(answers, work);
+            tokio::join!(answers, work, drained);
             release.send_replace(true);
         };
         let ended = async {
@@ -206,6 +215,7 @@ struct ShardThread {
     factory: Arc<dyn EdgeFactory>,
     together: Arc<Together>,
     ready: std::sync::mpsc::SyncSender<io::Result<()>>,
+    occupied: watch::Sender<usize>,
     released: watch::Receiver<bool>,
 }
 
@@ -287,6 +297,7 @@ impl ShardThread {
         drop(self.ready.send(Ok(())));
         drop(self.ready);
         driver.run().await?;
+        self.occupied.send_modify(|occupied| *occupied -= 1);
         let mut released = self.released;
         // An error is a gateway that is gone: nobody waits for its last requests.
         let _ = released.wait_for(|released| *released).await;
