@@ -1,6 +1,6 @@
 //! What went wrong, as OpenAI's clients read it: a status, and `{"error":{message, type, param, code}}`.
 
-use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CONNECTION, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, StatusCode};
 
 use crate::driver::addresses::TooManyOfAddress;
@@ -62,9 +62,12 @@ impl Failed {
         Self::new(status, kind, "http_version", "a stream needs HTTP/1.1").with(SHOULD_RETRY, "false")
     }
 
+    /// The connection ends with it, and says so: the request's body was not read, and the next one is for another node.
     pub(super) fn draining() -> Self {
         let message = "this node is shutting down; try again";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Server, "draining", message).with(RETRY_AFTER, "1")
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Server, "draining", message)
+            .with(RETRY_AFTER, "1")
+            .with(CONNECTION, "close")
     }
 
     fn overloaded(message: impl Into<String>) -> Self {
