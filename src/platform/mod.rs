@@ -9,6 +9,7 @@ pub mod adapter;
 pub mod dispatch;
 pub(crate) mod history;
 pub mod inbound;
+pub(crate) mod json_value;
 pub mod message;
 pub mod openai;
 #[cfg(test)]

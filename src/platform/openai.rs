@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::platform::json_value;
 pub use crate::proto::completion::{ErrorKind, error_body};
 
 /// The most bytes of a model's name. It is in every chunk of the answer.
@@ -73,19 +74,19 @@ pub struct ChatRequest {
 impl ChatRequest {
     /// Reads a body. Its length is the caller's to bound; what is built holds at most about 64 MB more than that.
     ///
-    /// Unknown keys are kept, `null` stands for an absent optional key, and of a key that is there twice the last
-    /// counts.
+    /// Unknown keys are kept, and `null` stands for an absent optional key.
     ///
     /// # Errors
-    /// Not UTF-8, not JSON, nested deeper than 127 levels, of more than [`VALUES_MAX`] values or not an object; `messages` that are no array of messages,
-    /// or empty; a known key of the wrong type; `n` other than 1.
+    /// Not UTF-8, not JSON, nested deeper than 127 levels, of more than [`VALUES_MAX`] values or not an object; a key
+    /// that is there twice in one object, at any level; `messages` that are no array of messages, or empty; a known key
+    /// of the wrong type; `n` other than 1.
     pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
         if values(body) > VALUES_MAX {
             let message = format!("the body has too many values; at most {VALUES_MAX} are allowed");
             return Err(BadRequest { message, param: None, code: Some("too_many_values") });
         }
         // The parser bounds the depth, and so what walking and dropping a value takes of the stack.
-        let value: Value = serde_json::from_slice(body).map_err(|error| BadRequest {
+        let value = json_value::parse(body).map_err(|error| BadRequest {
             message: format!("the body is not JSON: {error}"),
             param: None,
             code: Some("invalid_json"),
@@ -254,6 +255,30 @@ mod tests {
         assert!(ChatRequest::parse(many(&text).as_bytes()).is_ok());
     }
 
+    /// `serde_json` would read the text in such an object as JSON, which nothing counted and whose depth began anew.
+    #[test]
+    fn nothing_is_read_out_of_a_text() {
+        let hidden = format!("[{}]", vec![r#"{"":0}"#; 2 * VALUES_MAX].join(","));
+        let disguised = json!({ "$serde_json::private::RawValue": hidden });
+        let body = json!({ "messages": [{ "role": "user", "content": "hi" }], "x": disguised });
+        assert_eq!(parse(&body.to_string()).unwrap().extra["params"]["x"], disguised, "a text stays a text");
+    }
+
+    #[test]
+    fn a_key_that_is_there_twice_is_refused() {
+        let user = r#""messages":[{"role":"user","content":"x"}]"#;
+        for body in [
+            format!(r#"{{"stream":true,"stream":false,{user}}}"#),
+            format!("{{{user},{user}}}"),
+            r#"{"messages":[{"role":"system","role":"user","content":"x"}]}"#.to_owned(),
+            format!(r#"{{"tools":[{{"a":{{"b":1,"b":1}}}}],{user}}}"#),
+        ] {
+            let error = parse(&body).expect_err(&body);
+            assert!(error.message.contains("a key is there twice"), "{body}: {error}");
+            assert_eq!(error.code, Some("invalid_json"));
+        }
+    }
+
     #[test]
     fn the_text_is_what_the_last_user_wrote() {
         let check = |messages: Value, text: &str, chars: u64| {
@@ -303,11 +328,10 @@ mod tests {
         check(r#""stream_options":{"include_usage":null,"x":1},"#, (None, false, false), json!({}));
         check(r#""stream_options":{},"#, (None, false, false), json!({}));
         check(
-            r#""stop":["\n"],"tools":[{"type":"function"}],"temperature":0.7,"max_tokens":null,"messages":1,"#,
+            r#""stop":["\n"],"tools":[{"type":"function"}],"temperature":0.7,"max_tokens":null,"#,
             (None, false, false),
             json!({"stop": ["\n"], "tools": [{"type": "function"}], "temperature": 0.7, "max_tokens": null}),
         );
-        check(r#""stream":true,"stream":false,"#, (None, false, false), json!({}));
     }
 
     #[test]
