@@ -3,7 +3,8 @@
 //! A *list* is an array of buttons; a missing label or `custom_id` becomes the empty string. A *view* is an object
 //! with `children` (or `components`), or an array of such objects (rows); what stands in a view without a label
 //! (menus, separators) is skipped. A `style` is one of our names or a Discord-style number: 1 primary, 2 secondary,
-//! 3 success, 4 danger, 5 link, 6 premium. An `emoji` is a string, or an object with a `name`. `null` means absent.
+//! 3 success, 4 danger, 5 link, 6 premium. An `emoji` is a string, or an object with a `name`. `null` means absent. A field that is
+//! there twice is refused.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -219,7 +220,10 @@ impl<'de> Visitor<'de> for Part<'_> {
         let mut object = Map::new();
         while let Some(key) = entries.next_key::<Cow<'de, str>>()? {
             if FIELDS.contains(&&*key) {
-                object.insert(key.into_owned(), entries.next_value_seed(part)?);
+                let value = entries.next_value_seed(part)?;
+                if object.insert(key.into_owned(), value).is_some() {
+                    return Err(A::Error::custom("a field is there twice"));
+                }
             } else {
                 entries.next_value::<IgnoredAny>()?;
             }
@@ -399,7 +403,15 @@ mod tests {
         // What does not count may be of any kind.
         let ignored = format!(r#"[{{"label":"A","options":{}}}]"#, list("[{}]", 1_000_000));
         assert_eq!(read_view(&ignored).map(|buttons| short(&buttons)), Ok("A||-|-|-|-".to_owned()));
-        for text in ["", "[", "[]]", r#"[{"label":"\ud800"}]"#, r#"[{"style":1e999}]"#] {
+        for text in [
+            "",
+            "[",
+            "[]]",
+            r#"[{"label":"\ud800"}]"#,
+            r#"[{"style":1e999}]"#,
+            r#"[{"url":"a","url":"b"}]"#,
+            r#"{"children":[],"children":[]}"#,
+        ] {
             assert!(matches!(read_view(text), Err(ViewError::NotJson { .. })), "{text}");
         }
     }
