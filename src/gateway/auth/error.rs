@@ -122,11 +122,11 @@ pub enum UserError {
     /// Not UTF-8 when decoded.
     #[error("?user=, ?name= and ?avatar= are percent-encoded UTF-8")]
     Encoding,
-    /// The name is too long.
-    #[error("?name= may have at most 256 bytes")]
+    /// The name is too long, or has a control character.
+    #[error("?name= may have at most 256 bytes and no control characters")]
     Name,
-    /// The avatar is too long.
-    #[error("?avatar= may have at most 2048 bytes")]
+    /// The avatar is too long, or has a control character.
+    #[error("?avatar= may have at most 2048 bytes and no control characters")]
     Avatar,
 }
 

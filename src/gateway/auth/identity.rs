@@ -10,9 +10,9 @@ use crate::proto::event::Timestamp;
 
 use super::UserError;
 
-/// The most bytes of a user's name: a session keeps it as long as it lives.
+/// The most bytes of a user's name, which has no control characters: a session keeps it as long as it lives.
 pub const NAME_BYTES_MAX: usize = 256;
-/// The most bytes of an avatar's URL.
+/// The most bytes of an avatar's URL, which has no control characters.
 pub const AVATAR_BYTES_MAX: usize = 2048;
 /// The cookie that may carry a token.
 const COOKIE: &str = "tabcast_token";
@@ -138,14 +138,19 @@ pub(super) fn claims_from_query(query: Option<&str>, bot: &UserId) -> Result<Cla
         return Err(UserError::Bot);
     }
     let name = name.filter(|name| !name.is_empty()).unwrap_or_else(|| user.as_str().to_owned());
-    if name.len() > NAME_BYTES_MAX {
+    if !is_label(&name, NAME_BYTES_MAX) {
         return Err(UserError::Name);
     }
     let avatar = avatar.unwrap_or_default();
-    if avatar.len() > AVATAR_BYTES_MAX {
+    if !is_label(&avatar, AVATAR_BYTES_MAX) {
         return Err(UserError::Avatar);
     }
     Ok(Claims { user, name, avatar, rooms: RoomGrant::Any, expires_at: None })
+}
+
+/// Whether a text may stand beside a user: short enough, and on one line wherever a worker writes it.
+pub(super) fn is_label(text: &str, bytes_max: usize) -> bool {
+    text.len() <= bytes_max && !text.chars().any(char::is_control)
 }
 
 fn decoded(value: &str) -> Result<String, UserError> {
@@ -230,6 +235,10 @@ mod tests {
         assert_eq!(read("user=star"), Err(UserError::Bot));
         assert_eq!(read(&format!("user=a&name={}", "n".repeat(257))), Err(UserError::Name));
         assert_eq!(read(&format!("user=a&avatar={}", "n".repeat(2049))), Err(UserError::Avatar));
+        for control in ["%0A", "%0d%0aX:1", "%00", "%C2%85", "%7F"] {
+            assert_eq!(read(&format!("user=a&name=n{control}")), Err(UserError::Name), "{control}");
+            assert_eq!(read(&format!("user=a&avatar=n{control}")), Err(UserError::Avatar), "{control}");
+        }
     }
 
     #[test]

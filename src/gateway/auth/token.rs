@@ -16,6 +16,7 @@ use super::TokenError;
 use super::identity::AVATAR_BYTES_MAX;
 use super::identity::Claims;
 use super::identity::NAME_BYTES_MAX;
+use super::identity::is_label;
 use crate::fanout::session::RoomGrant;
 
 /// Why a key of the settings cannot be used.
@@ -66,7 +67,7 @@ struct TokenClaims {
 fn text_claim(claim: Option<Value>, name: &'static str, bytes_max: usize) -> Result<String, TokenError> {
     match claim {
         None | Some(Value::Null) => Ok(String::new()),
-        Some(Value::String(text)) if text.len() <= bytes_max => Ok(text),
+        Some(Value::String(text)) if is_label(&text, bytes_max) => Ok(text),
         Some(_) => Err(TokenError::BadClaim(name)),
     }
 }
@@ -395,6 +396,11 @@ mod tests {
         check(json!({ "name": 5 }), "name");
         check(json!({ "name": "n".repeat(257) }), "name");
         check(json!({ "picture": "p".repeat(2049) }), "picture");
+        for control in ["a\nb", "a\r\nX-Injected: 1", "a\0", "a\u{85}b", "a\u{7f}", "\u{1b}[2J"] {
+            check(json!({ "sub": control }), "sub");
+            check(json!({ "name": control }), "name");
+            check(json!({ "picture": control }), "picture");
+        }
         check(json!({ "rooms": "lobby" }), "rooms");
         check(json!({ "rooms": [1] }), "rooms");
         assert_eq!(verify_claims(json!({ "sub": null })).map(|_| ()), Err(TokenError::MissingClaim("sub")));
