@@ -93,12 +93,7 @@ pub(super) fn file_link(frame: &Frame, files_url: &str) -> Option<Vec<u8>> {
     let filename: String = serde_json::from_slice(&[b"\"", escaped, b"\""].concat()).ok()?;
     let mut link = String::with_capacity(files_url.len() + 2 * filename.len() + 50);
     link.push('[');
-    for character in filename.chars() {
-        match character {
-            '\\' | '[' | ']' => link.extend(['\\', character]),
-            _ => link.push(on_one_line(character)),
-        }
-    }
+    push_label(&filename, &mut link);
     // Writing to a string cannot fail.
     let _ = write!(link, "]({files_url}/files/{id}/{})", utf8_percent_encode(&filename, FILENAME_SEGMENT));
     let mut out = Vec::with_capacity(link.len() + 16);
@@ -117,6 +112,35 @@ pub fn without_data(frame: &Frame) -> Option<Frame> {
         "{{\"type\":\"file\",\"id\":\"{id}\",\"filename\":\"{filename}\",\"mimetype\":\"\",\"data\":\"\",\"size\":0,\"timestamp\":0}}"
     );
     Some(Frame::relay(Kind::File, Some(id), None, &json))
+}
+
+/// Appends a name that somebody gave as markdown that is no more than that name: on one line, and no link, code or HTML
+/// can begin in it (CommonMark 0.31 §6). What only emphasises is left as it is, for those who show the text as it comes.
+fn push_label(name: &str, out: &mut String) {
+    for character in name.chars() {
+        match character {
+            '\\' | '[' | ']' | '<' | '`' => out.extend(['\\', character]),
+            _ => out.push(on_one_line(character)),
+        }
+    }
+}
+
+/// Appends a button's address. What no URL may have (RFC 3986 §2) is percent-encoded, and so is what would make it a
+/// link with another target: clients link what begins with `https://` by themselves, and nothing else here.
+fn push_url(url: &str, out: &mut String) {
+    let mut previous = ' ';
+    for character in url.chars() {
+        match on_one_line(character) {
+            ' ' => out.push_str("%20"),
+            '<' => out.push_str("%3C"),
+            '>' => out.push_str("%3E"),
+            '`' => out.push_str("%60"),
+            '\\' => out.push_str("%5C"),
+            '(' if previous == ']' => out.push_str("%28"),
+            other => out.push(other),
+        }
+        previous = character;
+    }
 }
 
 const fn on_one_line(character: char) -> char {
@@ -145,13 +169,13 @@ pub(super) fn button_lines(json: &[u8]) -> Vec<u8> {
     for button in frame.buttons.iter().take(BUTTONS_MAX) {
         lines.push_str(if lines.is_empty() { "- " } else { "\n- " });
         if let Some(emoji) = &button.emoji {
-            lines.extend(emoji.chars().map(on_one_line));
+            push_label(emoji, &mut lines);
             lines.push(' ');
         }
-        lines.extend(button.label.chars().map(on_one_line));
+        push_label(&button.label, &mut lines);
         if let Some(url) = &button.url {
             lines.push_str(" (");
-            lines.extend(url.chars().map(on_one_line));
+            push_url(url, &mut lines);
             lines.push(')');
         }
     }

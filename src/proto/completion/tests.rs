@@ -328,6 +328,13 @@ fn files_are_links_whatever_they_are_called() {
     check_name("../../etc/passwd", "../../etc/passwd", "..%2F..%2Fetc%2Fpasswd");
     check_name("\"日\t😀", "\"日\t😀", "%22%E6%97%A5%09%F0%9F%98%80");
     check_name("100%?#", "100%?#", "100%25%3F%23");
+    check_name(
+        "<img src=x onerror=alert(1)>",
+        "\\<img src=x onerror=alert(1)>",
+        "%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E",
+    );
+    check_name("<javascript:alert(1)>", "\\<javascript:alert(1)>", "%3Cjavascript%3Aalert%281%29%3E");
+    check_name("a`](b) `", "a\\`\\](b) \\`", "a%60%5D%28b%29%20%60");
 }
 
 #[test]
@@ -344,6 +351,20 @@ fn buttons_are_lines_behind_the_text() {
         disabled: Some(true),
     };
     check(&[buttons(1, "t\"", &[button])], &["+t\"\n- 🔥 Go there (https://x/?a=\")"]);
+    let hostile = |label: &str, url: &str| Button {
+        label: label.to_owned(),
+        emoji: Some("<b>".to_owned()),
+        url: Some(url.to_owned()),
+        ..Button::default()
+    };
+    for (label, url, line) in [
+        ("[x](javascript:1)", "[x](javascript:1)", "\\[x\\](javascript:1) ([x]%28javascript:1))"),
+        ("<script>`", "<javascript:1>", "\\<script>\\` (%3Cjavascript:1%3E)"),
+        ("a\u{2028}b", "https://x/\r\n- [y](z)`\\", "a b (https://x/%20%20-%20[y]%28z)%60%5C)"),
+        ("v6", "http://[::1]:80/(a)", "v6 (http://[::1]:80/(a))"),
+    ] {
+        check(&[buttons(1, "", &[hostile(label, url)])], &[&format!("+- \\<b> {line}")]);
+    }
     // The lines stand behind the text, so an edit of it is held; it is compared with the text alone.
     check(
         &[buttons(1, "a", &labels(&["b"])), edit(1, "ac"), message(2, "d"), stop()],
