@@ -236,14 +236,20 @@ fn is_shown(content_type: &str) -> bool {
 }
 
 /// Shown or saved, and under which name (RFC 6266): once for those who read ASCII only, once as it is. A name is no
-/// path, so both have `_` for what separates directories.
+/// path, and reads from left to right: both have `_` for what separates directories, and for what would turn
+/// `exe.gnp` around.
 fn disposition(content_type: &str, filename: &str) -> HeaderValue {
     let kind = if is_shown(content_type) { "inline" } else { "attachment" };
-    let name = filename.replace(|c: char| c.is_control() || matches!(c, '/' | '\\'), "_");
+    let name = filename.replace(|c: char| c.is_control() || turns(c) || matches!(c, '/' | '\\'), "_");
     let plain = name.replace(|c: char| !matches!(c, ' '..='~') || matches!(c, '"' | '%'), "_");
     let encoded = utf8_percent_encode(&name, VALUE);
     let value = format!("{kind}; filename=\"{plain}\"; filename*=UTF-8''{encoded}");
     HeaderValue::from_str(&value).unwrap_or(HeaderValue::from_static("attachment"))
+}
+
+/// The marks that change the direction of text (Unicode Standard Annex #9 §2).
+const fn turns(character: char) -> bool {
+    matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -464,7 +470,9 @@ mod tests {
         check("../../etc/passwd", ".._.._etc_passwd", ".._.._etc_passwd");
         check("..\\a\\b", ".._a_b", ".._a_b");
         check("%0d%0a'*!#$&+-.^_`|~", "_0d_0a'*!#$&+-.^_`|~", "%250d%250a%27%2A!#$&+-.^_`|~");
-        check("\0\u{7f}\u{85}\t\u{202e}", "_____", "____%E2%80%AE");
+        check("\0\u{7f}\u{85}\t\u{202e}", "_____", "_____");
+        check("a\u{202e}gnp.exe", "a_gnp.exe", "a_gnp.exe");
+        check("\u{61c}\u{200e}\u{200f}\u{2066}\u{2069}\u{2028}", "______", "_____%E2%80%A8");
         check("", "", "");
     }
 

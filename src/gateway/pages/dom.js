@@ -20,7 +20,7 @@ export function icon(name) {
 }
 
 // A name must not turn "exe.gpj" around, nor reach into another folder.
-export const plainName = (name) => String(name ?? "").replace(/[\p{Cc}\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu, "").replace(/[/\\]/g, "_") || "file";
+export const plainName = (name) => String(name ?? "").replace(/[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu, "").replace(/[/\\]/g, "_") || "file";
 
 export function bytesText(count) {
   const steps = [[1 << 30, "GiB"], [1 << 20, "MiB"], [1 << 10, "KiB"]];
