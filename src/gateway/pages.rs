@@ -9,9 +9,11 @@ use sha2::{Digest, Sha256};
 
 use crate::gateway::response::{Answered, typed};
 
-/// Nothing but what this server serves, no inline script or style, in nobody's frame.
+/// Nothing but what this server serves, no inline script or style, in nobody's frame; and no text can become markup or
+/// code, not even by a mistake of the page's scripts.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; \
-    connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+    require-trusted-types-for 'script'; trusted-types 'none'";
 
 struct Page {
     path: &'static str,
