@@ -45,7 +45,8 @@ pub(crate) struct Parcel {
     pub(crate) channel: ChannelId,
     pub(crate) frame: Frame,
     receipt: ReceiptWriter,
-    spool: Arc<Spool>,
+    /// The spool's, shared by itself: a parcel that held the spool which it waits in would keep both for ever.
+    waiting_bytes: Arc<AtomicUsize>,
 }
 
 impl Parcel {
@@ -61,7 +62,7 @@ impl Parcel {
 
 impl Drop for Parcel {
     fn drop(&mut self) {
-        self.spool.release(self.bytes());
+        self.waiting_bytes.fetch_sub(self.bytes(), Ordering::Relaxed);
     }
 }
 
@@ -72,7 +73,7 @@ pub(crate) struct Spool {
     ///
     /// # Ordering
     /// Relaxed: a bound, publishes nothing.
-    bytes: AtomicUsize,
+    bytes: Arc<AtomicUsize>,
     bytes_max: usize,
     bell: Notify,
     metrics: Arc<BrokerMetrics>,
@@ -81,12 +82,12 @@ pub(crate) struct Spool {
 impl Spool {
     pub(crate) fn new(bytes_max: usize, metrics: Arc<BrokerMetrics>) -> Arc<Self> {
         let items = Mutex::default();
-        Arc::new(Self { items, bytes: AtomicUsize::new(0), bytes_max, bell: Notify::new(), metrics })
+        Arc::new(Self { items, bytes: Arc::default(), bytes_max, bell: Notify::new(), metrics })
     }
 
     /// Takes a frame in. An empty spool takes any.
     pub(crate) fn push_frame(
-        self: &Arc<Self>,
+        &self,
         channel: &ChannelId,
         frame: &Frame,
         receipt: ReceiptWriter,
@@ -94,11 +95,12 @@ impl Spool {
         let bytes = frame.bytes() + ITEM_BYTES;
         let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
         if before > 0 && before + bytes > self.bytes_max {
-            self.release(bytes);
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.metrics.refused_frames.increment();
             return Err(SpoolFull);
         }
-        let parcel = Parcel { channel: channel.clone(), frame: frame.clone(), receipt, spool: Arc::clone(self) };
+        let waiting_bytes = Arc::clone(&self.bytes);
+        let parcel = Parcel { channel: channel.clone(), frame: frame.clone(), receipt, waiting_bytes };
         self.push(Item::Frame(Arc::new(parcel)));
         Ok(())
     }
@@ -112,10 +114,6 @@ impl Spool {
         if was_empty {
             self.bell.notify_one();
         }
-    }
-
-    fn release(&self, bytes: usize) {
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Bytes that wait.
@@ -192,5 +190,17 @@ mod tests {
         // A frame that is larger than all that may wait still has to go.
         let spool = Spool::new(1, metrics);
         assert_eq!(spool.push_frame(&channel, &frame, Receipt::new().0), Ok(()));
+    }
+
+    #[test]
+    fn a_spool_that_is_dropped_takes_what_waits_in_it_along() {
+        let metrics = Arc::new(BrokerMetrics::default());
+        let spool = Spool::new(1 << 20, Arc::clone(&metrics));
+        let channel = ChannelId::parse("u").unwrap();
+        let (sender, receipt) = Receipt::new();
+        assert_eq!(spool.push_frame(&channel, &Frame::ping(), sender), Ok(()));
+        drop(spool);
+        assert_eq!(receipt.now_or_never(), Some(0), "its receipt is told");
+        assert_eq!(Arc::strong_count(&metrics), 1);
     }
 }
