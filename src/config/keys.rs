@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs;
 
 use sha2::Digest;
+use subtle::ConstantTimeEq;
 
 use crate::id::UserId;
 
@@ -113,9 +114,17 @@ impl Value for SecretUrl {
     }
 }
 
-/// A key as it is held: its SHA-256 digest only.
-#[derive(Clone, PartialEq, Eq)]
+/// A key as it is held: its SHA-256 digest only. Two of them are compared in constant time, wherever that is.
+#[derive(Clone)]
 pub struct KeyDigest([u8; 32]);
+
+impl PartialEq for KeyDigest {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for KeyDigest {}
 
 impl KeyDigest {
     /// The digest of a key in clear.
