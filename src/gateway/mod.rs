@@ -13,6 +13,7 @@ pub mod metrics_text;
 mod openai;
 mod pages;
 mod response;
+pub mod security;
 pub mod serve;
 mod upgrade;
 pub mod worker;
