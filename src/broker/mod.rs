@@ -59,6 +59,20 @@ pub trait Peer: Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NodeId(pub(crate) u64);
 
+impl NodeId {
+    /// The node with that number: for a broker that counts its own.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// What became of a frame that was offered to the other nodes.
 #[derive(Debug)]
 pub enum Forwarded {

@@ -29,6 +29,8 @@
 
 pub(crate) mod arrivals;
 mod book;
+#[doc(hidden)]
+pub mod ends;
 pub(crate) mod keys;
 pub(crate) mod link;
 pub(crate) mod members;
@@ -57,10 +59,11 @@ pub use crate::broker::redis::keys::NodeName;
 pub use crate::broker::redis::link::RedisServer;
 
 use crate::broker::redis::arrivals::{Arrival, Arrivals};
+use crate::broker::redis::ends::Heard;
 use crate::broker::redis::keys::Keys;
 use crate::broker::redis::link::{Endpoint, Link, refused};
 use crate::broker::redis::members::Members;
-use crate::broker::redis::packed::{Follows, Message, Record, Sequences};
+use crate::broker::redis::packed::Record;
 use crate::broker::redis::presence::Presence;
 use crate::broker::redis::publisher::Publisher;
 use crate::broker::redis::spool::{Destination, Item, Spool};
@@ -128,7 +131,7 @@ pub(crate) struct Shared {
     pub(crate) presence: Presence,
     pub(crate) commands: Link,
     arrivals: Arrivals,
-    inbound: Mutex<Inbound>,
+    heard: Mutex<Heard>,
     peer: OnceLock<Weak<dyn Peer>>,
     begun: Instant,
     canary_deadline: Duration,
@@ -140,13 +143,6 @@ pub(crate) struct Shared {
     refusal_logged: Mutex<Option<Instant>>,
     /// Users of whose frames not all are kept: what is kept of them is of no use any more.
     holes: Mutex<HashSet<UserId>>,
-}
-
-/// What is known of who said what.
-#[derive(Default)]
-struct Inbound {
-    own: Sequences,
-    every: Sequences,
 }
 
 impl Shared {
@@ -205,23 +201,11 @@ impl Shared {
     }
 
     fn on_packed(&self, peer: &dyn Peer, is_own: bool, payload: &[u8]) -> Result<(), packed::Unreadable> {
-        let mut message = Message::read(payload)?;
-        if message.publisher == self.me && !is_own {
-            return Ok(());
-        }
-        let follows = {
-            let mut inbound = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
-            let sequences = if is_own { &mut inbound.own } else { &mut inbound.every };
-            sequences.note(message.publisher, message.number)
+        let opened = {
+            let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            heard.open(self.me, is_own, payload, &self.metrics)?
         };
-        match follows {
-            Follows::Next => {}
-            Follows::Gap(lost) => self.metrics.lost_messages.add(lost),
-            Follows::Again => {
-                self.metrics.doubled_messages.increment();
-                return Ok(());
-            }
-        }
+        let Some(mut message) = opened else { return Ok(()) };
         while let Some(record) = message.next() {
             self.on_record(peer, message.publisher, record?);
         }
@@ -259,9 +243,8 @@ impl Shared {
 
     /// Forgets what is known of nodes that are gone.
     pub(crate) fn forget_the_gone(&self) {
-        let mut inbound = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
-        inbound.own.keep(|node| self.members.is_live(node));
-        inbound.every.keep(|node| self.members.is_live(node));
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.keep(|node| self.members.is_live(node));
     }
 }
 
@@ -306,7 +289,7 @@ impl RedisBroker {
             subscription: Subscriptions::default(),
             presence: Presence::new(settings.address),
             arrivals: Arrivals::new(settings.spool_bytes_max, Arc::clone(&metrics)),
-            inbound: Mutex::default(),
+            heard: Mutex::default(),
             peer: OnceLock::new(),
             begun: Instant::now(),
             canary_deadline: settings.canary_deadline,

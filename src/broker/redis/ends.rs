@@ -1,0 +1,127 @@
+//! The two ends of packed messages: who said what so far, and, for simulators, a node's ends without Redis between them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::broker::redis::keys::NodeName;
+use crate::broker::redis::packed::{self, Follows, Message, Number, Record, Sequences, Unreadable};
+use crate::id::{ChannelId, UserId};
+use crate::metrics::BrokerMetrics;
+use crate::proto::disconnect::Disconnect;
+use crate::proto::frame::Frame;
+
+/// What is known of who said what.
+#[derive(Default)]
+pub(crate) struct Heard {
+    own: Sequences,
+    every: Sequences,
+}
+
+impl Heard {
+    /// Opens a message to `me`, which came to this node alone or to every node. None: it is this node's own, or was here
+    /// before. What was lost before it is counted.
+    pub(crate) fn open<'m>(
+        &mut self,
+        me: NodeName,
+        is_own: bool,
+        payload: &'m [u8],
+        metrics: &BrokerMetrics,
+    ) -> Result<Option<Message<'m>>, Unreadable> {
+        let message = Message::read(payload)?;
+        if message.publisher == me && !is_own {
+            return Ok(None);
+        }
+        let sequences = if is_own { &mut self.own } else { &mut self.every };
+        match sequences.note(message.publisher, message.number) {
+            Follows::Next => {}
+            Follows::Gap(lost) => metrics.lost_messages.add(lost),
+            Follows::Again => {
+                metrics.doubled_messages.increment();
+                return Ok(None);
+            }
+        }
+        Ok(Some(message))
+    }
+
+    /// Forgets publishers that are gone.
+    pub(crate) fn keep(&mut self, is_live: impl Fn(NodeName) -> bool) {
+        self.own.keep(&is_live);
+        self.every.keep(is_live);
+    }
+}
+
+/// What one node says to another.
+#[doc(hidden)]
+#[derive(Debug, Clone)]
+pub enum Said {
+    /// A frame for a user's or a room's sessions.
+    Frame(ChannelId, Frame),
+    /// The user's sessions end.
+    End(UserId, Disconnect),
+}
+
+/// A node as simulators use it: it packs what it says as the publisher does, and reads as the subscriber does.
+#[doc(hidden)]
+pub struct Ends {
+    me: NodeName,
+    heard: Mutex<Heard>,
+    metrics: Arc<BrokerMetrics>,
+}
+
+impl Ends {
+    /// A node of that name.
+    #[must_use]
+    pub fn new(name: u64) -> Self {
+        Self { me: NodeName(name), heard: Mutex::default(), metrics: Arc::default() }
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<BrokerMetrics> {
+        &self.metrics
+    }
+
+    /// One message with that epoch and sequence. What has no packed form, a stream's frame, is left out.
+    #[must_use]
+    pub fn pack(&self, number: Number, said: &[Said]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(512);
+        packed::begin(&mut bytes, self.me, number);
+        for said in said {
+            let _ = match said {
+                Said::Frame(channel, frame) => packed::put_frame(&mut bytes, channel, frame),
+                Said::End(user, ending) => {
+                    packed::put(&mut bytes, &Record::End { user: user.clone(), ending: *ending })
+                }
+            };
+        }
+        bytes
+    }
+
+    /// Reads a message that came to this node alone, or to every node. One that was here before says nothing.
+    #[must_use]
+    pub fn unpack(&self, is_own: bool, bytes: &[u8]) -> Vec<Said> {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let message = match heard.open(self.me, is_own, bytes, &self.metrics) {
+            Ok(Some(message)) => message,
+            Ok(None) => return Vec::new(),
+            Err(_) => {
+                self.metrics.unreadable_messages.increment();
+                return Vec::new();
+            }
+        };
+        drop(heard);
+        self.records(message)
+    }
+
+    fn records(&self, mut message: Message<'_>) -> Vec<Said> {
+        let mut said = Vec::new();
+        while let Some(record) = message.next() {
+            match record {
+                Ok(Record::Frame { channel, frame }) => said.push(Said::Frame(channel, frame)),
+                Ok(Record::End { user, ending }) => said.push(Said::End(user, ending)),
+                Ok(Record::Come | Record::Seen | Record::Canary { .. }) => {}
+                Err(_) => self.metrics.unreadable_messages.increment(),
+            }
+        }
+        said
+    }
+}
