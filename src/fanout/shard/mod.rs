@@ -175,6 +175,13 @@ impl Shard {
         (self.queued.frames, self.queued.bytes)
     }
 
+    /// Frames and bytes that wait for the session in `slot`.
+    #[must_use]
+    pub fn queued_for(&self, slot: u32) -> (usize, usize) {
+        let session = self.slab.get(slot);
+        (session.queue.len(), session.queue_bytes)
+    }
+
     /// What the shard counts.
     #[must_use]
     pub fn metrics(&self) -> &ShardMetrics {
