@@ -29,7 +29,7 @@ pub(crate) struct Bounds {
 pub(crate) enum Edits {
     /// Where it was posted, so that whoever has a position before it gets it.
     Posted,
-    /// Where the one before it stood: for what is only ever replayed whole.
+    /// Where the one before it stood, if its message does not come behind that: for what is only ever replayed whole.
     InPlace,
 }
 
@@ -119,7 +119,8 @@ impl Backlog {
     fn replace_edit(&mut self, newer: &Frame, now: u64, edits: Edits, displaced: &mut Displaced) -> bool {
         let is_older = |kept: &Kept| kept.frame.kind() == Kind::Edit && kept.frame.key() == newer.key();
         let Some(place) = self.kept.iter().rposition(is_older) else { return false };
-        let is_in_place = edits == Edits::InPlace;
+        let is_early = self.kept.range(place + 1..).any(|behind| behind.frame.is_message_of(newer));
+        let is_in_place = edits == Edits::InPlace && !is_early;
         let older = if is_in_place {
             Some(std::mem::replace(&mut self.kept[place], Kept { frame: newer.clone(), at: now }))
         } else {
@@ -295,6 +296,8 @@ mod tests {
         let in_place = Bounds { edits: Edits::InPlace, ..BOUNDS };
         assert_eq!(all(&backlog("m1 e1 m2 e1", in_place)).as_deref(), Some("m1 e1 m2"));
         assert_eq!(all(&backlog("m1 e1 m2 e1", BOUNDS)).as_deref(), Some("m1 m2 e1"));
+        // One that came before its message gives its place up: no edit may be replayed in front of its message.
+        assert_eq!(all(&backlog("e1 m1 e1 e1", in_place)).as_deref(), Some("m1 e1"));
         let bytes = backlog("m1 e1 m2 e1", in_place).bytes();
         assert_eq!(bytes, backlog("m1 e1 m2", in_place).bytes());
     }

@@ -76,6 +76,7 @@ impl Lane {
             self.queue.is_empty() || (self.queue.len() < frames_max && self.bytes - first + bytes <= bytes_max);
         if class == Class::Latest
             && let Some(place) = self.queue.iter().rposition(|f| f.kind() == kind && f.key() == key)
+            && !self.queue.range(place + 1..).any(|behind| behind.is_message_of(&frame))
         {
             let before = self.queue[place].bytes();
             let grows = bytes > before && self.bytes - first + bytes - before > bytes_max;
@@ -274,6 +275,21 @@ mod tests {
         assert_eq!(streams.offer(&request("r"), edit(ids[2], "c")).tabs, 1);
         assert_eq!(streams.offer(&request("r"), edit(ids[2], &long)).tabs, 0);
         assert_eq!(mailbox.ending(), Some(Disconnect::SlowConsumer));
+    }
+
+    #[test]
+    fn an_edit_never_gets_in_front_of_its_message() {
+        let streams = streams(8);
+        let mut mailbox = streams.open(&request("r")).unwrap();
+        let said = message("said");
+        let id = said.message_id().unwrap();
+        let edit = |text| Frame::encode(&Event::Edit { id, text, timestamp: Timestamp::from_micros(1) });
+        for frame in [edit("early"), said, edit("late"), edit("last")] {
+            assert_eq!(streams.offer(&request("r"), frame).tabs, 1);
+        }
+        let text = |frame: Frame| serde_json::from_slice::<serde_json::Value>(frame.json()).unwrap()["text"].clone();
+        let read = std::iter::from_fn(|| mailbox.next().now_or_never().flatten().map(text));
+        assert_eq!(read.collect::<Vec<_>>(), ["early", "said", "last"]);
     }
 
     #[test]

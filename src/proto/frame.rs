@@ -383,6 +383,12 @@ impl Frame {
         }
     }
 
+    /// Whether it is the message that `edit` changes. No edit may come before it.
+    #[must_use]
+    pub fn is_message_of(&self, edit: &Self) -> bool {
+        edit.kind() == Kind::Edit && self.class() == Class::Ordered && self.message_id() == edit.message_id()
+    }
+
     /// The JSON text; empty for WebSocket's own control frames.
     #[must_use]
     pub fn json(&self) -> &[u8] {

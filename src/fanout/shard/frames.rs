@@ -60,6 +60,14 @@ impl Local {
         }
     }
 
+    /// Whether it is the message that `edit` is about.
+    pub(crate) fn is_message_of(&self, edit: &Self) -> bool {
+        match (self, edit) {
+            (Self::Frame(frame), Self::Frame(edit)) => frame.is_message_of(edit),
+            _ => false,
+        }
+    }
+
     /// Whether it is of this wire's own bytes already.
     pub(crate) fn is_bytes(&self) -> bool {
         matches!(self, Self::Bytes(_))

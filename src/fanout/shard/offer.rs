@@ -270,14 +270,16 @@ impl Shard {
 
     /// The newest takes the place of the queued one of its kind with the same key, unless that one is partly written.
     /// The first in the queue may be replaced by any legal frame, as an empty queue admits any; typing hardly grows.
+    /// An edit that came before its message, from another node, keeps its place: the newest may not get in front.
     fn replace(&mut self, slot: u32, offered: &Offered, bytes: usize) -> Replace {
         let behind = self.bytes_behind_first(slot);
         let session = self.slab.get_mut(slot);
         let (wire, skip) = (session.wire, usize::from(session.written > 0));
         let (frames, newest) = (&self.frames, self.frames.get(offered.handle));
         let first = session.queue.front();
-        let Some(entry) = session.queue.find_mut(offered.tag, skip, |queued| frames.get(queued).is_older(newest))
-        else {
+        let is_older = |queued| frames.get(queued).is_older(newest);
+        let is_message = |queued| frames.get(queued).is_message_of(newest);
+        let Some(entry) = session.queue.find_mut(offered.tag, skip, is_older, is_message) else {
             return Replace::Nothing;
         };
         let before = frames.get(entry.handle).wire_bytes(wire);

@@ -120,12 +120,22 @@ impl Queue {
         }
     }
 
-    /// The newest entry with this tag behind the first `skip` ones for which `same` holds.
-    pub(crate) fn find_mut(&mut self, tag: u32, skip: usize, same: impl Fn(Handle) -> bool) -> Option<&mut Entry> {
+    /// The newest entry with this tag behind the first `skip` ones for which `same` holds. None if one without a tag is
+    /// behind it that `bars` the way forward.
+    pub(crate) fn find_mut(
+        &mut self,
+        tag: u32,
+        skip: usize,
+        same: impl Fn(Handle) -> bool,
+        bars: impl Fn(Handle) -> bool,
+    ) -> Option<&mut Entry> {
         let hit = |(place, entry): (usize, &Entry)| {
             (place >= skip && entry.tag == tag && same(entry.handle)).then_some(place)
         };
         let place = self.places().iter().chain(&self.ring).enumerate().filter_map(hit).last()?;
+        if self.iter().skip(place + 1).any(|entry| entry.tag == 0 && bars(entry.handle)) {
+            return None;
+        }
         match place {
             0 | 1 => self.front.get_mut(place),
             _ => self.ring.get_mut(place - 2),
@@ -186,7 +196,7 @@ mod tests {
                 } else {
                     let (tag, skip) = (u32::try_from(at % 6).unwrap(), at % 3);
                     let expected = oracle.iter_mut().enumerate().filter(|(i, e)| *i >= skip && e.tag == tag).last().map(|(_, e)| *e);
-                    prop_assert_eq!(queue.find_mut(tag, skip, |_| true).copied(), expected);
+                    prop_assert_eq!(queue.find_mut(tag, skip, |_| true, |_| false).copied(), expected);
                 }
                 prop_assert_eq!(queue.len(), oracle.len());
                 prop_assert_eq!(queue.is_empty(), oracle.is_empty());
@@ -196,6 +206,24 @@ mod tests {
                 prop_assert!(queue.is(&all));
                 prop_assert!(all.is_empty() || !queue.is(&all[1..]));
             }
+        }
+    }
+
+    #[test]
+    fn nothing_is_found_in_front_of_what_bars_the_way() {
+        for length in 2..6 {
+            let (mut queue, mut pool, mut frames) = (Queue::default(), Pool::default(), Frames::default());
+            let mut entry = |tag| Entry { handle: frames.insert(Local::Bytes(Box::from([]))), tag };
+            let (edit, message) = (entry(7), entry(0));
+            queue.push(edit, &mut pool);
+            (2..length).for_each(|_| queue.push(entry(0), &mut pool));
+            queue.push(message, &mut pool);
+            let bars = |handle| handle == message.handle;
+            assert_eq!(queue.find_mut(7, 0, |_| true, |_| false).copied(), Some(edit));
+            assert_eq!(queue.find_mut(7, 0, |_| true, bars), None);
+            let newer = entry(7);
+            queue.push(newer, &mut pool);
+            assert_eq!(queue.find_mut(7, 0, |_| true, bars).copied(), Some(newer));
         }
     }
 

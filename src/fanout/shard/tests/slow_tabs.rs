@@ -124,6 +124,30 @@ fn the_newest_edit_replaces_the_queued_one_in_its_place_also_when_the_queue_is_n
 }
 
 #[test]
+fn an_edit_never_gets_in_front_of_its_message_by_one_that_came_early() {
+    for between in [0, 3] {
+        let mut rig = Rig::new(1);
+        let tab = rig.tab(0, "u");
+        let said = message("said");
+        let id = said.message_id().unwrap();
+        // Another node's edit overtook the message on its way here.
+        rig.post("u", &edit(id, "early"));
+        for _ in 0..between {
+            rig.post("u", &message("between"));
+        }
+        rig.post("u", &said);
+        rig.post("u", &edit(id, "late"));
+        rig.post("u", &edit(id, "last"));
+        rig.turn();
+        let texts = rig.texts(tab);
+        assert_eq!(
+            (texts[0].as_str(), &texts[texts.len() - 2..]),
+            ("early", &["said".to_owned(), "last".to_owned()][..])
+        );
+    }
+}
+
+#[test]
 fn coalescing_is_each_tabs_own_matter() {
     let mut rig = small();
     let (fast, slow) = (rig.tab(0, "u"), rig.tab(0, "u"));
