@@ -339,8 +339,15 @@ impl Engine {
             return here(hub.post(channel, frame)?);
         }
         let sequence = self.sequence(channel);
-        let mut delivery = hub.post(channel, frame)?;
-        let forwarded = broker.forward(*node, channel, frame);
+        let forward = || broker.forward(*node, channel, frame);
+        let (mut delivery, forwarded) = match channel {
+            // What the others refuse is refused: it may not be kept here for whoever comes back.
+            ChannelId::User(user) if !hub.registry().is_online(user) => match forward() {
+                Ok(forwarded) => (hub.post_or_keep(user, frame), Ok(forwarded)),
+                Err(SpoolFull) => return Ok(Err(PublishError::SpoolFull)),
+            },
+            _ => (hub.post(channel, frame)?, forward()),
+        };
         drop(sequence);
         match forwarded {
             Ok(Forwarded::Now(nodes)) => {
@@ -527,6 +534,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::broker::BrokerFuture;
     use crate::fanout::session::Identity;
     use crate::fanout::shard::{Opening, Shard, Wire};
     use crate::id::MessageId;
@@ -626,6 +634,52 @@ mod tests {
         drop(shards);
         assert_eq!(engines[1].try_publish(&ann(), message("x")).unwrap().nodes, 0);
         assert_eq!(engines[0].metrics().engine.refused_forwards.value(), 0);
+    }
+
+    /// A broker that takes nothing.
+    struct FullBroker;
+
+    impl Broker for FullBroker {
+        fn attach(&self, _peer: &Arc<dyn Peer>) -> NodeId {
+            NodeId::new(0)
+        }
+
+        fn wants(&self, _node: NodeId, _channel: &ChannelId, _kind: Kind) -> bool {
+            true
+        }
+
+        fn forward(&self, _from: NodeId, _channel: &ChannelId, _frame: &Frame) -> Result<Forwarded, SpoolFull> {
+            Err(SpoolFull)
+        }
+
+        fn is_online_elsewhere<'a>(&'a self, _from: NodeId, _user: &'a UserId) -> BrokerFuture<'a, bool> {
+            Box::pin(std::future::ready(false))
+        }
+
+        fn end_elsewhere<'a>(&'a self, _: NodeId, _: &'a UserId, _: Disconnect) -> BrokerFuture<'a, usize> {
+            Box::pin(std::future::ready(0))
+        }
+
+        fn users_elsewhere(&self, _from: NodeId, _limit: usize) -> BrokerFuture<'_, Option<Vec<OnlineUser>>> {
+            Box::pin(std::future::ready(None))
+        }
+    }
+
+    #[test]
+    fn what_the_other_nodes_have_no_room_for_is_kept_for_nobody() {
+        let settings = EngineSettings { shards: 1, ..EngineSettings::default() };
+        let engine = Engine::with_broker(settings, Arc::new(FullBroker));
+        #[expect(clippy::disallowed_methods, reason = "an arbitrary start")]
+        let now = Instant::now();
+        let mut shard = Shard::new(Arc::clone(engine.hub()), 0, SessionLimits::default(), usize::MAX, now);
+        let identity = Identity::new(UserId::parse("ann").unwrap(), engine.now());
+        let address = shard.open(Opening::new(identity, Wire::WebSocket), |_| None).unwrap();
+        assert_eq!(engine.try_publish(&ann(), message("posted here")).unwrap().tabs, 1);
+        shard.handle_lost(address.slot(), Disconnect::ConnectionLost);
+        assert_eq!(engine.try_publish(&ann(), message("refused")), Err(PublishError::SpoolFull));
+        let kept = engine.hub().history(&ann());
+        let texts: Vec<_> = kept.iter().map(|frame| String::from_utf8_lossy(frame.json()).into_owned()).collect();
+        assert!(texts.len() == 1 && texts[0].contains("posted here"), "nothing was posted: {texts:?}");
     }
 
     #[tokio::test]

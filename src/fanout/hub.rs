@@ -227,22 +227,26 @@ impl Hub {
             ChannelId::Stream(request) => {
                 let (delivery, mirror) = self.streams.offer(self, request, frame)?;
                 if let Some(user) = mirror {
-                    self.mirror(&user, frame);
+                    // Its reader has it: what comes of this is not asked.
+                    let _ = self.post_or_keep(&user, frame);
                 }
                 Ok(delivery)
             }
         }
     }
 
-    /// Shows a stream's frame to its owner's tabs too. Its reader has it: where there is no room for it, tabs miss it, and
-    /// get it when they come back.
-    fn mirror(&self, user: &UserId, frame: &Frame) {
+    /// Posts a frame to a user although it cannot be refused any more, as others have it: where there is no room for it,
+    /// tabs miss it, and get it when they come back.
+    pub(crate) fn post_or_keep(&self, user: &UserId, frame: &Frame) -> Delivery {
         let channel = ChannelId::User(user.clone());
-        if self.post_to_user(&channel, user, frame) == Err(Full) && self.stripes.keeps(frame) {
-            let mut displaced = Displaced::new();
-            let mut stripe = self.stripes.hold(&channel);
-            self.stripes.keep(&mut stripe, user, frame, Presence::Present, &mut displaced);
-        }
+        self.post_to_user(&channel, user, frame).unwrap_or_else(|Full| {
+            if self.stripes.keeps(frame) {
+                let mut displaced = Displaced::new();
+                let mut stripe = self.stripes.hold(&channel);
+                self.stripes.keep(&mut stripe, user, frame, Presence::Present, &mut displaced);
+            }
+            nobody(Nobody::Offline)
+        })
     }
 
     /// With recovery, the look-up, the pushes and the keeping are one step: see [`Stripes`].
