@@ -1,0 +1,578 @@
+//! What must hold, whatever happens. The oracle is told what was published where and when, who came and went, and what each
+//! client read; it knows nothing of how the code under test does it. Each invariant is one function.
+//!
+//! Every node posts in one order of its own: a publication's *place* on a node is the number of its post there. All that
+//! was posted before `handled` has been through the shards.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tabcast::fanout::shard::Wire;
+use tabcast::id::MessageId;
+use tabcast::proto::disconnect::Disconnect;
+
+use super::Violation;
+use super::reader::{Got, Json};
+
+/// Users come first among the channels, then rooms.
+pub(crate) const USERS: usize = 4;
+pub(crate) const ROOMS: usize = 3;
+
+/// Ids that a client remembers as its position.
+pub(crate) const POSITIONS_MAX: usize = 16;
+
+/// Why a session may end although all that was queued for it before is still written.
+const GRACEFUL: [Disconnect; 4] =
+    [Disconnect::ServiceRestart, Disconnect::Kicked, Disconnect::TokenExpired, Disconnect::PolicyViolation];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum What {
+    Message,
+    File,
+    /// Of that publication.
+    Edit(usize),
+    Typing,
+}
+
+impl What {
+    fn is_ordered(self) -> bool {
+        matches!(self, Self::Message | Self::File)
+    }
+}
+
+pub(crate) struct Publication {
+    pub(crate) channel: usize,
+    pub(crate) what: What,
+    pub(crate) id: MessageId,
+    origin: usize,
+    /// Its place on each node that posted it.
+    places: BTreeMap<usize, u64>,
+}
+
+/// A stretch of one node's order that reaches a tab.
+#[derive(Debug, Clone, Copy)]
+struct Stay {
+    /// From here on a post may reach it, and from there on it must.
+    may_from: u64,
+    must_from: u64,
+    /// Before here a post must reach it, and before there it may; none while it lasts.
+    must_until: u64,
+    may_until: u64,
+}
+
+impl Stay {
+    fn new(may_from: u64, must_from: u64) -> Self {
+        Self { may_from, must_from, must_until: u64::MAX, may_until: u64::MAX }
+    }
+
+    fn may(&self, place: u64) -> bool {
+        (self.may_from..self.may_until).contains(&place)
+    }
+
+    fn must(&self, place: u64) -> bool {
+        self.may(place) && (self.must_from..self.must_until).contains(&place)
+    }
+
+    fn end(&mut self, must_until: u64, may_until: u64) {
+        self.must_until = self.must_until.min(must_until);
+        self.may_until = self.may_until.min(may_until);
+    }
+}
+
+/// What a tab knows of one channel.
+#[derive(Debug, Default)]
+struct Reading {
+    stays: Vec<Stay>,
+    /// The place of the last ordered frame that it read.
+    last: Option<u64>,
+    /// Of each message, the place of the edit that it read last.
+    edits: BTreeMap<usize, u64>,
+}
+
+impl Reading {
+    fn may(&self, place: u64) -> bool {
+        self.stays.iter().any(|stay| stay.may(place))
+    }
+
+    fn must(&self, place: u64) -> bool {
+        self.stays.iter().any(|stay| stay.must(place))
+    }
+}
+
+/// Where a tab that came back goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Replay {
+    /// It did not come back.
+    Fresh,
+    /// Behind the place of the position that it named; a gap may still be told.
+    Expected,
+    Gap,
+}
+
+/// What was left for a client when its connection was over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// Nothing.
+    Flushed,
+    /// Something that it was too slow to take.
+    Slow,
+    /// Something that it would have taken.
+    Unwritten,
+}
+
+/// One session, from its opening to the end of its connection.
+pub(crate) struct Tab {
+    pub(crate) node: usize,
+    pub(crate) user: usize,
+    pub(crate) wire: Wire,
+    opened_at: u64,
+    replay: Replay,
+    channels: BTreeMap<usize, Reading>,
+    /// Rooms that it is in, by what it asked for.
+    pub(crate) rooms: BTreeSet<usize>,
+    /// Publishers find it.
+    pub(crate) is_listed: bool,
+    /// What had been through its shard for certain when they no longer did.
+    handled: u64,
+    /// Why it may have ended. Empty while it has not, or while a drain is yet to end it.
+    pub(crate) reasons: Vec<Disconnect>,
+    /// What it read last, oldest first.
+    pub(crate) positions: Vec<MessageId>,
+    /// What it sent and was not answered yet.
+    pub(crate) asked: BTreeSet<String>,
+    /// All that it ever sent: nobody else's answers may reach it.
+    pub(crate) said: BTreeSet<String>,
+    pub(crate) close_code: Option<u16>,
+    /// Its client reset the connection, closed it or broke the protocol: what it misses is its own doing.
+    pub(crate) is_own_end: bool,
+}
+
+/// One node's order.
+#[derive(Default)]
+struct Log {
+    next: u64,
+    handled: u64,
+    channels: BTreeMap<usize, Vec<(u64, usize)>>,
+    kicks: Vec<(usize, u64)>,
+    /// Of what came from each node for each channel, the newest publication.
+    newest: BTreeMap<(usize, usize), usize>,
+}
+
+#[derive(Default)]
+pub(crate) struct Oracle {
+    pub(crate) publications: Vec<Publication>,
+    pub(crate) tabs: Vec<Tab>,
+    logs: Vec<Log>,
+    /// Who is owed a publication that another node forwarded.
+    owed: BTreeSet<(usize, usize)>,
+}
+
+type Checked = Result<(), Violation>;
+
+fn violation<T>(invariant: &'static str, text: String) -> Result<T, Violation> {
+    Err(Violation::new(invariant, text))
+}
+
+impl Oracle {
+    pub(crate) fn add_node(&mut self) {
+        self.logs.push(Log::default());
+    }
+
+    /// A number for what is about to be published.
+    pub(crate) fn publish(&mut self, origin: usize, channel: usize, what: What, id: MessageId) -> usize {
+        self.publications.push(Publication { channel, what, id, origin, places: BTreeMap::new() });
+        self.publications.len() - 1
+    }
+
+    /// It was posted on a node: nobody may have posted it there before, and nothing of its publisher behind it.
+    pub(crate) fn posted(&mut self, node: usize, number: usize) -> Checked {
+        self.owed.remove(&(number, node));
+        let publication = &mut self.publications[number];
+        let log = &mut self.logs[node];
+        let place = log.next;
+        if publication.places.insert(node, place).is_some() {
+            return violation("none_doubled_between_nodes", format!("#{number} came to node {node} twice"));
+        }
+        let newest = log.newest.entry((publication.origin, publication.channel)).or_insert(number);
+        if *newest > number {
+            let text = format!("#{number} came to node {node} behind #{newest} of the same publisher");
+            return violation("order_holds_in_each_channel", text);
+        }
+        *newest = number;
+        log.next += 1;
+        log.channels.entry(publication.channel).or_default().push((place, number));
+        Ok(())
+    }
+
+    /// Other nodes are to get it: those that have the user, and all for a room.
+    pub(crate) fn forwarded(&mut self, number: usize, nodes: impl Iterator<Item = usize>) {
+        let Publication { channel, origin, what, .. } = self.publications[number];
+        let tabs = &self.tabs;
+        let has_user = |node: &usize| tabs.iter().any(|tab| tab.node == *node && tab.user == channel && tab.is_listed);
+        // A typing sign has no number that could be read on the other side.
+        let is_owed = |node: &usize| *node != origin && what != What::Typing && (channel >= USERS || has_user(node));
+        self.owed.extend(nodes.filter(is_owed).map(|node| (number, node)));
+    }
+
+    pub(crate) fn forget_node(&mut self, node: usize) {
+        self.owed.retain(|(_, owed)| *owed != node);
+    }
+
+    pub(crate) fn forget_from(&mut self, node: usize) {
+        let publications = &self.publications;
+        self.owed.retain(|(number, _)| publications[*number].origin != node);
+    }
+
+    /// All that is owed between nodes has come, but for what the server lost.
+    pub(crate) fn nothing_is_owed_between_nodes(&self, has_lost: impl Fn(usize, usize) -> bool) -> Checked {
+        match self.owed.iter().find(|(number, node)| !has_lost(*number, *node)) {
+            Some((number, node)) => violation(
+                "frames_between_nodes_are_lost_by_the_server_only",
+                format!("#{number} never came to node {node}"),
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// All that was posted on a node so far has been through its shards.
+    pub(crate) fn handled(&mut self, node: usize) {
+        self.logs[node].handled = self.logs[node].next;
+    }
+
+    pub(crate) fn kicked(&mut self, node: usize, user: usize) {
+        let log = &mut self.logs[node];
+        log.kicks.push((user, log.next));
+        // The kick has a place of its own: what was posted before it is not what comes after it.
+        log.next += 1;
+    }
+
+    /// Tabs that a post reaches now: what the publisher must be told.
+    pub(crate) fn addressed(&self, node: usize, channel: usize) -> usize {
+        let is_addressed =
+            |tab: &&Tab| tab.node == node && tab.is_listed && (tab.user == channel || tab.rooms.contains(&channel));
+        self.tabs.iter().filter(is_addressed).count()
+    }
+
+    /// How many tabs publishers find on a node.
+    pub(crate) fn listed_on(&self, node: usize) -> usize {
+        self.tabs.iter().filter(|tab| tab.node == node && tab.is_listed).count()
+    }
+
+    pub(crate) fn listed(&self, node: usize, user: usize) -> impl Iterator<Item = usize> + '_ {
+        let is_listed = move |tab: &Tab| tab.node == node && tab.user == user && tab.is_listed;
+        self.tabs.iter().enumerate().filter(move |(_, tab)| is_listed(tab)).map(|(number, _)| number)
+    }
+
+    /// A tab opened. `positions` are what its client has, newest first; None if it names none.
+    pub(crate) fn opened(&mut self, node: usize, user: usize, wire: Wire, positions: Option<&[MessageId]>) -> usize {
+        let log = &self.logs[node];
+        let kept = log.channels.get(&user);
+        let place = |id: &MessageId| {
+            let is_it = |(_, number): &&(u64, usize)| {
+                self.publications[*number].id == *id && self.publications[*number].what.is_ordered()
+            };
+            kept.and_then(|posts| posts.iter().rfind(is_it)).map(|(place, _)| *place)
+        };
+        let position = positions.map(|positions| positions.iter().find_map(place));
+        let (from, replay) = match position {
+            None => (log.next, Replay::Fresh),
+            Some(Some(place)) => (place + 1, Replay::Expected),
+            // Nothing that the node knows: it has to say so.
+            Some(None) => (log.next, Replay::Expected),
+        };
+        let reading = Reading { stays: vec![Stay::new(from, from)], ..Reading::default() };
+        self.tabs.push(Tab {
+            node,
+            user,
+            wire,
+            opened_at: log.next,
+            replay,
+            channels: BTreeMap::from([(user, reading)]),
+            rooms: BTreeSet::new(),
+            is_listed: true,
+            handled: 0,
+            reasons: Vec::new(),
+            positions: positions.map(|ids| ids.iter().rev().copied().collect()).unwrap_or_default(),
+            asked: BTreeSet::new(),
+            said: BTreeSet::new(),
+            close_code: None,
+            is_own_end: false,
+        });
+        self.tabs.len() - 1
+    }
+
+    pub(crate) fn joined(&mut self, tab: usize, room: usize) {
+        let tab = &mut self.tabs[tab];
+        let log = &self.logs[tab.node];
+        if tab.rooms.insert(room) {
+            tab.channels.entry(room).or_default().stays.push(Stay::new(log.handled, log.next));
+        }
+    }
+
+    pub(crate) fn left(&mut self, tab: usize, room: usize) {
+        let tab = &mut self.tabs[tab];
+        let log = &self.logs[tab.node];
+        if tab.rooms.remove(&room)
+            && let Some(stay) = tab.channels.entry(room).or_default().stays.last_mut()
+        {
+            stay.end(log.handled, log.next);
+        }
+    }
+
+    /// Publishers find it no more. `reasons` are why sessions of its shard ended just now. A drain ends it later, and lets
+    /// come before what is on its way.
+    pub(crate) fn unlisted(&mut self, number: usize, reasons: &[Disconnect], is_draining: bool) {
+        let tab = &mut self.tabs[number];
+        let log = &self.logs[tab.node];
+        tab.is_listed = false;
+        let is_kick = |(user, place): &&(usize, u64)| *user == tab.user && *place >= tab.opened_at;
+        let kick = log.kicks.iter().filter(is_kick).map(|(_, place)| *place).min();
+        tab.handled = log.handled.max(kick.filter(|_| reasons == [Disconnect::Kicked]).unwrap_or_default());
+        let must_until = if is_draining { log.next } else { tab.handled };
+        for (channel, reading) in &mut tab.channels {
+            // Who shares its shard may still be in the room: until it is told to go it hears what they hear.
+            let may_until = if is_draining && *channel >= USERS { u64::MAX } else { log.next };
+            reading.stays.iter_mut().for_each(|stay| stay.end(must_until, may_until));
+        }
+        self.ended_for(number, reasons);
+    }
+
+    /// Sessions of its shard ended for these reasons, and it may be one of them.
+    pub(crate) fn ended_for(&mut self, tab: usize, reasons: &[Disconnect]) {
+        let tab = &mut self.tabs[tab];
+        tab.reasons.extend(reasons);
+        if tab.reasons.iter().any(|reason| *reason != Disconnect::ServiceRestart) {
+            // It did not end as a drain ends it: what was on its way may have come too late.
+            for reading in tab.channels.values_mut() {
+                reading.stays.iter_mut().for_each(|stay| stay.end(tab.handled, u64::MAX));
+            }
+        }
+    }
+
+    /// What a client got, one by one.
+    pub(crate) fn read(&mut self, number: usize, got: &Got) -> Checked {
+        match got {
+            Got::Json(json, position) => match json.kind.as_str() {
+                "message" | "file" | "edit" => self.read_frame(number, json, position.as_deref()),
+                "gap" => self.read_gap(number, json),
+                "typing" | "draining" => Ok(()),
+                "ack" | "error" | "pong" => {
+                    let Some(id) = &json.client_id else { return Ok(()) };
+                    let tab = &mut self.tabs[number];
+                    tab.asked.remove(id);
+                    if !tab.said.contains(id) {
+                        return violation("no_frame_to_a_wrong_user", format!("tab {number} got the answer to {id}"));
+                    }
+                    Ok(())
+                }
+                kind => violation("no_frame_to_a_wrong_user", format!("tab {number} got a frame of type {kind}")),
+            },
+            Got::Pong(payload) => {
+                let payload = String::from_utf8_lossy(payload).into_owned();
+                if !self.tabs[number].said.contains(&payload) {
+                    return violation("no_frame_to_a_wrong_user", format!("tab {number} got the pong of {payload}"));
+                }
+                Ok(())
+            }
+            Got::Close(code) => self.close_says_why(number, *code),
+            Got::Ping(_) | Got::KeepAlive | Got::Retry | Got::LastChunk => Ok(()),
+        }
+    }
+
+    fn read_gap(&mut self, number: usize, json: &Json) -> Checked {
+        let tab = &mut self.tabs[number];
+        if json.reason.as_deref() == Some("unknown_position") {
+            let reading = tab.channels.entry(tab.user).or_default();
+            if tab.replay != Replay::Expected || reading.last.is_some() {
+                return violation("a_replay_is_whole_or_there_is_a_gap", format!("tab {number} is told of a gap late"));
+            }
+            tab.replay = Replay::Gap;
+            for stay in &mut reading.stays {
+                (stay.may_from, stay.must_from) = (tab.opened_at, tab.opened_at);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_frame(&mut self, number: usize, json: &Json, position: Option<&str>) -> Checked {
+        let text = json.text.as_deref().or(json.filename.as_deref()).unwrap_or_default();
+        let named =
+            text.strip_prefix('#').and_then(|text| text.split(' ').next()).and_then(|n| n.parse::<usize>().ok());
+        let Some(publication) = named.filter(|named| *named < self.publications.len()) else {
+            return violation("no_frame_to_a_wrong_user", format!("tab {number} got what nobody published: {text}"));
+        };
+        let Publication { channel, what, id, ref places, .. } = self.publications[publication];
+        let tab = &self.tabs[number];
+        let Some(place) = places.get(&tab.node).copied() else {
+            let text = format!("tab {number} got #{publication}, which was never posted on its node");
+            return violation("what_was_refused_reaches_nobody", text);
+        };
+        if json.id.as_deref() != Some(id.to_string().as_str()) {
+            return violation("no_frame_is_torn", format!("#{publication} has the id {:?}", json.id));
+        }
+        if let (Some(data), Some(size)) = (&json.data, json.size)
+            && data.len() != size.div_ceil(3) * 4
+        {
+            return violation("no_frame_is_torn", format!("#{publication} has {} of {size} bytes", data.len()));
+        }
+        let is_position = what.is_ordered() && tab.wire == Wire::EventStream;
+        if is_position != position.is_some() {
+            return violation("positions_are_of_ordered_frames", format!("#{publication} came with {position:?}"));
+        }
+        self.no_frame_to_a_wrong_user(number, publication, channel, place)?;
+        if what.is_ordered() {
+            self.none_doubled_and_order_holds(number, publication, channel, place)?;
+            self.ordered_frames_are_lost_only_at_the_end(number, publication, channel, place)?;
+            let tab = &mut self.tabs[number];
+            tab.channels.entry(channel).or_default().last = Some(place);
+            tab.positions.push(id);
+            let from = tab.positions.len().saturating_sub(POSITIONS_MAX);
+            tab.positions.drain(..from);
+        } else if let What::Edit(message) = what {
+            self.edits_go_forward_behind_their_message(number, publication, message, place)?;
+            self.tabs[number].channels.entry(channel).or_default().edits.insert(message, place);
+        }
+        Ok(())
+    }
+
+    fn no_frame_to_a_wrong_user(&self, number: usize, publication: usize, channel: usize, place: u64) -> Checked {
+        let tab = &self.tabs[number];
+        let may = tab.channels.get(&channel).is_some_and(|reading| reading.may(place));
+        if !may {
+            let text = format!(
+                "tab {number} of user {} got #{publication}, which was for channel {channel} at {place} of node {}: {:?}",
+                tab.user,
+                tab.node,
+                tab.channels.get(&channel)
+            );
+            return violation("no_frame_to_a_wrong_user", text);
+        }
+        Ok(())
+    }
+
+    fn none_doubled_and_order_holds(&self, number: usize, publication: usize, channel: usize, place: u64) -> Checked {
+        match self.tabs[number].channels[&channel].last {
+            Some(last) if last == place => violation("none_doubled", format!("tab {number} got #{publication} twice")),
+            Some(last) if last > place => {
+                let text = format!("tab {number} got #{publication} at {place} behind what was posted at {last}");
+                violation("order_holds_in_each_channel", text)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Nothing that had to reach the tab lies between what it read last and what it reads now.
+    fn ordered_frames_are_lost_only_at_the_end(
+        &self,
+        number: usize,
+        publication: usize,
+        channel: usize,
+        place: u64,
+    ) -> Checked {
+        match self.first_missed(number, channel, place) {
+            Some(missed) => {
+                let text = format!("tab {number} got #{publication} and not #{missed}, which came before it");
+                violation("ordered_frames_are_lost_only_with_a_cut", text)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The first ordered publication before `until` that the tab had to read behind what it read last.
+    fn first_missed(&self, number: usize, channel: usize, until: u64) -> Option<usize> {
+        let tab = &self.tabs[number];
+        let reading = tab.channels.get(&channel)?;
+        let posts = self.logs[tab.node].channels.get(&channel)?;
+        let is_missed = |(place, publication): &&(u64, usize)| {
+            *place < until
+                && reading.last.is_none_or(|last| *place > last)
+                && self.publications[*publication].what.is_ordered()
+                && reading.must(*place)
+        };
+        posts.iter().find(is_missed).map(|(_, publication)| *publication)
+    }
+
+    fn edits_go_forward_behind_their_message(
+        &self,
+        number: usize,
+        publication: usize,
+        message: usize,
+        place: u64,
+    ) -> Checked {
+        let tab = &self.tabs[number];
+        let reading = &tab.channels[&self.publications[publication].channel];
+        if reading.edits.get(&message).is_some_and(|last| *last >= place) {
+            let text = format!("tab {number} got the edit #{publication} of #{message} behind a newer one");
+            return violation("edits_go_forward", text);
+        }
+        let posted = self.publications[message].places.get(&tab.node).copied();
+        let is_early = posted.is_some_and(|posted| {
+            posted < place && reading.must(posted) && reading.last.is_none_or(|last| last < posted)
+        });
+        if is_early {
+            let text = format!("tab {number} got the edit #{publication} before its message #{message}");
+            return violation("an_edit_never_comes_before_its_message", text);
+        }
+        Ok(())
+    }
+
+    fn close_says_why(&mut self, number: usize, code: u16) -> Checked {
+        let tab = &mut self.tabs[number];
+        tab.close_code = Some(code);
+        if tab.is_listed || !tab.reasons.iter().any(|reason| reason.close_code() == code) {
+            let text = format!("tab {number} was closed with {code}, and ended for {:?}", tab.reasons);
+            return violation("whoever_is_gone_was_told_why", text);
+        }
+        Ok(())
+    }
+
+    /// The connection is over. `is_told` says that its client read an end of it.
+    pub(crate) fn gone(&self, number: usize, left: Left, is_told: bool) -> Checked {
+        let tab = &self.tabs[number];
+        if tab.is_listed {
+            return violation("whoever_is_gone_was_told_why", format!("tab {number} is gone and still registered"));
+        }
+        match left {
+            _ if tab.is_own_end => Ok(()),
+            Left::Slow => Ok(()),
+            Left::Flushed if is_told && tab.reasons.iter().all(|reason| GRACEFUL.contains(reason)) => {
+                self.all_that_had_to_come_has_come(number)
+            }
+            Left::Flushed if is_told => Ok(()),
+            Left::Flushed | Left::Unwritten => {
+                violation("whoever_is_gone_was_told_why", format!("tab {number} ended without an end: {left:?}"))
+            }
+        }
+    }
+
+    /// Nothing is on its way to the tab any more.
+    pub(crate) fn all_that_had_to_come_has_come(&self, number: usize) -> Checked {
+        let tab = &self.tabs[number];
+        for (channel, reading) in &tab.channels {
+            if let Some(missed) = self.first_missed(number, *channel, u64::MAX) {
+                let text = format!("tab {number} ({:?}, {:?}) never got #{missed}", tab.reasons, tab.wire);
+                return violation("ordered_frames_are_lost_only_with_a_cut", text);
+            }
+            for (place, publication) in self.logs[tab.node].channels.get(channel).into_iter().flatten() {
+                if let What::Edit(message) = self.publications[*publication].what
+                    && reading.must(*place)
+                    && reading.edits.get(&message).is_none_or(|last| last < place)
+                {
+                    let text = format!("tab {number} never got #{publication}, the last edit of #{message}");
+                    return violation("the_last_edit_arrives", text);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every session that was kicked is over.
+    pub(crate) fn whoever_was_kicked_is_gone(&self) -> Checked {
+        for (number, tab) in self.tabs.iter().enumerate().filter(|(_, tab)| tab.is_listed) {
+            let is_kick = |(user, place): &&(usize, u64)| *user == tab.user && *place >= tab.opened_at;
+            if self.logs[tab.node].kicks.iter().find(is_kick).is_some() {
+                return violation("whoever_was_kicked_is_gone", format!("tab {number} was kicked, and is there"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,653 @@
+//! One world: its nodes, its clients, and what a seed lets them do.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use tabcast::broker::Broker;
+use tabcast::broker::memory::MemoryBroker;
+use tabcast::engine::{Engine, EngineSettings};
+use tabcast::fanout::hub::Drain;
+use tabcast::fanout::session::{Address, Identity, RoomGrant};
+use tabcast::fanout::shard::{OpenError, Opening, Resume, Shard, Wire};
+use tabcast::id::{ChannelId, MessageId, RoomName, UserId};
+use tabcast::platform::inbound::InboundLimits;
+use tabcast::proto::delivery::PublishError;
+use tabcast::proto::disconnect::Disconnect;
+use tabcast::proto::event::{Event, Notice, Timestamp};
+use tabcast::proto::frame::{self, Frame};
+use tabcast::proto::limits::{FileLimits, HubLimits, RecoveryLimits, SessionLimits};
+
+use super::client::{Client, Ear, Pace};
+use super::dice::Dice;
+use super::network::{Arrived, Network};
+use super::oracle::{Oracle, ROOMS, USERS, What};
+use super::reader::Parsed;
+use super::trace::{Counts, Trace};
+use super::{Violation, ending, stepping};
+
+/// Connections of one world at once.
+const CLIENTS_MAX: usize = 18;
+
+/// One node: its engine, and its shards with what understands their tabs.
+pub(crate) struct Node {
+    pub(crate) engine: Engine,
+    pub(crate) shards: Vec<Shard>,
+    pub(crate) ears: Vec<Ear>,
+    /// Sessions that each shard has ended so far, by reason.
+    pub(crate) ended: Vec<[u64; Disconnect::ALL.len()]>,
+    pub(crate) refused_forwards: u64,
+    pub(crate) is_draining: bool,
+}
+
+/// A client that went away and may come back.
+pub(crate) struct Absent {
+    pub(crate) node: usize,
+    pub(crate) user: usize,
+    pub(crate) wire: Wire,
+    pub(crate) positions: Vec<MessageId>,
+}
+
+/// What a person said, on its way to the worker.
+struct Handed {
+    node: usize,
+    address: Address,
+    user: usize,
+    client_id: Option<Box<str>>,
+}
+
+pub(crate) enum Between {
+    Memory(Arc<MemoryBroker>),
+    Network(Arc<Network>),
+}
+
+pub(crate) struct World {
+    pub(crate) dice: Dice,
+    pub(crate) oracle: Oracle,
+    pub(crate) trace: Trace,
+    pub(crate) parsed: Parsed,
+    /// None: it is gone.
+    pub(crate) nodes: Vec<Option<Node>>,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) absent: Vec<Absent>,
+    handed: Vec<Handed>,
+    pub(crate) between: Between,
+    pub(crate) settings: EngineSettings,
+    pub(crate) bytes_budget: usize,
+    /// Of the largest frame so far, on any wire.
+    pub(crate) largest_frame: usize,
+    start: Instant,
+    pub(crate) elapsed: Duration,
+    pub(crate) is_hostile: bool,
+}
+
+pub(crate) fn channel_id(channel: usize) -> ChannelId {
+    match channel.checked_sub(USERS) {
+        None => ChannelId::User(user_id(channel)),
+        Some(room) => ChannelId::Room(RoomName::parse(&format!("r{room}")).unwrap()),
+    }
+}
+
+pub(crate) fn user_id(user: usize) -> UserId {
+    UserId::parse(&format!("u{user}")).unwrap()
+}
+
+/// The number of a channel, from its id.
+pub(crate) fn channel_of(channel: &ChannelId) -> usize {
+    let number: usize = channel.key()[1..].parse().unwrap();
+    if matches!(channel, ChannelId::Room(_)) { USERS + number } else { number }
+}
+
+fn settings(dice: &mut Dice) -> EngineSettings {
+    let sessions = SessionLimits {
+        queue_frames_max: dice.between(3, 24),
+        queue_bytes_max: dice.between(600, 8_000),
+        message_bytes_max: 1_500,
+        text_chars_max: 500,
+        rooms_max: dice.between(1, ROOMS),
+        heartbeat_interval: Duration::from_secs(6),
+        heartbeat_timeout: Duration::from_secs(4),
+        close_timeout: Duration::from_secs(3),
+        bad_frames_max: 4,
+        ..SessionLimits::default()
+    };
+    let recovery = RecoveryLimits {
+        frames_max: [0, 4, 16, 16][dice.below(4)],
+        bytes_max: dice.between(1_000, 8_000),
+        lifetime: Duration::from_secs(20),
+        ..RecoveryLimits::default()
+    };
+    let hub = HubLimits {
+        inbox_posts_max: if dice.one_in(3) { dice.between(4, 16) } else { 256 },
+        inbox_bytes_max: if dice.one_in(3) { dice.between(2_000, 8_000) } else { 1 << 20 },
+        tabs_per_user_max: dice.between(3, 8),
+        recovery,
+        file_bytes_max: 20_000,
+        inbound_bytes_max: dice.between(2_000, 6_000),
+        deflate_bytes_min: 150,
+        ..HubLimits::default()
+    };
+    let (shards, files) = (dice.between(1, 3), FileLimits::default());
+    EngineSettings { shards, sessions, hub, files, publish_deadline: Duration::from_secs(1) }
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut dice = Dice::new(seed);
+        #[expect(clippy::disallowed_methods, reason = "an arbitrary start; the world moves time itself")]
+        let start = Instant::now();
+        let settings = settings(&mut dice);
+        let budget = if dice.one_in(3) { frame::live_bytes() + dice.between(6_000, 40_000) } else { usize::MAX };
+        let between = if dice.one_in(4) {
+            Between::Memory(Arc::new(MemoryBroker::default()))
+        } else {
+            Between::Network(Network::new(dice.between(3, 200)))
+        };
+        let mut world = Self {
+            dice,
+            oracle: Oracle::default(),
+            trace: Trace::default(),
+            parsed: Parsed::new(),
+            nodes: Vec::new(),
+            clients: Vec::new(),
+            absent: Vec::new(),
+            handed: Vec::new(),
+            between,
+            settings,
+            bytes_budget: budget,
+            largest_frame: 0,
+            start,
+            elapsed: Duration::ZERO,
+            is_hostile: true,
+        };
+        for _ in 0..world.dice.between(1, 3) {
+            world.start_node();
+        }
+        world
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.start + self.elapsed
+    }
+
+    fn start_node(&mut self) {
+        let broker: Arc<dyn Broker> = match &self.between {
+            Between::Memory(broker) => Arc::clone(broker) as Arc<dyn Broker>,
+            Between::Network(network) => Arc::clone(network) as Arc<dyn Broker>,
+        };
+        let settings = self.settings.clone();
+        let engine = Engine::with_broker(settings.clone(), broker);
+        let indexes = 0..u16::try_from(settings.shards).unwrap();
+        let shard = |index| {
+            Shard::new(Arc::clone(engine.hub()), index, settings.sessions.clone(), self.bytes_budget, self.now())
+        };
+        let shards: Vec<Shard> = indexes.map(shard).collect();
+        let ears = shards.iter().map(|_| Ear::new(InboundLimits::from(&settings.sessions))).collect();
+        let ended = vec![[0; Disconnect::ALL.len()]; shards.len()];
+        self.nodes.push(Some(Node { engine, shards, ears, ended, refused_forwards: 0, is_draining: false }));
+        self.oracle.add_node();
+    }
+
+    pub(crate) fn live_nodes(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|node| self.nodes[*node].is_some()).collect()
+    }
+
+    pub(crate) fn node(&mut self, node: usize) -> &mut Node {
+        self.nodes[node].as_mut().expect("only a live node does anything")
+    }
+
+    pub(crate) fn live_clients(&self) -> Vec<usize> {
+        (0..self.clients.len()).filter(|client| !self.clients[*client].is_gone).collect()
+    }
+
+    /// The whole life of the world.
+    pub(crate) fn live(&mut self) -> Result<(), Violation> {
+        for _ in 0..3 {
+            self.open()?;
+        }
+        for _ in 0..self.dice.between(60, 160) {
+            self.act()?;
+            stepping::pump(self)?;
+        }
+        ending::finish(self)
+    }
+
+    fn act(&mut self) -> Result<(), Violation> {
+        match self.dice.weighted(&[10, 30, 7, 24, 2, 6, 4, 12, 1, 4, 3, 2, 1]) {
+            0 => self.open()?,
+            1 => drop(self.publish_something()?),
+            2 => self.burst()?,
+            3 => self.let_client_speak(),
+            4 => self.attack(),
+            5 => self.change_pace(),
+            6 => self.end_a_connection()?,
+            7 => self.come_back()?,
+            8 => self.kick()?,
+            9 => self.hand_on()?,
+            10 => self.disturb_the_network(),
+            11 => self.drain_or_replace()?,
+            _ => self.crash()?,
+        }
+        if self.dice.one_in(3) {
+            let millis = if self.dice.one_in(12) { 8_000 } else { self.dice.between(50, 1_500) as u64 };
+            stepping::pass_time(self, Duration::from_millis(millis))?;
+        }
+        Ok(())
+    }
+
+    fn pick_node(&mut self) -> usize {
+        let nodes = self.live_nodes();
+        self.dice.pick(&nodes).expect("there is always a node")
+    }
+
+    /// Any channel, and more often one that somebody reads.
+    fn pick_channel(&mut self) -> usize {
+        let live = self.live_clients();
+        let any = self.dice.below(USERS + ROOMS);
+        let Some(tab) = self.dice.pick(&live).filter(|_| any % 2 == 0) else { return any };
+        let book = &self.oracle.tabs[tab];
+        book.rooms.first().copied().filter(|_| any % 4 == 0).unwrap_or(book.user)
+    }
+
+    fn open(&mut self) -> Result<(), Violation> {
+        if self.live_clients().len() >= CLIENTS_MAX {
+            return Ok(());
+        }
+        let (node, user) = (self.pick_node(), self.dice.below(USERS));
+        let wire = [Wire::WebSocket, Wire::WebSocket, Wire::DeflatedWebSocket, Wire::EventStream][self.dice.below(4)];
+        self.open_on(node, user, wire, None)
+    }
+
+    fn open_on(
+        &mut self,
+        node: usize,
+        user: usize,
+        wire: Wire,
+        positions: Option<Vec<MessageId>>,
+    ) -> Result<(), Violation> {
+        let engine = self.node(node).engine.clone();
+        let channel = channel_id(user);
+        assert!(engine.expect(&channel).now_or_never().is_some(), "the network does not wait");
+        let mut identity = Identity::new(user_id(user), Timestamp::from_micros(1));
+        identity.rooms = RoomGrant::Any;
+        let expires_in =
+            if self.dice.one_in(12) { Some(Duration::from_secs(self.dice.between(2, 12) as u64)) } else { None };
+        // Newest first, as clients name them.
+        let resume = positions.clone().map_or(Resume::Fresh, Resume::After);
+        let shard = self.dice.below(self.settings.shards);
+        let opening = Opening { identity, wire, expires_in, resume };
+        let there = self.oracle.listed(node, user).count();
+        let is_full = there >= self.settings.hub.tabs_per_user_max;
+        let result = self.node(node).shards[shard].open(opening, |_| None);
+        match result {
+            Ok(address) if !is_full => self.add(node, user, wire, address, positions),
+            Err(OpenError::TooManyTabs(_)) if is_full => Ok(()),
+            Err(OpenError::Draining) if self.node(node).is_draining => Ok(()),
+            other => Err(Violation::new(
+                "the_registry_has_who_is_there",
+                format!("user {user} has {there} tabs on node {node}, and one more: {other:?}"),
+            )),
+        }
+    }
+
+    fn add(
+        &mut self,
+        node: usize,
+        user: usize,
+        wire: Wire,
+        address: Address,
+        positions: Option<Vec<MessageId>>,
+    ) -> Result<(), Violation> {
+        let paces = [Pace::Fast, Pace::Fast, Pace::Slow(self.dice.between(20, 600)), Pace::Stalled];
+        let pace = paces[self.dice.below(4)];
+        let tab = self.oracle.opened(node, user, wire, positions.as_deref());
+        self.trace.note(format!("tab {tab} of user {user} opens at {address:?} of node {node}: {wire:?}, {pace:?}"));
+        self.trace.counts.opened += 1;
+        self.trace.counts.resumed += u64::from(positions.is_some());
+        let is_same = |client: &Client| {
+            client.node == node && client.address.shard() == address.shard() && client.address.slot() == address.slot()
+        };
+        self.trace.counts.reused_slots += u64::from(self.clients.iter().any(is_same));
+        let mut client = Client::new(node, address, wire, pace);
+        client.is_silent = self.dice.one_in(10);
+        client.breaks_after = self.dice.one_in(10).then(|| self.dice.between(1, 3_000));
+        self.clients.push(client);
+        let queued = self.node(node).shards[usize::from(address.shard())].queued_for(address.slot());
+        self.clients[tab].blocked_with = queued;
+        if !self.dice.one_in(5) {
+            stepping::make_writable(self, tab)?;
+        }
+        stepping::settle(self, node, usize::from(address.shard()))
+    }
+
+    fn come_back(&mut self) -> Result<(), Violation> {
+        if self.absent.is_empty() || self.live_clients().len() >= CLIENTS_MAX {
+            return Ok(());
+        }
+        let place = self.dice.below(self.absent.len());
+        let Absent { node, user, wire, positions } = self.absent.swap_remove(place);
+        // What recovery has in memory is on the node that the tab was on; on another one it begins anew.
+        let is_there = self.nodes[node].is_some();
+        let node = if is_there { node } else { self.pick_node() };
+        let mut newest_first: Vec<_> = positions.into_iter().rev().collect();
+        if wire == Wire::EventStream || self.dice.one_in(2) {
+            newest_first.truncate(1);
+        }
+        let positions = (is_there && !newest_first.is_empty()).then_some(newest_first);
+        self.open_on(node, user, wire, positions)
+    }
+
+    fn publish_something(&mut self) -> Result<bool, Violation> {
+        let (node, channel) = (self.pick_node(), self.pick_channel());
+        let what = match self.dice.below(12) {
+            0..6 => What::Message,
+            6 => What::File,
+            7..10 => self.pick_edit(channel).unwrap_or(What::Message),
+            _ => What::Typing,
+        };
+        let bytes = match self.dice.below(20) {
+            0 => self.dice.between(2_000, 12_000),
+            1..6 => self.dice.between(100, 900),
+            _ => self.dice.below(60),
+        };
+        self.publish(node, channel, what, bytes)
+    }
+
+    fn pick_edit(&mut self, channel: usize) -> Option<What> {
+        let is_it = |number: &usize| {
+            let publication = &self.oracle.publications[*number];
+            publication.channel == channel && publication.what == What::Message
+        };
+        let recent: Vec<usize> = (0..self.oracle.publications.len()).rev().filter(is_it).take(3).collect();
+        self.dice.pick(&recent).map(What::Edit)
+    }
+
+    /// Publishes on a node. False if it was refused.
+    fn publish(&mut self, node: usize, channel: usize, what: What, bytes: usize) -> Result<bool, Violation> {
+        let id = match what {
+            What::Edit(message) => self.oracle.publications[message].id,
+            _ => MessageId::from_u128(u128::from(self.dice.next()) << 64 | u128::from(self.dice.next())),
+        };
+        let number = self.oracle.publish(node, channel, what, id);
+        let filling = if self.dice.one_in(2) { "x" } else { "é\"\u{2028}" };
+        let text = format!("#{number} {}", filling.repeat(bytes / filling.len()));
+        let timestamp = Timestamp::from_micros(1_700_000_000_500_000);
+        let (sender, data) = (if channel < USERS { "star" } else { "u0" }, vec![7; bytes]);
+        let event = match what {
+            What::Message => Event::Message { id, text: &text, sender, reply_to: None, timestamp },
+            What::File => {
+                let filename = &text[..text.find(' ').unwrap() + 1];
+                Event::File { id, filename, mimetype: "a/b", data: &data, timestamp }
+            }
+            What::Edit(_) => Event::Edit { id, text: &text, timestamp },
+            What::Typing => Event::Typing { active: number.is_multiple_of(2) },
+        };
+        // Quotes and separators are six bytes in the worst case.
+        self.largest_frame = self.largest_frame.max(6 * bytes + 400);
+        let addressed = self.oracle.addressed(node, channel);
+        let others: Vec<usize> = self.live_nodes().into_iter().filter(|other| *other != node).collect();
+        let engine = self.node(node).engine.clone();
+        let result = engine.try_publish(&channel_id(channel), event);
+        self.trace.note(format!("node {node} publishes #{number} {what:?} of {bytes} bytes to {channel}: {result:?}"));
+        self.trace.counts.published += 1;
+        match result {
+            Ok(delivery) if delivery.tabs == addressed => {
+                self.oracle.posted(node, number)?;
+                self.spread(node, number, &others)?;
+                Ok(true)
+            }
+            Err(PublishError::Overloaded) if engine.hub().waiting_posts() > 0 => {
+                self.trace.counts.overloaded += 1;
+                Ok(false)
+            }
+            Err(PublishError::SpoolFull) if addressed == 0 => {
+                self.trace.counts.spool_full += 1;
+                Ok(false)
+            }
+            Err(PublishError::TooLarge { .. }) => Ok(false),
+            other => Err(Violation::new(
+                "the_registry_has_who_is_there",
+                format!("#{number} went to {addressed} tabs of node {node} by the book, and {other:?}"),
+            )),
+        }
+    }
+
+    /// What was posted on one node is on its way to the others; by memory it is there.
+    fn spread(&mut self, node: usize, number: usize, others: &[usize]) -> Result<(), Violation> {
+        if let Between::Network(network) = &self.between {
+            if network.took_last() {
+                self.oracle.forwarded(number, others.iter().copied());
+            }
+            return Ok(());
+        }
+        for other in others {
+            let there = self.node(*other);
+            let refused = there.engine.metrics().engine.refused_forwards.value();
+            if std::mem::replace(&mut there.refused_forwards, refused) == refused {
+                self.oracle.posted(*other, number)?;
+            }
+        }
+        self.trace.note(format!("#{number} is on all nodes but {node}"));
+        Ok(())
+    }
+
+    fn burst(&mut self) -> Result<(), Violation> {
+        let (node, channel) = (self.pick_node(), self.pick_channel());
+        for _ in 0..self.dice.between(5, 50) {
+            let what = if self.dice.one_in(4) { self.pick_edit(channel) } else { None };
+            let bytes = self.dice.below(300);
+            if !self.publish(node, channel, what.unwrap_or(What::Message), bytes)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn let_client_speak(&mut self) {
+        let live = self.live_clients();
+        let Some(tab) = self.dice.pick(&live) else { return };
+        let (client, room) = (&mut self.clients[tab], self.dice.below(ROOMS));
+        if client.is_mute || !self.oracle.tabs[tab].wire.is_websocket() {
+            return;
+        }
+        let what = match self.dice.below(12) {
+            0..5 => format!("\"type\":\"join\",\"room\":\"r{room}\""),
+            5..7 => format!("\"type\":\"leave\",\"room\":\"r{room}\""),
+            7 => "\"type\":\"ping\"".to_owned(),
+            8 => "\"type\":\"typing\",\"active\":true".to_owned(),
+            9 => "ping frame".to_owned(),
+            _ => "\"type\":\"message\",\"text\":\"hello\"".to_owned(),
+        };
+        let id = client.ask(tab, &what, &mut self.dice);
+        self.trace.note(format!("tab {tab} says {what} as {id}"));
+        let book = &mut self.oracle.tabs[tab];
+        if what != "ping frame" {
+            book.asked.insert(id.clone());
+        }
+        book.said.insert(id);
+    }
+
+    fn attack(&mut self) {
+        let live = self.live_clients();
+        let Some(tab) = self.dice.pick(&live) else { return };
+        let client = &mut self.clients[tab];
+        if !client.is_mute {
+            let may_be_close = client.attack(&mut self.dice);
+            let book = &mut self.oracle.tabs[tab];
+            book.is_own_end |= may_be_close;
+            book.said.insert("flood".to_owned());
+            self.trace.note(format!("tab {tab} attacks"));
+        }
+    }
+
+    fn change_pace(&mut self) {
+        let live = self.live_clients();
+        let Some(tab) = self.dice.pick(&live) else { return };
+        let paces = [Pace::Fast, Pace::Slow(self.dice.between(1, 400)), Pace::Stalled];
+        let client = &mut self.clients[tab];
+        client.pace = paces[self.dice.below(3)];
+        client.room = match client.pace {
+            Pace::Fast => usize::MAX,
+            _ => self.dice.below(200),
+        };
+        self.trace.note(format!("tab {tab} is {:?} from now on", client.pace));
+    }
+
+    fn end_a_connection(&mut self) -> Result<(), Violation> {
+        let live = self.live_clients();
+        let Some(tab) = self.dice.pick(&live) else { return Ok(()) };
+        match self.dice.below(3) {
+            0 if self.oracle.tabs[tab].wire.is_websocket() => {
+                let client = &mut self.clients[tab];
+                if !client.is_mute {
+                    client.close(&mut self.dice);
+                    client.is_mute = true;
+                    self.oracle.tabs[tab].is_own_end = true;
+                    self.trace.note(format!("tab {tab} closes"));
+                }
+                Ok(())
+            }
+            1 => stepping::end_of_input(self, tab),
+            _ => stepping::lose(self, tab),
+        }
+    }
+
+    fn kick(&mut self) -> Result<(), Violation> {
+        let (node, user) = (self.pick_node(), self.dice.below(USERS));
+        let engine = self.node(node).engine.clone();
+        if engine.hub().end_sessions(&channel_id(user), Disconnect::Kicked).is_ok() {
+            self.trace.note(format!("user {user} is kicked from node {node}"));
+            self.oracle.kicked(node, user);
+        }
+        if matches!(self.between, Between::Network(_)) {
+            let told = engine.end_sessions_elsewhere(&user_id(user), Disconnect::Kicked).now_or_never();
+            assert!(told.is_some(), "the network does not wait");
+        }
+        Ok(())
+    }
+
+    /// The worker's queue takes what people said: the ack to whoever said it, then the echo to all of that user's tabs.
+    pub(crate) fn hand_on(&mut self) -> Result<(), Violation> {
+        for Handed { node, address, user, client_id } in std::mem::take(&mut self.handed) {
+            if self.nodes[node].is_none() {
+                continue;
+            }
+            let hub = Arc::clone(self.node(node).engine.hub());
+            let ack = client_id.map(|id| Frame::notice(&Notice::Ack { client_id: &id, id: None }));
+            let refused = ack.is_some_and(|ack| hub.post_to_session(address, &ack).is_err());
+            if refused && hub.waiting_posts() == 0 {
+                return Err(Violation::new("what_is_refused_has_a_reason", format!("an ack to {address:?}")));
+            }
+            if refused {
+                // Whoever said it is not told, and does not wait for ever.
+                let same = |client: &Client| client.node == node && client.address == address;
+                if let Some(tab) = self.clients.iter().position(same) {
+                    self.oracle.tabs[tab].asked.clear();
+                }
+            }
+            self.publish(node, user, What::Message, 20)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn hand(&mut self, tab: usize, client_id: Option<Box<str>>) {
+        let (node, address, user) = (self.clients[tab].node, self.clients[tab].address, self.oracle.tabs[tab].user);
+        self.handed.push(Handed { node, address, user, client_id });
+    }
+
+    fn disturb_the_network(&mut self) {
+        if let Between::Network(network) = &self.between {
+            if self.dice.one_in(2) {
+                network.go_away();
+                self.trace.note("the server is gone".to_owned());
+            } else {
+                network.come_back();
+                self.trace.counts.server_restarts += 1;
+                self.trace.note("the server is back, and empty".to_owned());
+            }
+        }
+    }
+
+    fn drain_or_replace(&mut self) -> Result<(), Violation> {
+        let node = self.pick_node();
+        let spread = Duration::from_millis(self.dice.between(0, 1_500) as u64);
+        let there = self.node(node);
+        if !there.is_draining {
+            self.trace.note(format!("node {node} drains"));
+            self.drain(node, spread);
+        } else if there.shards.iter().all(Shard::is_drained) {
+            self.trace.note(format!("node {node} is drained, and replaced"));
+            self.trace.counts.drained += 1;
+            self.remove(node);
+            self.start_node();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn drain(&mut self, node: usize, spread: Duration) {
+        let there = self.node(node);
+        there.is_draining = true;
+        there.engine.hub().drain(Drain { spread });
+    }
+
+    fn crash(&mut self) -> Result<(), Violation> {
+        if self.live_nodes().len() < 2 || !self.dice.one_in(2) {
+            return Ok(());
+        }
+        let node = self.pick_node();
+        self.trace.note(format!("node {node} crashes"));
+        self.trace.counts.crashed += 1;
+        for tab in self.live_clients() {
+            if self.clients[tab].node == node {
+                self.clients[tab].is_gone = true;
+                self.oracle.tabs[tab].is_listed = false;
+                self.oracle.tabs[tab].is_own_end = true;
+            }
+        }
+        self.remove(node);
+        self.start_node();
+        Ok(())
+    }
+
+    fn remove(&mut self, node: usize) {
+        if let Some(there) = self.nodes[node].take() {
+            stepping::count(&mut self.trace.counts, &there);
+        }
+        self.oracle.forget_node(node);
+        self.oracle.forget_from(node);
+        if let Between::Network(network) = &self.between {
+            network.bury(node);
+        }
+    }
+
+    /// What came to a node from the others.
+    pub(crate) fn note_arrived(&mut self, node: usize, arrived: Vec<Arrived>) -> Result<(), Violation> {
+        for arrived in arrived {
+            match arrived {
+                Arrived::Frame { publication: Some(number), channel } => {
+                    self.trace.note(format!("#{number} comes to node {node}"));
+                    if channel_of(&channel) != self.oracle.publications[number].channel {
+                        let text = format!("#{number} came to node {node} for {channel:?}");
+                        return Err(Violation::new("no_frame_to_a_wrong_user", text));
+                    }
+                    self.oracle.posted(node, number)?;
+                }
+                Arrived::Frame { .. } => {}
+                Arrived::End { user } => self.oracle.kicked(node, channel_of(&ChannelId::User(user))),
+            }
+        }
+        Ok(())
+    }
+
+    /// How hostile it was.
+    pub(crate) fn counts(&self) -> Counts {
+        let mut counts = self.trace.counts.clone();
+        for node in self.nodes.iter().flatten() {
+            stepping::count(&mut counts, node);
+        }
+        if let Between::Network(network) = &self.between {
+            (counts.lost_messages, counts.doubled_messages) = network.counted();
+        }
+        counts
+    }
+}
