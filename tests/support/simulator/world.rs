@@ -587,7 +587,7 @@ impl World {
     pub(crate) fn drain(&mut self, node: usize, spread: Duration) {
         let there = self.node(node);
         there.is_draining = true;
-        there.engine.hub().drain(Drain { spread });
+        there.engine.hub().drain(Drain { spread, closes_per_second_max: u32::MAX, latest: Duration::MAX });
     }
 
     fn crash(&mut self) -> Result<(), Violation> {
