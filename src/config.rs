@@ -252,7 +252,7 @@ settings! {
     /// Sessions of one user on this node. Default 32.
     tabs_per_user_max: usize = 32;
     /// Sessions (tabs, event streams, streams of /v1) of one address, or one /64 of IPv6, on this node. Default 1000; 0: no
-    /// limit, as in development mode. Each costs 16 bytes, each address up to 34.
+    /// limit, as in development mode. Each costs 16 bytes, each address up to 40.
     tabs_per_address_max: usize = 1000;
     /// Requests for sessions (/ws and /events) in a second, of all clients together; as many at once. Default 5000; 0: no
     /// limit, as in development mode. Past it they are answered 503.
@@ -325,7 +325,7 @@ settings! {
     /// Each costs up to `header_bytes_max` and 16 KiB. Past it the one that has waited longest for a request is closed.
     http_connections_max: usize = 1024;
     /// Those of one address, or one /64 of IPv6; not of `trusted_proxies`. Default 256; 0: no limit, as in development mode.
-    /// Past it a connection is answered 429 and closed, with TLS just closed. Each address costs up to 34 bytes.
+    /// Past it a connection is answered 429 and closed, with TLS just closed. Each address costs up to 40 bytes.
     connections_per_address_max: usize = 256;
     /// How long a client may take to send the head of a request, and for the TLS handshake. Default 10s.
     header_timeout: Duration = Duration::from_secs(10);

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use counted::{held_bytes, live_bytes};
 use documented::most;
 use in_process::{answer, events, handshake, now, open, settle, start};
+use tabcast::driver::addresses::{AddressCounts, Place};
 use tabcast::fanout::hub::Hub;
 use tabcast::fanout::session::{Identity, SessionRef};
 use tabcast::fanout::shard::{Inbound, Opening, Reaction, Shard, Wire};
@@ -182,5 +183,22 @@ fn of_a_frame() {
         let counted = frame.bytes().next_multiple_of(align_of::<usize>());
         assert!(bytes <= counted, "{bytes} bytes, and {counted} are counted");
         check("a frame, beside its JSON", 1, bytes - frame.json().len());
+    }
+}
+
+#[test]
+fn of_an_address() {
+    let _alone = alone();
+    for count in [1_100_u32, 4_000] {
+        let counts = AddressCounts::new(10).unwrap();
+        let (bytes, places) = held_bytes(|| {
+            let take = |n: u32| counts.take(std::net::IpAddr::from((0x0a00_0000 | n).to_be_bytes())).unwrap();
+            (0..count).map(take).collect::<Vec<_>>()
+        });
+        let count = count as usize;
+        check("an address whose sessions are counted", count, bytes - size_of::<Place>() * count);
+        assert_eq!((size_of::<Place>(), counts.addresses()), (16, count));
+        drop(places);
+        assert_eq!(counts.addresses(), 0);
     }
 }

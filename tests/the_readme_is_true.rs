@@ -45,6 +45,7 @@ fn every_code_of_an_error_frame_is_named() {
         ErrorCode::TooLarge,
         ErrorCode::Forbidden,
         ErrorCode::LimitReached,
+        ErrorCode::RateLimited,
         ErrorCode::Overloaded,
         ErrorCode::Draining,
     ];

@@ -9,7 +9,7 @@ const SESSION_BYTES: u64 = 1 << 10;
 /// is in it.
 const MEMBERSHIP_BYTES: u64 = 24 + 320;
 /// An address in a map that has just grown.
-const ADDRESS_BYTES: u64 = 34;
+const ADDRESS_BYTES: u64 = 40;
 /// A session's place among those of its address, in a list that grows by doubling.
 const PLACE_BYTES: u64 = 32;
 /// How fast addresses ask for sessions.
@@ -133,7 +133,7 @@ impl Settings {
                 self.deflate_bytes(),
             ),
             ("with TLS: tabs_max × 5 KiB + http_connections_max × 128 KiB", self.tls_bytes()),
-            ("addresses, with keys: tabs_max × 66 B + http_connections_max × 34 B + 1.1 MiB", self.address_bytes()),
+            ("addresses, with keys: tabs_max × 72 B + http_connections_max × 40 B + 1.1 MiB", self.address_bytes()),
             ("answers: answers_max × 1 KiB", term(self.answers_max, SESSION_BYTES)),
             ("idempotency: idempotency_keys_max × 1 KiB", term(self.idempotency_keys_max, IDEMPOTENCY_BYTES as u64)),
             ("doubles: client_ids_max × 640 B", term(self.client_ids_max, CLIENT_ID_BYTES)),
@@ -169,7 +169,7 @@ mod tests {
             ("idempotency_keys_max = 10_001", 1 << 10),
             ("client_ids_max = 100_001", 640),
             ("answers_max = 20_001", 1 << 10),
-            ("api_keys = ['k']", 19_000 * 66 + 1_024 * 34 + (1_088 << 10)),
+            ("api_keys = ['k']", 19_000 * 72 + 1_024 * 40 + (1_088 << 10)),
             ("tls_cert = 'c'\ntls_key = 'k'", 19_000 * (5 << 10) + (128 << 20)),
             ("redis = ['redis://h']", (2 * 64 + 64 + 16 * 16) << 20),
             ("shards = 3", (64 << 20) + 4096 * 64 + (8 << 20)),

@@ -97,7 +97,7 @@ pub struct HttpLimits {
     pub connections_max: usize,
     /// Those of one address, or of one /64 of IPv6, in all shards together; not of a trusted proxy. Default 256; 0: no
     /// limit. Past it a connection is answered 429 and closed; over TLS, and if there are many, just closed. Each address
-    /// costs up to 34 bytes.
+    /// costs up to 40 bytes.
     pub connections_per_address_max: usize,
     /// Who stands in front.
     pub proxies: Proxies,
