@@ -311,7 +311,7 @@ label! {
         Unauthorized = "unauthorized",
         /// A foreign origin, or not allowed (403).
         Forbidden = "forbidden",
-        /// The user or the node has all the tabs that it may have (429 or 503).
+        /// The user, the address or the node has all the tabs that it may have, or asks for them too fast (429 or 503).
         LimitReached = "limit_reached",
         /// The node is shutting down (503).
         Draining = "draining",

@@ -111,6 +111,16 @@ fn sessions_of_one_address_are_counted_whatever_they_are() {
     }
 }
 
+/// What a user has open on `/events` is a tab like any other.
+#[test]
+fn event_streams_are_tabs_of_their_user() {
+    let gateway = start(&[("tabs_per_user_max", "2")]);
+    let requests = [handshake(""), get("/events")].map(|request| with_lines(&request, &bearer(&token("ann"))));
+    let _open = [&requests[0], &requests[1]].map(|request| ask(&gateway, request, "").unwrap());
+    requests.iter().for_each(|request| expect_refusal(ask(&gateway, request, ""), 429, "limit_reached"));
+    assert_eq!(gateway.metric("tabcast_refusals_total{reason=\"tabs_of_user\"}"), 2);
+}
+
 #[test]
 fn nobody_but_a_trusted_proxy_is_believed() {
     let gateway = start(&[("trusted_proxies", "10.0.0.0/8"), ("tabs_per_address_max", "3")]);

@@ -390,7 +390,7 @@ async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr, seat: SeatRe
         }
         Left::Closed => linger(stream).await,
         // The last response is long gone, and nothing came after it.
-        Left::Evicted => {}
+        Left::Evicted => drop(stream.finish_writing()),
         Left::SlowHead if parts.read_buf.is_empty() => {}
         Left::SlowHead => {
             stream.try_write(SLOW_HEAD);

@@ -167,6 +167,27 @@ mod tests {
         check(&header(0x21, 0x11, &[0; REST_BYTES_MAX + 1]), "2049 bytes");
     }
 
+    proptest::proptest! {
+        /// Whatever comes is an address, nobody's, or refused; and never more is waited for than may be.
+        #[test]
+        fn any_bytes_behind_any_head_are_read_or_refused(
+            head in proptest::array::uniform16(proptest::prelude::any::<u8>()),
+            is_signed in proptest::prelude::any::<bool>(),
+            rest in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+        ) {
+            let mut head = head;
+            if is_signed {
+                head[..12].copy_from_slice(&SIGNATURE);
+                head[12] = 0x20 | head[12] & 1;
+            }
+            let Ok((kind, bytes)) = command(&head) else { return Ok(()) };
+            proptest::prop_assert!(is_signed && bytes <= REST_BYTES_MAX);
+            let found = client(kind, head[13], &rest);
+            let is_whole = rest.len() >= match head[13] >> 4 { 1 => 12, 2 => 36, _ => 0 };
+            proptest::prop_assert_eq!(found.is_ok(), kind == Command::Local || is_whole);
+        }
+    }
+
     #[test]
     fn a_trusted_proxy_is_one_of_the_addresses_or_in_one_of_the_networks() {
         let trusted = ["10.0.0.0/8", "192.0.2.1/32", "2001:db8::/32"].map(|net| net.parse().unwrap()).to_vec();

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use http::HeaderMap;
 
+use crate::config::ProxyProtocol;
 use crate::config::Settings;
 use crate::driver::addresses::{AddressCounts, Place, TooManyOfAddress};
 use crate::driver::clock;
@@ -56,10 +57,11 @@ impl Clients {
         for hops in headers.get_all(FORWARDED_FOR).iter().rev() {
             let Ok(hops) = hops.to_str() else { return client };
             for hop in hops.rsplit(',') {
-                match hop_address(hop.trim()) {
-                    Some(hop) if self.proxies.trusts(client) => client = hop,
-                    _ => return client,
+                if !self.proxies.trusts(client) {
+                    return client;
                 }
+                let Some(hop) = hop_address(hop.trim()) else { return client };
+                client = hop;
             }
         }
         client
@@ -83,8 +85,8 @@ impl Clients {
 /// Who stands in front of the listeners.
 pub(crate) fn proxies(settings: &Settings) -> Proxies {
     let introduction = match settings.proxy_protocol {
-        crate::config::ProxyProtocol::Off => Introduction::None,
-        crate::config::ProxyProtocol::V2 => Introduction::ProxyV2,
+        ProxyProtocol::Off => Introduction::None,
+        ProxyProtocol::V2 => Introduction::ProxyV2,
     };
     Proxies { trusted: settings.trusted_proxies.clone(), introduction }
 }
@@ -115,14 +117,10 @@ mod tests {
     fn only_trusted_proxies_say_who_a_client_is() {
         let clients = clients("trusted_proxies = ['10.0.0.0/8', '2001:db8::1']");
         let check = |peer: &str, forwarded: &[&str], expected: &str| {
-            let headers = forwarded.iter().map(|hops| HeaderValue::from_bytes(hops.as_bytes()).unwrap());
-            let headers = headers.map(|hops| (http::HeaderName::from_static(FORWARDED_FOR), hops)).fold(
-                HeaderMap::new(),
-                |mut headers, (name, value)| {
-                    headers.append(name, value);
-                    headers
-                },
-            );
+            let mut headers = HeaderMap::new();
+            for hops in forwarded {
+                headers.append(FORWARDED_FOR, HeaderValue::from_bytes(hops.as_bytes()).unwrap());
+            }
             let client = clients.address_of(&headers, peer.parse().unwrap());
             assert_eq!(client, expected.parse::<IpAddr>().unwrap(), "{peer} {forwarded:?}");
         };
