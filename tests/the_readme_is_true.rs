@@ -79,3 +79,34 @@ fn every_setting_in_its_table_exists() {
         assert!(Settings::ALL.iter().any(|setting| setting.name == name), "{name} is no setting");
     }
 }
+
+/// The settings of one column of the table of memories.
+fn sized(rows: &[Vec<String>], column: usize) -> Settings {
+    let mut sources = Sources::new();
+    for row in rows {
+        sources = sources.with_variable(&format!("TABCAST_{}", row[0].to_uppercase()), &row[column]);
+    }
+    sources.load(Machine { cores: 8, open_files_max: 2_000_000 }).expect("usable settings")
+}
+
+#[test]
+fn every_size_of_memory_is_enough_for_its_settings() {
+    let (_, table) = section("Security").split_once("| the process may take |").expect("the table is there");
+    let (sizes, table) = table.split_once('\n').expect("its head is a line");
+    let sizes: Vec<&str> = sizes.trim_matches(['|', ' ']).split(" | ").collect();
+    let rows: Vec<_> =
+        rows(table).into_iter().filter(|row| row[0].chars().all(|c| c.is_lowercase() || c == '_')).collect();
+    assert!(rows.len() > 10, "only {} settings", rows.len());
+    let units = |size: &str| match size.split_once(' ') {
+        Some((count, "MiB")) => count.parse::<u64>().expect("a number") << 20,
+        Some((count, "GiB")) => count.parse::<u64>().expect("a number") << 30,
+        _ => panic!("{size} is no size"),
+    };
+    assert_eq!(sizes.len(), 3, "{sizes:?}");
+    for (at, size) in sizes.into_iter().enumerate() {
+        let sum: u64 = sized(&rows, at + 1).memory_worst_case().iter().map(|(_, bytes)| bytes).sum();
+        let most = units(size);
+        assert!(sum <= most, "{size}: {sum} bytes are more");
+        assert!(sum >= most / 4 * 3, "{size}: {sum} bytes leave much unused");
+    }
+}
