@@ -4,17 +4,15 @@
 //! whoever iterates it holds no lock. Every change happens inside `entry()`, so that "the last tab goes" and
 //! "the first tab comes" are decided under the same lock; displaced lists are dropped after it.
 //!
-//! loom cannot look into the map, so there is no loom model here: an oracle checks what it does, and threads under the
-//! thread sanitizer how it does it together (`threads_come_and_go_and_nobody_is_lost_or_left_behind`).
+//! loom looks at it through a map of its own, whose entries are locked as the real one's are; the real one is under the
+//! thread sanitizer (`threads_come_and_go_and_nobody_is_lost_or_left_behind`), and an oracle checks what it does.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
 use foldhash::fast::RandomState;
 
 use crate::fanout::session::SessionRef;
+use crate::fanout::sync::{AtomicUsize, Entry, Map, Ordering};
 use crate::id::UserId;
 
 /// The map's shards: a fixed, generous number, so that one insert never rehashes much (256 × 128 bytes).
@@ -33,7 +31,7 @@ pub struct TooManyTabs {
 
 /// Which sessions a user has. What a user costs is in the crate's documentation.
 pub struct Registry {
-    users: DashMap<UserId, Sessions, RandomState>,
+    users: Map<UserId, Sessions, RandomState>,
     sessions: AtomicUsize,
     tabs_per_user_max: usize,
 }
@@ -42,7 +40,7 @@ impl Registry {
     /// An empty one.
     #[must_use]
     pub fn new(tabs_per_user_max: usize) -> Self {
-        let users = DashMap::with_capacity_and_hasher_and_shard_amount(0, RandomState::default(), MAP_SHARDS);
+        let users = Map::with_capacity_and_hasher_and_shard_amount(0, RandomState::default(), MAP_SHARDS);
         Self { users, sessions: AtomicUsize::new(0), tabs_per_user_max }
     }
 
@@ -123,7 +121,7 @@ impl Registry {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(tabcast_loom)))]
 mod tests {
     use super::*;
     use crate::fanout::session::{Address, Identity};
@@ -213,5 +211,70 @@ mod tests {
             .collect();
         threads.into_iter().for_each(|t| t.join().unwrap());
         assert_eq!((registry.total_connections(), registry.user_count()), (0, 0));
+    }
+}
+
+#[cfg(all(test, tabcast_loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+    use crate::fanout::session::{Address, Identity};
+    use crate::proto::event::Timestamp;
+
+    fn session(slot: u32) -> SessionRef {
+        let identity = Identity::new(UserId::parse("u").unwrap(), Timestamp::from_micros(0));
+        SessionRef::new(Address::new(0, slot, 0), Arc::new(identity))
+    }
+
+    /// "The last tab goes" and "the first tab comes" are decided under one lock: neither undoes the other.
+    #[test]
+    fn loom_who_comes_while_the_last_one_goes_is_there() {
+        loom::model(|| {
+            let registry = Arc::new(Registry::new(8));
+            let (old, new) = (session(1), session(2));
+            registry.connect(old.clone()).unwrap();
+            let leaving = {
+                let registry = registry.clone();
+                thread::spawn(move || assert!(registry.disconnect(&old)))
+            };
+            registry.connect(new.clone()).unwrap();
+            assert!(registry.get_sessions(new.user()).unwrap().contains(&new));
+            leaving.join().unwrap();
+            assert_eq!(&registry.get_sessions(new.user()).unwrap()[..], std::slice::from_ref(&new));
+            assert_eq!((registry.total_connections(), registry.user_count()), (1, 1));
+        });
+    }
+
+    /// A session that two threads end is ended once, and leaves no user without a session behind.
+    #[test]
+    fn loom_who_is_taken_out_twice_is_counted_once() {
+        loom::model(|| {
+            let registry = Arc::new(Registry::new(8));
+            let one = session(1);
+            registry.connect(one.clone()).unwrap();
+            let other = {
+                let (registry, one) = (registry.clone(), one.clone());
+                thread::spawn(move || usize::from(registry.disconnect(&one)))
+            };
+            let count = usize::from(registry.disconnect(&one));
+            assert_eq!(count + other.join().unwrap(), 1);
+            assert_eq!((registry.total_connections(), registry.user_count()), (0, 0));
+        });
+    }
+
+    /// As many tabs as a user may have are never passed, also by tabs that come at once.
+    #[test]
+    fn loom_no_more_tabs_than_a_user_may_have() {
+        loom::model(|| {
+            let registry = Arc::new(Registry::new(1));
+            let other = {
+                let registry = registry.clone();
+                thread::spawn(move || usize::from(registry.connect(session(1)).is_ok()))
+            };
+            let count = usize::from(registry.connect(session(2)).is_ok());
+            assert_eq!(count + other.join().unwrap(), 1);
+            assert_eq!(registry.total_connections(), 1);
+        });
     }
 }

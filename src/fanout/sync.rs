@@ -1,6 +1,16 @@
-//! The atomics that cross threads, or loom's models of them in unit tests under `--cfg tabcast_loom`.
+//! What crosses threads, or loom's models of it in unit tests under `--cfg tabcast_loom`: atomics, and the map whose
+//! entries are locked.
 
 #[cfg(all(test, tabcast_loom))]
-pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+mod modelled_map;
+
 #[cfg(not(all(test, tabcast_loom)))]
-pub(crate) use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+pub(crate) use dashmap::DashMap as Map;
+#[cfg(not(all(test, tabcast_loom)))]
+pub(crate) use dashmap::mapref::entry::Entry;
+#[cfg(all(test, tabcast_loom))]
+pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+#[cfg(all(test, tabcast_loom))]
+pub(crate) use modelled_map::{Entry, Map};
+#[cfg(not(all(test, tabcast_loom)))]
+pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
