@@ -20,6 +20,8 @@ use tabcast::gateway::certificate_files::CertificateFiles;
 use tabcast::gateway::serve;
 use tracing_subscriber::EnvFilter;
 
+// A sanitizer watches the heap by an allocator of its own.
+#[cfg(not(tabcast_sanitizer))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
