@@ -26,6 +26,7 @@ use tokio::time::Sleep;
 
 use crate::driver::addresses::{AddressCounts, Place};
 use crate::driver::connections::{Connections, SeatRef};
+use crate::driver::head;
 use crate::driver::proxies::{self, Introduction, Proxies};
 use crate::driver::shard_thread::LocalShard;
 use crate::driver::stream::Stream;
@@ -79,7 +80,8 @@ pub type AnswerFuture = Pin<Box<dyn Future<Output = Answer>>>;
 
 /// Answers HTTP requests on a shard's thread.
 pub trait Edge {
-    /// Answers one request of the client at `peer`. Bodies are bounded by whoever reads them.
+    /// Answers one request of the client at `peer`. Bodies are bounded by whoever reads them. Its head has one Host at
+    /// most, which is one (in HTTP/1.1 exactly one), a target that names no other, and no transfer coding but `chunked`.
     fn answer(self: Rc<Self>, request: Request<Incoming>, peer: SocketAddr) -> AnswerFuture;
 }
 
@@ -510,6 +512,9 @@ impl Service<Request<Incoming>> for EdgeService {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>>>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        if let Some(fault) = head::fault(&request) {
+            return Box::pin(std::future::ready(Ok(fault.response())));
+        }
         let answer = Rc::clone(&self.edge).answer(request, self.peer);
         let exit = Rc::clone(&self.exit);
         // It may have been read together with the one before.
