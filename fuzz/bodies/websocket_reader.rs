@@ -12,6 +12,7 @@ enum Got {
     Binary(Vec<u8>),
     Deflated(Vec<u8>),
     Fragment,
+    DeflatedBinary(Vec<u8>),
     Control(u8, Vec<u8>),
     Close(Option<(u16, String)>),
 }
@@ -28,7 +29,7 @@ pub(crate) fn run(bytes: &[u8]) {
             let mixed = deliver(&stream, deflates, |turn| 1 + (usize::from(seed).wrapping_mul(turn + 1)) % 17);
             assert_eq!(whole, bytewise);
             assert_eq!(whole, mixed);
-            assert!(deflates || !whole.0.iter().any(|got| matches!(got, Got::Deflated(_))));
+            assert!(deflates || !whole.0.iter().any(|got| matches!(got, Got::Deflated(_) | Got::DeflatedBinary(_))));
         }
     }
 }
@@ -48,6 +49,7 @@ fn deliver(stream: &[u8], deflates: bool, piece: impl Fn(usize) -> usize) -> (Ve
                 Incoming::Binary(bytes) => Got::Binary(bytes.to_vec()),
                 Incoming::Deflated(bytes) => Got::Deflated(bytes.to_vec()),
                 Incoming::Fragment => Got::Fragment,
+                Incoming::DeflatedBinary(bytes) => Got::DeflatedBinary(bytes.to_vec()),
                 Incoming::Ping(bytes) => Got::Control(9, bytes.to_vec()),
                 Incoming::Pong(bytes) => Got::Control(10, bytes.to_vec()),
                 Incoming::Close(payload) => Got::Close(payload.map(|(code, reason)| (code, reason.to_owned()))),

@@ -29,6 +29,7 @@ use crate::id::ChannelId;
 use crate::metrics::{HandshakeOutcome, Refusal};
 use crate::platform::adapter::Outlet;
 use crate::proto::deflate;
+use crate::proto::deflate::Accepted;
 use crate::proto::event::{Notice, Timestamp};
 use crate::proto::frame::Frame;
 use crate::proto::sse;
@@ -50,19 +51,20 @@ impl ShardEdge {
             return self.refuse(HandshakeOutcome::BadRequest, response);
         };
         let extensions = self.extensions(request.headers());
-        let wire = if extensions.is_some() { Wire::DeflatedWebSocket } else { Wire::WebSocket };
+        let wire = Wire::websocket(extensions.map(|accepted| accepted.window));
         let resume = Resume::from_position(asked.parameter("after").as_deref());
         let (address, place) = match self.open(claims, (wire, resume), &asked).await {
             Ok(opened) => opened,
             Err(answer) => return *answer,
         };
         self.count(HandshakeOutcome::WebSocket);
+        let extensions = extensions.map(|accepted| accepted.header);
         let head = switching_protocols(response.headers(), credential.protocol(), extensions);
         Answer::Session { address, head, status: 101, place }
     }
 
     /// What is answered to the extensions that a client offers. What is not text is no offer.
-    fn extensions(&self, headers: &HeaderMap) -> Option<&'static str> {
+    fn extensions(&self, headers: &HeaderMap) -> Option<Accepted> {
         let offers = headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter().filter_map(|offers| offers.to_str().ok());
         match self.gateway.settings.deflate {
             Deflate::On => deflate::accept(offers),

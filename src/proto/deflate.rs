@@ -2,7 +2,7 @@
 //! message alone, so that it is the same for every tab and no session keeps a compressor.
 //!
 //! [`accept`] is the handshake's part. A frame's form is made once, by [`Frame::deflate`](crate::proto::frame::Frame::deflate);
-//! an [`Inflater`] reads what clients send.
+//! a client that asked for a smaller [`Window`] is written it as far as it fits in. An [`Inflater`] reads what clients send.
 
 mod negotiation;
 
@@ -10,7 +10,7 @@ use std::cell::Cell;
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-pub use self::negotiation::accept;
+pub use self::negotiation::{Accepted, accept};
 use crate::proto::websocket::ReadError;
 
 /// Frames from this many bytes of JSON on take over 100 µs to compress: not what a thread does that others wait for.
@@ -45,6 +45,37 @@ const MESSAGE_END: [u8; 9] = [0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff];
 /// cost far more time than its bytes.
 const STREAMS_MAX: usize = 16;
 
+/// How far back a compressed message may refer: 2 to the power of `bits` bytes (RFC 7692 §7.1.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Window(u8);
+
+impl Window {
+    /// 32 KiB: as far as the format goes, and what frames are compressed with.
+    pub const FULL: Self = Self(15);
+    /// 512 bytes. One of 256 is not granted: the compressor has none.
+    pub const SMALLEST: Self = Self(9);
+
+    /// The window of so many bits, if there is one.
+    #[must_use]
+    pub const fn of_bits(bits: u8) -> Option<Self> {
+        if Self::SMALLEST.0 <= bits && bits <= Self::FULL.0 { Some(Self(bits)) } else { None }
+    }
+
+    /// The smallest that a message of so many bytes stays within, however it is compressed: it refers to nothing before
+    /// its own beginning.
+    #[must_use]
+    pub fn around(message_bytes: usize) -> Self {
+        let bits = message_bytes.max(1).next_power_of_two().trailing_zeros();
+        Self(u8::try_from(bits).unwrap_or(u8::MAX).clamp(Self::SMALLEST.0, Self::FULL.0))
+    }
+
+    /// Its size as a power of two.
+    #[must_use]
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+}
+
 /// A compressor, and where its output goes.
 pub(crate) struct Deflater {
     state: Compress,
@@ -56,32 +87,44 @@ thread_local! {
 }
 
 impl Deflater {
-    fn new() -> Self {
-        Self { state: Compress::new(Compression::new(LEVEL), false), output: Vec::new() }
+    fn new(window: Window) -> Self {
+        let state = Compress::new_with_window_bits(Compression::new(LEVEL), false, window.bits());
+        Self { state, output: Vec::new() }
     }
 
     /// The payload of `message` in a compressed frame (RFC 7692 §7.2.1); None if it would not be smaller.
     pub(crate) fn deflate(&mut self, message: &[u8]) -> Option<&[u8]> {
+        // Where there is no room left the flush may be incomplete; then it is no smaller either.
+        let room = message.len() + FLUSH_END.len();
+        self.deflate_into(message, room).filter(|payload| payload.len() < message.len())
+    }
+
+    /// The same, whatever its size.
+    pub(crate) fn deflate_anyway(&mut self, message: &[u8]) -> Option<&[u8]> {
+        // More than zlib says that the worst case takes, for any window (`deflateBound`).
+        self.deflate_into(message, message.len() + message.len() / 4 + 64)
+    }
+
+    fn deflate_into(&mut self, message: &[u8], room: usize) -> Option<&[u8]> {
         self.state.reset();
         self.output.clear();
-        self.output.reserve(message.len() + FLUSH_END.len());
+        self.output.reserve(room);
         let status = self.state.compress_vec(message, &mut self.output, FlushCompress::Sync);
-        // Where there is no room left the flush may be incomplete; then it is no smaller either.
         let is_whole = matches!(status, Ok(Status::Ok)) && self.output.len() < self.output.capacity();
-        let payload = self.output.strip_suffix(&FLUSH_END)?;
-        (is_whole && payload.len() < message.len()).then_some(payload)
+        self.output.strip_suffix(&FLUSH_END).filter(|_| is_whole)
     }
 }
 
 /// Runs `use_it` on this thread's compressor, which is made at its first use: [`DEFLATER_BYTES`], and an output of as
-/// many bytes as the largest message below [`LARGE_BYTES_MIN`]. A large message gets one of its own.
-pub(crate) fn with_deflater<T>(message_bytes: usize, use_it: impl FnOnce(&mut Deflater) -> T) -> T {
-    if message_bytes >= LARGE_BYTES_MIN {
-        return use_it(&mut Deflater::new());
+/// many bytes as the largest message below [`LARGE_BYTES_MIN`]. A large message gets one of its own, and so does one with
+/// a smaller window.
+pub(crate) fn with_deflater<T>(message_bytes: usize, window: Window, use_it: impl FnOnce(&mut Deflater) -> T) -> T {
+    if message_bytes >= LARGE_BYTES_MIN || window != Window::FULL {
+        return use_it(&mut Deflater::new(window));
     }
     // A thread that is ending has none any more, and gets a fresh one.
     let taken = DEFLATER.try_with(Cell::take).ok().flatten();
-    let mut deflater = taken.unwrap_or_else(|| Box::new(Deflater::new()));
+    let mut deflater = taken.unwrap_or_else(|| Box::new(Deflater::new(Window::FULL)));
     let result = use_it(&mut deflater);
     let _ = DEFLATER.try_with(|place| place.set(Some(deflater)));
     result
@@ -120,8 +163,32 @@ impl Inflater {
         bytes_max: usize,
         sink: impl FnOnce(&mut [u8]) -> T,
     ) -> Result<T, ReadError> {
-        let result = self.read(payload, bytes_max);
-        let result = result.map(|()| sink(&mut self.output));
+        self.inflate_checked(payload, bytes_max, |text| match simdutf8::basic::from_utf8(text) {
+            Ok(_) => Ok(sink(text)),
+            Err(_) => Err(ReadError::NotUtf8),
+        })
+    }
+
+    /// The same of a binary message, whose bytes mean nothing here.
+    ///
+    /// # Errors
+    /// [`ReadError::MessageTooBig`] and [`ReadError::NotDeflate`], as of a text.
+    pub fn inflate_binary<T>(
+        &mut self,
+        payload: &[u8],
+        bytes_max: usize,
+        sink: impl FnOnce(&mut [u8]) -> T,
+    ) -> Result<T, ReadError> {
+        self.inflate_checked(payload, bytes_max, |bytes| Ok(sink(bytes)))
+    }
+
+    fn inflate_checked<T>(
+        &mut self,
+        payload: &[u8],
+        bytes_max: usize,
+        sink: impl FnOnce(&mut [u8]) -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
+        let result = self.read(payload, bytes_max).and_then(|()| sink(&mut self.output));
         self.output.clear();
         if self.output.capacity() > KEPT_BYTES_MAX {
             self.output = Vec::new();
@@ -141,7 +208,7 @@ impl Inflater {
                 return Err(ReadError::NotDeflate);
             }
         }
-        simdutf8::basic::from_utf8(&self.output).map(drop).map_err(|_| ReadError::NotUtf8)
+        Ok(())
     }
 }
 

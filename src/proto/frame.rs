@@ -26,6 +26,7 @@ pub use self::deflated::deflates;
 pub use self::pool::{POOLED_BYTES_MAX, pooled_bytes};
 use self::pool::{Pooled, with_scratch};
 use crate::id::{ChannelId, MessageId};
+use crate::proto::deflate::Window;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::event::{Event, Notice};
 use crate::proto::json::{self, Buffer};
@@ -116,6 +117,10 @@ kinds! {
     Gap Control "gap",
     /// The connection will end soon.
     Draining Control "draining",
+    /// A text of an embedder's own, as it is.
+    Text Ordered "websocket_text",
+    /// Bytes of an embedder's own.
+    Binary Ordered "websocket_binary",
     /// WebSocket ping: the heartbeat.
     PingFrame Control "websocket_ping",
     /// WebSocket pong: the answer to a client's.
@@ -125,15 +130,22 @@ kinds! {
 }
 
 impl Kind {
-    /// Whether it carries JSON: all but WebSocket's own control frames.
+    /// Whether it carries JSON: all but WebSocket's own control frames, and an embedder's own messages.
     #[must_use]
     pub const fn has_json(self) -> bool {
+        self.is_message() && !matches!(self, Self::Text | Self::Binary)
+    }
+
+    /// Whether it is a message on a WebSocket: all but its control frames.
+    #[must_use]
+    pub const fn is_message(self) -> bool {
         !matches!(self, Self::PingFrame | Self::PongFrame | Self::CloseFrame)
     }
 
     /// First byte of the WebSocket form: the last frame of its message, and its opcode.
     const fn first_byte(self) -> u8 {
         match self {
+            Self::Binary => 0x82,
             Self::PingFrame => 0x89,
             Self::PongFrame => 0x8a,
             Self::CloseFrame => 0x88,
@@ -177,8 +189,8 @@ struct Rare {
     /// The form for event streams of a JSON text with U+0085, U+2028 or U+2029, and where its body begins.
     escaped: OnceLock<(Box<[u8]>, usize)>,
     has_separators: bool,
-    /// The compressed WebSocket form.
-    deflated: Option<Box<[u8]>>,
+    /// The compressed WebSocket form, and the smallest window that it may be read with.
+    deflated: Option<(Box<[u8]>, Window)>,
 }
 
 // Ordering: Relaxed: a statistic, publishes nothing.
@@ -289,6 +301,30 @@ impl Frame {
         })
     }
 
+    /// A WebSocket text of an embedder's own protocol, as it is. It has no form for event streams.
+    ///
+    /// ```
+    /// use tabcast::proto::frame::Frame;
+    /// assert_eq!(Frame::text("hi").websocket(), b"\x81\x02hi");
+    /// ```
+    #[must_use]
+    pub fn text(text: &str) -> Self {
+        Self::own(Kind::Text, text.as_bytes())
+    }
+
+    /// A WebSocket binary message of an embedder's own protocol. It has no form for event streams.
+    #[must_use]
+    pub fn binary(bytes: &[u8]) -> Self {
+        Self::own(Kind::Binary, bytes)
+    }
+
+    fn own(kind: Kind, payload: &[u8]) -> Self {
+        Self::build(kind, Name::None, payload.len(), |out| {
+            out.put(payload);
+            0
+        })
+    }
+
     /// A WebSocket ping without payload.
     #[must_use]
     pub fn ping() -> Self {
@@ -389,10 +425,16 @@ impl Frame {
         edit.kind() == Kind::Edit && self.class() == Class::Ordered && self.message_id() == edit.message_id()
     }
 
-    /// The JSON text; empty for WebSocket's own control frames.
+    /// The JSON text; empty for what has none.
     #[must_use]
     pub fn json(&self) -> &[u8] {
-        if self.kind().has_json() { &self.whole()[ROOM..self.header().payload_end] } else { &[] }
+        if self.kind().has_json() { self.payload() } else { &[] }
+    }
+
+    /// What it carries as a WebSocket message: its JSON, or an embedder's own text or bytes; empty for control frames.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        if self.kind().is_message() { &self.whole()[ROOM..self.header().payload_end] } else { &[] }
     }
 
     /// The WebSocket form: header and payload, unmasked.
@@ -402,7 +444,7 @@ impl Frame {
         &self.whole()[usize::from(header.websocket_start)..header.payload_end]
     }
 
-    /// The form for event streams; none for WebSocket's own control frames.
+    /// The form for event streams; none for what has no JSON.
     ///
     /// U+0085, U+2028 and U+2029 are escaped in it. A frame that has any builds that form at its first use, once.
     #[must_use]

@@ -35,12 +35,14 @@ pub struct ReadLimits {
 pub enum Incoming<'a> {
     /// Unmasked and valid UTF-8. The bytes may be changed, for example parsed in place.
     Text(&'a mut [u8]),
-    /// Unmasked, and compressed if that was negotiated.
+    /// Unmasked. The bytes may be changed.
     Binary(&'a mut [u8]),
     /// A compressed text, unmasked and unchecked: see [`Inflater`](crate::proto::deflate::Inflater).
     Deflated(&'a [u8]),
     /// A fragment, perhaps an empty one, of a message that goes on: said so that they can be counted.
     Fragment,
+    /// The same of a binary message.
+    DeflatedBinary(&'a [u8]),
     /// To be answered with a pong of the same payload.
     Ping(&'a [u8]),
     /// The answer to a ping, or unasked for.
@@ -283,6 +285,7 @@ impl Reader<'_> {
             MessageKind::Text => (self.sink)(Incoming::Text(payload)),
             MessageKind::Binary => (self.sink)(Incoming::Binary(payload)),
             MessageKind::Deflated => (self.sink)(Incoming::Deflated(payload)),
+            MessageKind::DeflatedBinary => (self.sink)(Incoming::DeflatedBinary(payload)),
         }
     }
 

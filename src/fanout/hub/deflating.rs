@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::fanout::hub::Hub;
 use crate::id::ChannelId;
-use crate::proto::deflate::JSON_BYTES_MAX;
+use crate::proto::deflate::{JSON_BYTES_MAX, Window};
 use crate::proto::frame::{Frame, Kind};
 
 /// How many sessions of this node read compressed frames, and what is worth compressing for them.
@@ -74,12 +74,22 @@ impl Hub {
 
     /// Makes the frame's compressed form: see [`Frame::deflate`]. Once for all tabs, and only while nobody else holds it.
     pub fn deflate(&self, frame: &mut Frame) {
-        if frame.deflated().is_some() || !frame.deflate() {
-            return;
+        if frame.deflated().is_none() && frame.deflate() {
+            self.count_form(frame);
         }
+    }
+
+    /// The same for one tab alone, with its window: see [`Frame::deflate_for`].
+    pub(crate) fn deflate_for(&self, window: Window, frame: &mut Frame) {
+        if frame.deflated().is_none() && frame.deflate_for(window) {
+            self.count_form(frame);
+        }
+    }
+
+    fn count_form(&self, frame: &Frame) {
         let counts = &self.metrics.engine.deflates;
         counts.frames.increment();
-        counts.json_bytes.add(frame.json().len() as u64);
+        counts.json_bytes.add(frame.payload().len() as u64);
         counts.form_bytes.add(frame.deflated().map_or(0, <[u8]>::len) as u64);
     }
 }

@@ -1,5 +1,6 @@
 //! The shard's own table of frames: inside a shard a frame is a number, so that a delivery touches no shared counter.
 
+use crate::proto::deflate::Window;
 use crate::proto::frame::{Class, Frame, Kind};
 
 /// How a session's bytes are written.
@@ -9,6 +10,8 @@ pub enum Wire {
     WebSocket,
     /// The same with permessage-deflate: what has a compressed form is written in that, what has none as it is.
     DeflatedWebSocket,
+    /// The same for a client that reads with a smaller window: what has a form that fits in is written in that.
+    NarrowWebSocket(Window),
     /// An event stream in HTTP/1.1 chunks.
     EventStream,
     /// The chunks of an OpenAI answer, in HTTP/1.1 chunks: frames become bytes when they are written.
@@ -20,7 +23,27 @@ impl Wire {
     #[must_use]
     #[inline]
     pub const fn is_websocket(self) -> bool {
-        matches!(self, Self::WebSocket | Self::DeflatedWebSocket)
+        matches!(self, Self::WebSocket | Self::DeflatedWebSocket | Self::NarrowWebSocket(_))
+    }
+
+    /// RFC 6455, with permessage-deflate if a window was negotiated.
+    #[must_use]
+    pub fn websocket(window: Option<Window>) -> Self {
+        match window {
+            None => Self::WebSocket,
+            Some(Window::FULL) => Self::DeflatedWebSocket,
+            Some(window) => Self::NarrowWebSocket(window),
+        }
+    }
+
+    /// The window that was negotiated; None without permessage-deflate.
+    #[must_use]
+    pub const fn window(self) -> Option<Window> {
+        match self {
+            Self::DeflatedWebSocket => Some(Window::FULL),
+            Self::NarrowWebSocket(window) => Some(window),
+            Self::WebSocket | Self::EventStream | Self::Completion => None,
+        }
     }
 }
 
@@ -91,6 +114,9 @@ impl Local {
         match (self, wire) {
             (Self::Frame(frame), Wire::WebSocket) => [frame.websocket(), &[]],
             (Self::Frame(frame), Wire::DeflatedWebSocket) => [frame.deflated().unwrap_or(frame.websocket()), &[]],
+            (Self::Frame(frame), Wire::NarrowWebSocket(window)) => {
+                [frame.deflated_within(window).unwrap_or(frame.websocket()), &[]]
+            }
             (Self::Frame(frame), Wire::EventStream) => match frame.event_stream() {
                 Some(form) => [form.prefix, form.body],
                 None => [&[], &[]],
@@ -98,7 +124,7 @@ impl Local {
             // What it weighs until it is translated; it is never written so.
             (Self::Frame(frame), Wire::Completion) => [frame.json(), &[]],
             (Self::Bytes(bytes), Wire::EventStream | Wire::Completion) => [bytes, &[]],
-            (Self::Bytes(_), Wire::WebSocket | Wire::DeflatedWebSocket) => [&[], &[]],
+            (Self::Bytes(_), Wire::WebSocket | Wire::DeflatedWebSocket | Wire::NarrowWebSocket(_)) => [&[], &[]],
         }
     }
 

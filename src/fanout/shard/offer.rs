@@ -84,7 +84,7 @@ impl Run {
         match wire {
             Wire::WebSocket => Some(self.websocket_bytes),
             Wire::DeflatedWebSocket => Some(self.deflated_bytes),
-            Wire::EventStream | Wire::Completion => None,
+            Wire::NarrowWebSocket(_) | Wire::EventStream | Wire::Completion => None,
         }
     }
 }
@@ -358,9 +358,9 @@ impl Shard {
     /// Queues what ends the stream of bytes: a close frame, or an event stream's last chunk.
     pub(super) fn queue_close(&mut self, slot: u32, ending: Disconnect) {
         let local = match self.slab.get(slot).wire {
-            Wire::WebSocket | Wire::DeflatedWebSocket => Local::Frame(Frame::close(ending)),
             Wire::EventStream => Local::Bytes(Box::from(sse::LAST_CHUNK)),
             Wire::Completion => Local::Bytes(self.last_words(slot, ending)),
+            _ => Local::Frame(Frame::close(ending)),
         };
         let bytes = local.wire_bytes(self.slab.get(slot).wire);
         let handle = self.frames.insert(local);

@@ -17,10 +17,16 @@ use crate::proto::websocket::{self, Incoming, Partial, ReadLimits};
 pub(super) const INFLATED_BYTES_MIN: usize = 4 << 10;
 const INFLATED_RATIO_MAX: usize = 100;
 
-/// Understands the text of clients. It may neither block nor wait: it runs on the shard's thread.
+/// Understands what clients say. It may neither block nor wait: it runs on the shard's thread.
 pub trait Inbound {
     /// One text message of one session, valid UTF-8, to be parsed in place.
     fn text(&mut self, session: &SessionRef, text: &mut [u8]) -> Reaction;
+
+    /// One binary message of one session. Whoever does not take any leaves this as it is: the session is ended with
+    /// 1003 (RFC 6455 §7.4.1).
+    fn binary(&mut self, _session: &SessionRef, _bytes: &mut [u8]) -> Reaction {
+        Reaction::End(Disconnect::UnsupportedData)
+    }
 
     /// The answer to a text that came too soon after others. It is not to be understood, but for who asked.
     fn limited(&mut self, text: &mut [u8]) -> Frame {
@@ -36,15 +42,20 @@ pub fn limited_frame(client_id: Option<&str>) -> Frame {
     Frame::notice(&Notice::Error { code: ErrorCode::RateLimited, message, client_id })
 }
 
-/// What the shard is to do about a text.
+/// What the shard is to do about a message.
 #[derive(Debug, Clone)]
 pub enum Reaction {
     /// Nothing here: it was handed on, or needs no answer.
     Nothing,
     /// Answer the tab.
     Reply(Frame),
+    /// Answer the tab; if it negotiated permessage-deflate, by a compressed frame, even if that is no smaller. It is
+    /// compressed on the shard's thread: 100 µs for 16 KiB.
+    ReplyDeflated(Frame),
     /// Answer the tab, and count it as a bad frame: too many of them end the session with 1008.
     Bad(Frame),
+    /// End the session, after what was answered before; what else it sends is not read.
+    End(Disconnect),
     /// Join a room, then answer with `ack`; with `full` if the session is in as many rooms as it may be.
     Join {
         /// Which.
@@ -61,6 +72,13 @@ pub enum Reaction {
         /// The answer once broadcasts do not reach the tab any more.
         ack: Option<Frame>,
     },
+}
+
+/// What kind of message was heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    Text,
+    Binary,
 }
 
 fn incomplete_bytes(partial: Option<&Partial>) -> usize {
@@ -82,7 +100,7 @@ impl Shard {
         }
         let mut partial = session.partial.take();
         let before = incomplete_bytes(partial.as_deref());
-        let deflates = session.wire == Wire::DeflatedWebSocket;
+        let deflates = session.wire.window().is_some();
         let limits = ReadLimits { message_bytes_max: self.limits.message_bytes_max, deflates };
         let mut sink = |incoming: Incoming<'_>| self.handle_incoming(slot, incoming, inbound);
         let result = websocket::read(&mut partial, input, &limits, &mut sink);
@@ -92,10 +110,10 @@ impl Shard {
             Ok(()) if self.hub.inbound().resize(before, incomplete_bytes(partial.as_deref())) => {
                 session.partial = partial;
             }
-            Ok(()) => self.violate(slot, Disconnect::OverBudget),
+            Ok(()) => self.cut_deaf(slot),
             Err(error) => {
                 self.hub.inbound().release(before);
-                self.violate(slot, error.disconnect());
+                self.end_deaf(slot, error.disconnect());
             }
         }
     }
@@ -107,7 +125,7 @@ impl Shard {
     pub fn handle_incomplete(&mut self, slot: u32, before: usize, now: usize) -> bool {
         let has_room = self.hub.inbound().resize(before, now);
         if !has_room {
-            self.violate(slot, Disconnect::OverBudget);
+            self.cut_deaf(slot);
         }
         has_room
     }
@@ -121,9 +139,9 @@ impl Shard {
     /// The peer sends nothing more.
     pub fn handle_end_of_input(&mut self, slot: u32) {
         let ending = match self.slab.get(slot).wire {
-            Wire::WebSocket | Wire::DeflatedWebSocket => Disconnect::ConnectionLost,
             // Readers of streams leave without a word.
             Wire::EventStream | Wire::Completion => Disconnect::Normal,
+            _ => Disconnect::ConnectionLost,
         };
         self.handle_lost(slot, ending);
     }
@@ -137,11 +155,12 @@ impl Shard {
             return ControlFlow::Continue(());
         }
         match incoming {
-            Incoming::Text(text) => self.hear(slot, text, inbound),
-            Incoming::Deflated(payload) => self.inflate(slot, payload, inbound),
+            Incoming::Text(text) => self.hear(slot, Heard::Text, text, inbound),
+            Incoming::Binary(bytes) => self.hear(slot, Heard::Binary, bytes, inbound),
+            Incoming::Deflated(payload) => self.inflate(slot, Heard::Text, payload, inbound),
+            Incoming::DeflatedBinary(payload) => self.inflate(slot, Heard::Binary, payload, inbound),
             Incoming::Ping(payload) if self.tolerate(slot, payload.len()) => self.send(slot, Frame::pong(payload)),
             Incoming::Ping(_) | Incoming::Close(_) => {}
-            Incoming::Binary(_) => self.violate(slot, Disconnect::UnsupportedData),
             Incoming::Pong(payload) => drop(self.tolerate(slot, payload.len())),
             Incoming::Fragment => drop(self.tolerate(slot, 0)),
         }
@@ -152,7 +171,7 @@ impl Shard {
     fn ignore(&mut self, slot: u32, bytes: usize) {
         if self.slab.get(slot).state == State::Open && !self.allows(slot, 0, bytes) {
             self.metrics.limited_frames.increment();
-            self.violate(slot, Disconnect::PolicyViolation);
+            self.end_deaf(slot, Disconnect::PolicyViolation);
         }
     }
 
@@ -168,36 +187,45 @@ impl Shard {
         if !is_allowed {
             self.metrics.limited_frames.increment();
             if !self.tolerate_bad_frame(slot) {
-                self.end_deaf(slot);
+                self.end_deaf(slot, Disconnect::PolicyViolation);
             }
         }
         is_allowed
     }
 
-    fn inflate(&mut self, slot: u32, payload: &[u8], inbound: &mut dyn Inbound) {
+    fn inflate(&mut self, slot: u32, heard: Heard, payload: &[u8], inbound: &mut dyn Inbound) {
         let mut inflater = std::mem::take(&mut self.inflater);
-        let result = inflater.inflate(payload, self.limits.message_bytes_max, |text| {
+        let bytes_max = self.limits.message_bytes_max;
+        let sink = |message: &mut [u8]| {
             // It costs what it inflates to, and hardly anything to send: a few of those are borne.
-            let is_bloated = text.len() > INFLATED_BYTES_MIN && text.len() / INFLATED_RATIO_MAX > payload.len();
+            let is_bloated = message.len() > INFLATED_BYTES_MIN && message.len() / INFLATED_RATIO_MAX > payload.len();
             if is_bloated && !self.tolerate_bad_frame(slot) {
-                return self.end_deaf(slot);
+                return self.end_deaf(slot, Disconnect::PolicyViolation);
             }
-            self.hear(slot, text, inbound);
-        });
+            self.hear(slot, heard, message, inbound);
+        };
+        let result = match heard {
+            Heard::Text => inflater.inflate(payload, bytes_max, sink),
+            Heard::Binary => inflater.inflate_binary(payload, bytes_max, sink),
+        };
         self.inflater = inflater;
         if let Err(error) = result {
-            self.violate(slot, error.disconnect());
+            self.end_deaf(slot, error.disconnect());
         }
     }
 
-    fn hear(&mut self, slot: u32, text: &mut [u8], inbound: &mut dyn Inbound) {
+    fn hear(&mut self, slot: u32, heard: Heard, message: &mut [u8], inbound: &mut dyn Inbound) {
         let Some(session) = self.session(slot) else { return };
-        let reaction = if self.allows(slot, 1, text.len()) {
-            inbound.text(&session, text)
-        } else {
-            self.metrics.limited_frames.increment();
-            Reaction::Bad(inbound.limited(text))
+        let is_allowed = self.allows(slot, 1, message.len());
+        let reaction = match heard {
+            Heard::Text if is_allowed => inbound.text(&session, message),
+            Heard::Binary if is_allowed => inbound.binary(&session, message),
+            Heard::Text => Reaction::Bad(inbound.limited(message)),
+            Heard::Binary => Reaction::Bad(limited_frame(None)),
         };
+        if !is_allowed {
+            self.metrics.limited_frames.increment();
+        }
         self.react(slot, reaction);
     }
 
@@ -205,8 +233,10 @@ impl Shard {
         match reaction {
             Reaction::Nothing => {}
             Reaction::Reply(frame) => self.send(slot, frame),
+            Reaction::ReplyDeflated(frame) => self.send_deflated(slot, frame),
             Reaction::Bad(frame) if self.tolerate_bad_frame(slot) => self.send(slot, frame),
-            Reaction::Bad(_) => self.end_deaf(slot),
+            Reaction::Bad(_) => self.end_deaf(slot, Disconnect::PolicyViolation),
+            Reaction::End(ending) => self.end_deaf(slot, ending),
             Reaction::Join { room, ack, full } if self.join(slot, &room) => {
                 ack.into_iter().for_each(|frame| self.send(slot, frame));
                 if self.timers.tick() < self.slab.get(slot).resumed_until {
@@ -223,10 +253,18 @@ impl Shard {
         }
     }
 
-    /// Too many bad frames. What the peer was answered before goes out first; what else it sends is not read.
-    fn end_deaf(&mut self, slot: u32) {
+    fn send_deflated(&mut self, slot: u32, mut frame: Frame) {
+        if let Some(window) = self.slab.get(slot).wire.window() {
+            self.hub.deflate_for(window, &mut frame);
+        }
+        self.send(slot, frame);
+    }
+
+    /// The peer broke a rule, or one too many: it is told which (RFC 6455 §7.1.7). What it was answered before goes out
+    /// first; what else it sends is not read.
+    fn end_deaf(&mut self, slot: u32, ending: Disconnect) {
         self.slab.get_mut(slot).deaf = true;
-        self.end(slot, Disconnect::PolicyViolation);
+        self.end(slot, ending);
     }
 
     /// The peer closes: what is queued is not wanted any more, but for our own close (RFC 6455 §5.5.1).
@@ -242,11 +280,11 @@ impl Shard {
         }
     }
 
-    /// The peer broke a rule: it is told which, and what else it sends is not read (RFC 6455 §7.1.7).
-    fn violate(&mut self, slot: u32, ending: Disconnect) {
+    /// There is no memory for what the peer has begun to send: nor for what waits for it.
+    fn cut_deaf(&mut self, slot: u32) {
         self.slab.get_mut(slot).deaf = true;
         if self.slab.get(slot).state == State::Open {
-            self.cut(slot, ending);
+            self.cut(slot, Disconnect::OverBudget);
         }
     }
 }

@@ -1,33 +1,59 @@
 //! The extension's negotiation in the opening handshake (RFC 7692 §5, §7.1; the header's grammar is RFC 6455 §9.1).
 
+use crate::proto::deflate::Window;
+
 /// The extension's name.
 const NAME: &str = "permessage-deflate";
 
 /// What is answered, whether or not the client offered to go without context takeover (RFC 7692 §7.1.1.2).
 const ACCEPTED: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
 
-/// The same to an offer that asks for a window which is no smaller than ours (RFC 7692 §7.1.2.1).
-const ACCEPTED_WITH_WINDOW: &str =
-    "permessage-deflate; server_no_context_takeover; client_no_context_takeover; server_max_window_bits=15";
+macro_rules! with_windows {
+    ($($bits:literal)*) => {
+        /// The same to an offer that asks for a window, from the smallest on (RFC 7692 §7.1.2.1).
+        const ACCEPTED_WITH_WINDOW: [&str; [$($bits),*].len()] = [$(concat!(
+            "permessage-deflate; server_no_context_takeover; client_no_context_takeover; server_max_window_bits=", $bits
+        )),*];
+    };
+}
 
-/// The window that we compress with. An offer with a smaller one is declined: it would need a form of its own.
-const WINDOW_BITS: u8 = 15;
+with_windows!(9 10 11 12 13 14 15);
 
-/// Answers a client's `Sec-WebSocket-Extensions`, each header a text: the value of the header to answer with, for the
-/// first offer that can be accepted. None: the connection goes without.
+/// An offer that was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    /// The value of the header to answer with.
+    pub header: &'static str,
+    /// How far back what we compress may refer.
+    pub window: Window,
+}
+
+/// Answers a client's `Sec-WebSocket-Extensions`, each header a text, for the first offer that can be accepted with the
+/// full window: what is made once for all is for those. If there is none, for the first that can be accepted at all.
+/// None: the connection goes without.
 ///
-/// An offer with a parameter that is unknown, malformed, doubled or not to be granted is declined, and the next is
-/// looked at. `client_max_window_bits` needs no answer: whatever window the client takes is inflated.
+/// An offer with a parameter that is unknown, malformed, doubled or not to be granted (a window of 256 bytes) is
+/// declined, and the next is looked at. `client_max_window_bits` needs no answer: whatever window the client takes is
+/// inflated.
 ///
 /// ```
-/// use tabcast::proto::deflate::accept;
-/// let accepted = accept(["permessage-deflate; client_max_window_bits"]);
-/// assert_eq!(accepted, Some("permessage-deflate; server_no_context_takeover; client_no_context_takeover"));
-/// assert_eq!(accept(["permessage-deflate; server_max_window_bits=10"]), None);
+/// use tabcast::proto::deflate::{Window, accept};
+/// let accepted = accept(["permessage-deflate; client_max_window_bits"]).ok_or("declined")?;
+/// assert_eq!(accepted.header, "permessage-deflate; server_no_context_takeover; client_no_context_takeover");
+/// assert_eq!(accepted.window, Window::FULL);
+/// assert_eq!(accept(["permessage-deflate; server_max_window_bits=8"]), None);
+/// # Ok::<(), &str>(())
 /// ```
 #[must_use]
-pub fn accept<'a>(headers: impl IntoIterator<Item = &'a str>) -> Option<&'static str> {
-    headers.into_iter().flat_map(|header| split(header, ',')).find_map(answer)
+pub fn accept<'a>(headers: impl IntoIterator<Item = &'a str>) -> Option<Accepted> {
+    let mut first = None;
+    for accepted in headers.into_iter().flat_map(|header| split(header, ',')).filter_map(answer) {
+        if accepted.window == Window::FULL {
+            return Some(accepted);
+        }
+        first = first.or(Some(accepted));
+    }
+    first
 }
 
 /// The parameters that an offer may have (RFC 7692 §7.1).
@@ -37,10 +63,11 @@ struct Offer {
     client_no_context_takeover: bool,
     server_max_window_bits: bool,
     client_max_window_bits: bool,
+    window: Option<Window>,
 }
 
 /// The answer to one offer, if it is one for this extension that can be accepted.
-fn answer(offer: &str) -> Option<&'static str> {
+fn answer(offer: &str) -> Option<Accepted> {
     let mut parts = split(offer, ';');
     if parts.next()? != NAME {
         return None;
@@ -55,7 +82,8 @@ fn answer(offer: &str) -> Option<&'static str> {
             "server_no_context_takeover" => (value.is_none(), &mut seen.server_no_context_takeover),
             "client_no_context_takeover" => (value.is_none(), &mut seen.client_no_context_takeover),
             "server_max_window_bits" => {
-                (value.and_then(window_bits) == Some(WINDOW_BITS), &mut seen.server_max_window_bits)
+                seen.window = value.and_then(window_bits).and_then(Window::of_bits);
+                (seen.window.is_some(), &mut seen.server_max_window_bits)
             }
             "client_max_window_bits" => {
                 (value.is_none_or(|value| window_bits(value).is_some()), &mut seen.client_max_window_bits)
@@ -66,7 +94,9 @@ fn answer(offer: &str) -> Option<&'static str> {
             return None;
         }
     }
-    Some(if seen.server_max_window_bits { ACCEPTED_WITH_WINDOW } else { ACCEPTED })
+    let Some(window) = seen.window else { return Some(Accepted { header: ACCEPTED, window: Window::FULL }) };
+    let place = usize::from(window.bits() - Window::SMALLEST.bits());
+    Some(Accepted { header: ACCEPTED_WITH_WINDOW.get(place)?, window })
 }
 
 const SPACES: [char; 2] = [' ', '\t'];
@@ -104,11 +134,12 @@ fn split(text: &str, at: char) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
 
-    const WITH_WINDOW: &str = ACCEPTED_WITH_WINDOW;
+    const WITH_WINDOW: &str = ACCEPTED_WITH_WINDOW[6];
 
     #[test]
     fn the_first_offer_that_can_be_accepted_is() {
-        let check = |headers: &[&str], expected: Option<&str>| {
+        let check = |headers: &[&str], expected: Option<&'static str>| {
+            let expected = expected.map(|header| Accepted { header, window: Window::FULL });
             assert_eq!(accept(headers.iter().copied()), expected, "{headers:?}");
         };
         // Chromium; Firefox and Safari; Safari before it had the extension.
@@ -137,10 +168,24 @@ mod tests {
     }
 
     #[test]
+    fn a_smaller_window_is_granted_if_nothing_else_is_offered() {
+        for bits in 9..=14 {
+            let offer = format!("permessage-deflate; client_max_window_bits; server_max_window_bits={bits}");
+            let header = format!("{ACCEPTED}; server_max_window_bits={bits}");
+            let accepted = accept([offer.as_str()]).unwrap();
+            assert_eq!((accepted.header, accepted.window.bits()), (header.as_str(), bits));
+            let both = accept([offer.as_str(), "permessage-deflate; server_max_window_bits=9", "permessage-deflate"]);
+            assert_eq!(both, Some(Accepted { header: ACCEPTED, window: Window::FULL }));
+            let narrow = accept([offer.as_str(), "permessage-deflate; server_max_window_bits=9"]);
+            assert_eq!(narrow, Some(accepted));
+        }
+    }
+
+    #[test]
     fn an_offer_that_is_not_understood_is_declined_and_no_more() {
         for parameters in [
             "server_max_window_bits=8",
-            "server_max_window_bits=14",
+            "server_max_window_bits=014",
             "server_max_window_bits",
             "server_max_window_bits=",
             "server_max_window_bits=16",
@@ -172,7 +217,7 @@ mod tests {
             // The next one is not its fault, unless a quoted string swallows it.
             let both = format!("{offer}, permessage-deflate");
             let expected = (parameters.matches('"').count() % 2 == 0).then_some(ACCEPTED);
-            assert_eq!(accept([both.as_str()]), expected, "{both}");
+            assert_eq!(accept([both.as_str()]).map(|accepted| accepted.header), expected, "{both}");
         }
         for name in [
             "permessage-deflate2",

@@ -1,4 +1,6 @@
 use flate2::{Compress, Compression, FlushCompress};
+use miniz_oxide::inflate::TINFLStatus;
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 use proptest::prelude::*;
 
 use super::*;
@@ -32,7 +34,7 @@ fn inflate(payload: &[u8]) -> Result<Vec<u8>, ReadError> {
 }
 
 fn deflate(message: &[u8]) -> Option<Vec<u8>> {
-    with_deflater(message.len(), |deflater| deflater.deflate(message).map(<[u8]>::to_vec))
+    with_deflater(message.len(), Window::FULL, |deflater| deflater.deflate(message).map(<[u8]>::to_vec))
 }
 
 #[test]
@@ -47,6 +49,69 @@ fn the_examples_of_the_rfc_are_read() {
     // What some send for nothing, and behind a last block.
     check(&[], b"");
     check(&[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00], b"Hello");
+}
+
+#[test]
+fn a_window_is_as_small_as_its_bits_and_no_smaller_than_512_bytes() {
+    assert_eq!(Window::of_bits(9), Some(Window::SMALLEST));
+    assert_eq!(Window::of_bits(15), Some(Window::FULL));
+    assert_eq!([0, 8, 16, 255].map(Window::of_bits), [None; 4]);
+    let check = |bytes: usize, bits: u8| assert_eq!(Window::around(bytes).bits(), bits, "{bytes}");
+    for (bytes, bits) in [(0, 9), (1, 9), (512, 9), (513, 10), (1 << 14, 14), ((1 << 14) + 1, 15), (1 << 30, 15)] {
+        check(bytes, bits);
+    }
+}
+
+/// Inflates into a ring of that size: whatever refers further back fails.
+fn inflate_within(payload: &[u8], window: Window) -> Option<Vec<u8>> {
+    let payload = [payload, &MESSAGE_END].concat();
+    let (mut state, mut ring, mut text) = (DecompressorOxide::new(), vec![0; 1 << window.bits()], Vec::new());
+    let (mut at, mut place) = (0, 0);
+    loop {
+        let (status, consumed, produced) = decompress(&mut state, &payload[at..], &mut ring, place, 0);
+        text.extend_from_slice(&ring[place..place + produced]);
+        at += consumed;
+        place = (place + produced) % ring.len();
+        match status {
+            TINFLStatus::Done => return Some(text),
+            TINFLStatus::HasMoreOutput => {}
+            _ => return None,
+        }
+    }
+}
+
+#[test]
+fn a_smaller_window_is_kept_to_whatever_is_compressed() {
+    // Noise does not shrink: its form is larger than it is, and made all the same.
+    let mut state = 7_u32;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    })
+    .take(100_000)
+    .collect();
+    // What repeats itself after 3,000 bytes.
+    let repeated = noise[..3_000].repeat(40);
+    for bits in Window::SMALLEST.bits()..=Window::FULL.bits() {
+        let window = Window::of_bits(bits).unwrap();
+        for text in [&b"a"[..], &[b'a'; 2_000], &repeated, &noise[..300], &noise] {
+            let form = with_deflater(text.len(), window, |deflater| deflater.deflate_anyway(text).map(<[u8]>::to_vec));
+            let form = form.unwrap_or_else(|| panic!("{bits}: {} bytes", text.len()));
+            assert!(inflate_within(&form, window).as_deref() == Some(text), "{bits}: {} bytes", text.len());
+            assert_eq!(Inflater::default().inflate_binary(&form, text.len(), |bytes| bytes == text), Ok(true));
+        }
+    }
+    // It does not hold for the full window.
+    let full = deflate(&repeated).unwrap();
+    assert!(inflate_within(&full, Window::SMALLEST).is_none());
+    // A text as long as a window stays within it, with whatever window it was compressed.
+    for bits in 9..=14 {
+        let half = &noise[..1 << (bits - 1)];
+        let text = half.repeat(2);
+        let form = deflate(&text).unwrap();
+        assert!(form.len() < half.len() * 3 / 2, "the second half refers to the first");
+        assert!(inflate_within(&form, Window::around(text.len())) == Some(text), "{bits}");
+    }
 }
 
 #[test]
@@ -141,7 +206,7 @@ fn only_what_becomes_smaller_is_compressed() {
     // The thread's compressor goes on as if nothing had been.
     assert_eq!(deflate(text.as_bytes()), deflate(text.as_bytes()));
     // One inside the other, as a thread that is ending has none.
-    let nested = with_deflater(1, |_| deflate(text.as_bytes()));
+    let nested = with_deflater(1, Window::FULL, |_| deflate(text.as_bytes()));
     assert_eq!(nested, deflate(text.as_bytes()));
 }
 

@@ -42,6 +42,8 @@ fn all() -> Vec<Frame> {
         Frame::notice(&Notice::Pong { client_id: None }),
         Frame::notice(&Notice::Gap { reason: GapReason::RoomNotKept, count: None }),
         Frame::notice(&Notice::Draining { retry_after_ms: 1 }),
+        Frame::text("an embedder's own"),
+        Frame::binary(b"\0\xff"),
         Frame::ping(),
         Frame::pong(b"payload"),
         Frame::close(Disconnect::Normal),
@@ -108,6 +110,7 @@ fn each_kind_has_its_class_and_its_name() {
     for frame in frames {
         let expected = match frame.kind() {
             Kind::Message | Kind::Buttons | Kind::File | Kind::End | Kind::Ack | Kind::Error => Class::Ordered,
+            Kind::Text | Kind::Binary => Class::Ordered,
             Kind::Edit | Kind::Typing => Class::Latest,
             _ => Class::Control,
         };
@@ -320,14 +323,14 @@ fn the_forms_of_a_shared_frame_do_not_change() {
 }
 
 #[test]
-fn what_would_be_no_smaller_or_has_no_json_gets_no_compressed_form() {
+fn what_would_be_no_smaller_or_is_no_message_gets_no_compressed_form() {
     for mut frame in all() {
         let bytes = frame.bytes();
         let has_form = frame.deflate();
         assert_eq!(frame.deflated().is_some(), has_form);
         assert!(!has_form || frame.deflated().unwrap().len() < frame.websocket().len(), "{frame:?}");
         assert!(has_form || frame.bytes() == bytes, "{frame:?}");
-        assert!(!has_form || frame.kind().has_json(), "{frame:?}");
+        assert!(!has_form || frame.kind().is_message(), "{frame:?}");
     }
 }
 

@@ -107,6 +107,8 @@ pub(super) enum MessageKind {
     Binary,
     /// A text that is compressed.
     Deflated,
+    /// A binary message that is compressed.
+    DeflatedBinary,
 }
 
 impl MessageKind {
@@ -114,6 +116,7 @@ impl MessageKind {
         match head.opcode {
             Opcode::Text if head.is_deflated => Self::Deflated,
             Opcode::Text => Self::Text,
+            _ if head.is_deflated => Self::DeflatedBinary,
             _ => Self::Binary,
         }
     }

@@ -10,6 +10,7 @@ enum Got {
     Text(String),
     Binary(Vec<u8>),
     Deflated(Vec<u8>),
+    DeflatedBinary(Vec<u8>),
     Ping(Vec<u8>),
     Pong(Vec<u8>),
     Close(Option<(u16, String)>),
@@ -23,6 +24,7 @@ impl Got {
             Incoming::Binary(bytes) => Self::Binary(bytes.to_vec()),
             Incoming::Deflated(bytes) => Self::Deflated(bytes.to_vec()),
             Incoming::Fragment => return None,
+            Incoming::DeflatedBinary(bytes) => Self::DeflatedBinary(bytes.to_vec()),
             Incoming::Ping(bytes) => Self::Ping(bytes.to_vec()),
             Incoming::Pong(bytes) => Self::Pong(bytes.to_vec()),
             Incoming::Close(payload) => Self::Close(payload.map(|(code, reason)| (code, reason.to_owned()))),
@@ -322,8 +324,9 @@ fn the_first_reserved_bit_of_a_message_says_that_it_is_compressed() {
         &[Got::Ping(b"p".to_vec()), deflated(b"\xff\xfe")],
     );
     ok(&frames(&[(FIN | 0x41, b"a"), (FIN | 1, b"b")]), &[deflated(b"a"), text("b")]);
-    // What is in a compressed binary message matters to nobody.
-    ok(&frame(FIN | 0x42, b"\xff"), &[Got::Binary(vec![0xff])]);
+    ok(&frame(FIN | 0x42, b"\xff"), &[Got::DeflatedBinary(vec![0xff])]);
+    ok(&frames(&[(0x42, b"a"), (0, b"b"), (FIN, b"")]), &[Got::DeflatedBinary(b"ab".to_vec())]);
+    ok(&frame(FIN | 2, b"\xff"), &[Got::Binary(vec![0xff])]);
     // Not on what goes on, nor on control frames, and no other bit.
     err(&frames(&[(0x41, b"\xff"), (FIN | 0x40, b"")]), ReadError::ReservedBit);
     err(&frames(&[(1, b"a"), (FIN | 0x40, b"")]), ReadError::ReservedBit);
@@ -337,6 +340,48 @@ fn the_first_reserved_bit_of_a_message_says_that_it_is_compressed() {
     err(&frame(FIN | 1, b"\xff"), ReadError::NotUtf8);
     err(b"\xc1\xfe\x03\xe9", ReadError::MessageTooBig);
     err(&[&frames(&[(0x41, &[0xff; 1000])])[..], b"\x80\x81"].concat(), ReadError::MessageTooBig);
+}
+
+/// Memory is what a message's fragments are limited by, and nothing else.
+#[test]
+fn a_million_empty_fragments_hold_no_memory() {
+    const FRAGMENTS: usize = 1_000_000;
+    let flood = frame(0, b"").repeat(10_000);
+    let (mut partial, mut got) = (None, Vec::new());
+    let mut sink = |message: Incoming<'_>| {
+        got.push(Got::of(&message));
+        ControlFlow::Continue(())
+    };
+    read(&mut partial, &mut frame(1, "κ".as_bytes()), &LIMITS, &mut sink).unwrap();
+    let before = partial.as_ref().map(|partial| partial.bytes());
+    for _ in 0..FRAGMENTS / 10_000 {
+        read(&mut partial, &mut flood.clone(), &LIMITS, &mut sink).unwrap();
+        assert_eq!(partial.as_ref().map(|partial| partial.bytes()), before);
+    }
+    read(&mut partial, &mut frame(FIN, b"!"), &LIMITS, &mut sink).unwrap();
+    assert!(partial.is_none());
+    assert_eq!(got, [text("κ!")]);
+}
+
+#[test]
+fn a_message_of_as_many_fragments_as_it_has_bytes_is_one_message() {
+    let whole = "é".repeat(32 << 10);
+    let limits = ReadLimits { message_bytes_max: whole.len(), ..LIMITS };
+    let mut stream = frame(1, b"");
+    stream.extend(whole.as_bytes().chunks(1).flat_map(|byte| frame(0, byte)));
+    let rest = stream.len();
+    let (got, result, _) = read_pieces(&stream, &limits, [rest / 2, rest]);
+    assert_eq!((got.len(), result), (0, Ok(())));
+    stream.extend(frame(FIN, b""));
+    for piece in [997, 64 << 10, stream.len()] {
+        let (got, result, is_idle) =
+            read_pieces(&stream, &limits, std::iter::repeat_n(piece, stream.len() / piece + 1));
+        assert_eq!((got, result, is_idle), (vec![text(&whole)], Ok(()), true), "{piece}");
+    }
+    // A byte over the limit is one too many, however it comes.
+    stream.truncate(rest);
+    stream.extend(frame(0, b"x"));
+    assert_eq!(read_pieces(&stream, &limits, [stream.len()]).1, Err(ReadError::MessageTooBig));
 }
 
 #[test]

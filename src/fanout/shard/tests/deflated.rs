@@ -202,7 +202,8 @@ fn what_breaks_the_extensions_rules_ends_the_session_with_its_code() {
     check(on, &client_frame(TEXT | 0x20, b"say hi"), Disconnect::ProtocolError);
     let continued = [client_frame(TEXT & 0x7f | RSV1, b"a"), client_frame(0x80 | RSV1, b"b")].concat();
     check(on, &continued, Disconnect::ProtocolError);
-    check(on, &client_frame(0x82 | RSV1, b"\xff"), Disconnect::UnsupportedData);
+    check(on, &client_frame(0x82 | RSV1, b"\xff"), Disconnect::InvalidPayload);
+    check(on, &client_frame(0x82 | RSV1, b"\0"), Disconnect::UnsupportedData);
     check(on, &client_frame(TEXT | RSV1, b"say hi"), Disconnect::InvalidPayload);
     check(on, &deflated_client_frame(b"say \xff"), Disconnect::InvalidPayload);
     let bomb = deflated_client_frame(&[b'a'; 1 << 20]);

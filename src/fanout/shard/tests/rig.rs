@@ -424,7 +424,7 @@ impl Rig {
         let (mut rest, mut got) = (&tab.received[..], Vec::new());
         let next = match tab.wire {
             Wire::WebSocket => next_frame,
-            Wire::DeflatedWebSocket => next_deflated,
+            Wire::DeflatedWebSocket | Wire::NarrowWebSocket(_) => next_deflated,
             Wire::EventStream => next_chunk,
             Wire::Completion => next_records,
         };
@@ -448,7 +448,7 @@ impl Rig {
         let tab = &self.tabs[tab];
         let next = match tab.wire {
             Wire::WebSocket => next_frame,
-            Wire::DeflatedWebSocket => next_deflated,
+            Wire::DeflatedWebSocket | Wire::NarrowWebSocket(_) => next_deflated,
             Wire::EventStream | Wire::Completion => next_records,
         };
         let mut rest = &tab.received[..];
