@@ -6,9 +6,14 @@ use std::path::Path;
 mod channel_id;
 #[path = "../fuzz/bodies/completion.rs"]
 mod completion;
+#[cfg(feature = "gateway")]
+#[path = "../fuzz/bodies/config.rs"]
+mod config;
 #[cfg(all(feature = "gateway", feature = "redis"))]
 #[path = "../fuzz/bodies/envelope.rs"]
 mod envelope;
+#[path = "../fuzz/bodies/event_stream.rs"]
+mod event_stream;
 #[path = "../fuzz/bodies/inbound.rs"]
 mod inbound;
 #[path = "../fuzz/bodies/inflate.rs"]
@@ -45,6 +50,17 @@ fn channel_ids_replay() {
 #[test]
 fn completions_replay() {
     replay("completion", completion::run);
+}
+
+#[test]
+#[cfg(feature = "gateway")]
+fn settings_replay() {
+    replay("config", config::run);
+}
+
+#[test]
+fn event_streams_replay() {
+    replay("event_stream", event_stream::run);
 }
 
 #[test]
