@@ -418,6 +418,9 @@ impl Oracle {
         if is_position != position.is_some() {
             return violation("positions_are_of_ordered_frames", format!("#{publication} came with {position:?}"));
         }
+        if what.is_ordered() && tab.positions.contains(&id) {
+            return violation("none_doubled", format!("tab {number} got #{publication}, and its client had it"));
+        }
         self.no_frame_to_a_wrong_user(number, publication, channel, place)?;
         if what.is_ordered() {
             self.none_doubled_and_order_holds(number, publication, channel, place)?;
