@@ -71,7 +71,10 @@ fn come_to_rest(world: &mut World) -> Checked {
         }
         if let Between::Network(network) = &world.between {
             is_quiet &= network.is_quiet();
+            network.answer();
         }
+        world.advance_timers(Duration::from_millis(100));
+        is_quiet &= world.go_on_returning()?;
         if is_quiet {
             return Ok(());
         }
@@ -103,9 +106,9 @@ fn everybody_has_everything(world: &mut World) -> Checked {
     }
 }
 
-/// Whoever left is taken out three seconds later.
+/// Whoever left is taken out after three seconds, and whoever was expected and did not come after ten.
 fn let_presence_be_written(world: &mut World) -> Checked {
-    stepping::pass_time(world, Duration::from_secs(4))?;
+    stepping::pass_time(world, Duration::from_secs(11))?;
     if let Between::Network(network) = &world.between {
         network.set_now(world.elapsed);
         network.write_presence();

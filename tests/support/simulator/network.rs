@@ -7,19 +7,24 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use tabcast::broker::redis::ends::{Ends, Said};
-use tabcast::broker::{Broker, BrokerFuture, Delivered, Forwarded, NodeId, OnlineUser, Peer, Receipt, SpoolFull};
-use tabcast::id::{ChannelId, UserId};
+use tabcast::broker::{
+    Broker, BrokerFuture, Delivered, Forwarded, Kept, KeptFrame, NodeId, OnlineUser, Peer, Receipt, SpoolFull,
+};
+use tabcast::id::{ChannelId, MessageId, UserId};
 use tabcast::proto::disconnect::Disconnect;
 use tabcast::proto::frame::{Frame, Kind};
+use tabcast::proto::limits::RecoveryLimits;
 
 use super::Violation;
 use super::dice::Dice;
 
-/// A user is taken out so long after the last tab left.
+/// A user is taken out so long after the last tab left, and one whose tab is expected not before this long.
 const OFF_AFTER: Duration = Duration::from_secs(3);
+const HOLD: Duration = Duration::from_secs(10);
 
 /// What came to a node and was posted there, in order.
 pub(crate) enum Arrived {
@@ -72,17 +77,45 @@ struct State {
     online: BTreeMap<UserId, BTreeSet<usize>>,
     /// Users whose tabs on a node have changed, and when that was.
     changed: BTreeMap<(usize, UserId), Duration>,
+    /// Until when those whose tab is expected are held.
+    held: BTreeMap<(usize, UserId), Duration>,
     now: Duration,
     is_away: bool,
     spool_max: usize,
     /// It took what was offered last.
     took_last: bool,
+    /// What is kept of users' frames there, and what is yet to be written.
+    recovery: Option<RecoveryLimits>,
+    kept: BTreeMap<UserId, VecDeque<Entry>>,
+    unwritten: Vec<(UserId, Entry)>,
+    asked: Vec<(UserId, Arc<Answer>)>,
     /// Publications that a node will never get, for the server's fault.
     lost: BTreeSet<(usize, usize)>,
 }
 
+/// One frame as it is kept.
+struct Entry {
+    kind: Kind,
+    id: Option<MessageId>,
+    json: String,
+    at: Duration,
+    publication: usize,
+}
+
+/// What is kept of a user, for whoever asked: known once the server says so.
+#[derive(Default)]
+struct Answer(Mutex<(Option<Kept>, Option<Waker>)>);
+
+impl Answer {
+    fn give(&self, kept: Kept) {
+        let mut answer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        answer.0 = Some(kept);
+        answer.1.take().into_iter().for_each(Waker::wake);
+    }
+}
+
 /// The server, and every node's way to it.
-pub(crate) struct Network(Mutex<State>);
+pub(crate) struct Network(Mutex<State>, Option<RecoveryLimits>);
 
 /// What a frame says that it is: its text or its filename begins with the number.
 pub(crate) fn publication_of(frame: &Frame) -> Option<usize> {
@@ -92,8 +125,28 @@ pub(crate) fn publication_of(frame: &Frame) -> Option<usize> {
 }
 
 impl Network {
-    pub(crate) fn new(spool_max: usize) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(State { spool_max, ..State::default() })))
+    pub(crate) fn new(spool_max: usize, recovery: Option<RecoveryLimits>) -> Arc<Self> {
+        // What is not kept there has no limits there.
+        Arc::new(Self(Mutex::new(State { spool_max, recovery: recovery.clone(), ..State::default() }), recovery))
+    }
+
+    /// Says what is kept to whoever has asked.
+    pub(crate) fn answer(&self) {
+        let mut state = self.state();
+        for (user, answer) in std::mem::take(&mut state.asked) {
+            let now = state.now;
+            let entries = state.kept.get(&user).into_iter().flatten();
+            let frames = entries.map(|entry| KeptFrame::Frame {
+                frame: Frame::relay(entry.kind, entry.id, None, &entry.json),
+                age: now.saturating_sub(entry.at),
+            });
+            answer.give(Some(frames.collect()));
+        }
+    }
+
+    /// The publications that are kept of a user, oldest first.
+    pub(crate) fn kept_of(&self, user: &UserId) -> Vec<usize> {
+        self.state().kept.get(user).into_iter().flatten().map(|entry| entry.publication).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -122,13 +175,20 @@ impl Network {
 
     /// The server is not reached from now on.
     pub(crate) fn go_away(&self) {
-        self.state().is_away = true;
+        let mut state = self.state();
+        state.is_away = true;
+        // Nobody waits for it any longer than it may take.
+        std::mem::take(&mut state.asked).into_iter().for_each(|(_, answer)| answer.give(None));
     }
 
     /// It is back, and empty.
     pub(crate) fn come_back(&self) {
         let mut state = self.state();
         state.is_away = false;
+        state.kept.clear();
+        for (user, entry) in std::mem::take(&mut state.unwritten) {
+            state.keep(user, entry);
+        }
         for node in 0..state.nodes.len() {
             let coming = std::mem::take(&mut state.nodes[node].coming);
             coming.into_iter().for_each(|message| state.lose(node, &message));
@@ -150,6 +210,19 @@ impl Network {
             nodes.remove(&node);
         }
         state.changed.retain(|(changed, _), _| *changed != node);
+        state.held.retain(|(held, _), _| *held != node);
+    }
+
+    /// A node takes another for dead, and finds it alive: what was for it is lost, and it begins anew with it.
+    pub(crate) fn give_up(&self, from: usize, to: usize) {
+        let mut state = self.state();
+        let Some(outbox) = state.nodes[from].outboxes.remove(&To::Node(to)) else { return };
+        let publication = |said: &Said| if let Said::Frame(_, frame) = said { publication_of(frame) } else { None };
+        let waiting: Vec<usize> = outbox.waiting.iter().filter_map(publication).collect();
+        state.lost.extend(waiting.into_iter().map(|publication| (publication, to)));
+        if let Some(message) = &outbox.under_way {
+            state.lose(to, message);
+        }
     }
 
     /// Whether nothing is on its way and nothing waits.
@@ -237,7 +310,7 @@ impl Network {
             let Some(peer) = state.nodes[node].peer.upgrade() else { continue };
             if peer.tabs(&user) > 0 {
                 state.online.entry(user).or_default().insert(node);
-            } else if now < at + OFF_AFTER {
+            } else if now < at + OFF_AFTER || state.is_held(node, &user) {
                 state.changed.insert((node, user), at);
             } else {
                 state.online.entry(user.clone()).or_default().remove(&node);
@@ -248,6 +321,19 @@ impl Network {
 }
 
 impl State {
+    /// A message's newest edit takes the place of the one before it; past the bound the oldest go.
+    fn keep(&mut self, user: UserId, entry: Entry) {
+        let frames_max = self.recovery.as_ref().map_or(0, |limits| limits.frames_max);
+        let entries = self.kept.entry(user).or_default();
+        if entry.kind == Kind::Edit {
+            entries.retain(|older| older.kind != Kind::Edit || older.id != entry.id);
+        }
+        entries.push_back(entry);
+        while entries.len() > frames_max {
+            entries.pop_front();
+        }
+    }
+
     fn lose(&mut self, node: usize, message: &Message) {
         if message.from != node {
             // What was said again arrived before, or will.
@@ -268,16 +354,25 @@ impl State {
 
     fn write_anew(&mut self) {
         for (user, nodes) in &self.online {
-            let peers = nodes.iter().filter_map(|node| self.nodes[*node].peer.upgrade());
+            let gone = nodes.iter().filter(|node| !self.is_held(**node, user));
+            let peers = gone.filter_map(|node| self.nodes[*node].peer.upgrade());
             peers.filter(|peer| peer.tabs(user) == 0).for_each(|peer| peer.forget_backlog(user));
         }
         self.online.clear();
-        self.changed.clear();
+        let held = self.held.iter().filter(|(_, until)| self.now < **until).map(|(held, _)| held.clone());
+        self.changed = held.map(|held| (held, self.now)).collect();
+        for ((node, user), _) in &self.changed {
+            self.online.entry(user.clone()).or_default().insert(*node);
+        }
         for (node, peer) in self.nodes.iter().enumerate().filter(|(_, node)| node.is_alive) {
             for user in peer.peer.upgrade().map(|peer| peer.users()).unwrap_or_default() {
                 self.online.entry(user).or_default().insert(node);
             }
         }
+    }
+
+    fn is_held(&self, node: usize, user: &UserId) -> bool {
+        self.held.get(&(node, user.clone())).is_some_and(|until| self.now < *until)
     }
 
     fn put(&mut self, from: usize, to: To, said: Said) {
@@ -364,7 +459,11 @@ impl Broker for Network {
 
     fn wants(&self, node: NodeId, channel: &ChannelId, _kind: Kind) -> bool {
         let others = |(other, state): (usize, &Node)| other as u64 != node.number() && state.is_alive;
-        !matches!(channel, ChannelId::Stream(_)) && self.state().nodes.iter().enumerate().any(others)
+        match channel {
+            ChannelId::Stream(_) => false,
+            ChannelId::User(_) if self.1.is_some() => true,
+            _ => self.state().nodes.iter().enumerate().any(others),
+        }
     }
 
     fn forward(&self, from: NodeId, channel: &ChannelId, frame: &Frame) -> Result<Forwarded, SpoolFull> {
@@ -379,6 +478,13 @@ impl Broker for Network {
             ChannelId::User(user) => state.others_with(from, user).into_iter().map(To::Node).collect(),
             _ => vec![To::Every],
         };
+        if let (ChannelId::User(user), Some(publication)) = (channel, publication_of(frame))
+            && state.recovery.is_some()
+        {
+            let json = String::from_utf8(frame.json().to_vec()).unwrap();
+            let entry = Entry { kind: frame.kind(), id: frame.message_id(), json, at: state.now, publication };
+            if state.is_away { state.unwritten.push((user.clone(), entry)) } else { state.keep(user.clone(), entry) }
+        }
         for to in to {
             state.put(from, to, Said::Frame(channel.clone(), frame.clone()));
         }
@@ -390,9 +496,32 @@ impl Broker for Network {
     fn expect<'a>(&'a self, node: NodeId, channel: &'a ChannelId) -> BrokerFuture<'a, ()> {
         if let ChannelId::User(user) = channel {
             let node = usize::try_from(node.number()).unwrap();
-            self.state().online.entry(user.clone()).or_default().insert(node);
+            let mut state = self.state();
+            let now = state.now;
+            state.online.entry(user.clone()).or_default().insert(node);
+            state.held.insert((node, user.clone()), now + HOLD);
+            state.changed.insert((node, user.clone()), now);
         }
         Box::pin(std::future::ready(()))
+    }
+
+    fn recovery(&self) -> Option<&RecoveryLimits> {
+        self.1.as_ref()
+    }
+
+    fn kept<'a>(&'a self, _node: NodeId, user: &'a UserId) -> BrokerFuture<'a, Kept> {
+        let mut state = self.state();
+        let answer = Arc::new(Answer::default());
+        if state.is_away {
+            answer.give(None);
+        } else {
+            state.asked.push((user.clone(), Arc::clone(&answer)));
+        }
+        Box::pin(std::future::poll_fn(move |context| {
+            let mut answer = answer.0.lock().unwrap_or_else(PoisonError::into_inner);
+            answer.1 = Some(context.waker().clone());
+            answer.0.take().map_or(Poll::Pending, Poll::Ready)
+        }))
     }
 
     fn presence_changed(&self, node: NodeId, user: &UserId) {

@@ -142,6 +142,12 @@ pub(crate) struct Tab {
     /// All that it ever sent: nobody else's answers may reach it.
     pub(crate) said: BTreeSet<String>,
     pub(crate) close_code: Option<u16>,
+    /// Ordered publications that its client has read, here and before it came back.
+    pub(crate) had: BTreeSet<usize>,
+    /// It came back by what is kept between nodes: what it has to have, whatever the order of its node.
+    required: Option<Vec<usize>>,
+    /// Of each publisher, what it read last of the user's channel.
+    newest: BTreeMap<usize, usize>,
     /// Its client reset the connection, closed it or broke the protocol: what it misses is its own doing.
     pub(crate) is_own_end: bool,
 }
@@ -164,6 +170,8 @@ pub(crate) struct Oracle {
     logs: Vec<Log>,
     /// Who is owed a publication that another node forwarded.
     owed: BTreeSet<(usize, usize)>,
+    /// Ordered frames that tabs got again, or late, as they came back.
+    pub(crate) replayed: u64,
 }
 
 type Checked = Result<(), Violation>;
@@ -295,9 +303,36 @@ impl Oracle {
             asked: BTreeSet::new(),
             said: BTreeSet::new(),
             close_code: None,
+            had: BTreeSet::new(),
+            required: None,
+            newest: BTreeMap::new(),
             is_own_end: false,
         });
         self.tabs.len() - 1
+    }
+
+    /// The same by what is kept between nodes, oldest first, for a client that had `had` when it left.
+    pub(crate) fn returned(
+        &mut self,
+        (node, user, wire): (usize, usize, Wire),
+        positions: &[MessageId],
+        had: BTreeSet<usize>,
+        kept: &[usize],
+    ) -> usize {
+        let number = self.opened(node, user, wire, None);
+        let is_named = |publication: &usize| {
+            let publication = &self.publications[*publication];
+            publication.what.is_ordered() && positions.contains(&publication.id)
+        };
+        let newest = kept.iter().rposition(is_named);
+        let behind = newest.map(|place| &kept[place + 1..]).unwrap_or_default();
+        let required = behind.iter().copied().filter(|number| self.publications[*number].what.is_ordered());
+        let required = required.collect();
+        let tab = &mut self.tabs[number];
+        tab.replay = Replay::Expected;
+        tab.positions = positions.iter().rev().copied().collect();
+        (tab.had, tab.required) = (had, Some(required));
+        number
     }
 
     pub(crate) fn joined(&mut self, tab: usize, room: usize) {
@@ -386,6 +421,11 @@ impl Oracle {
                 return violation("a_replay_is_whole_or_there_is_a_gap", format!("tab {number} is told of a gap late"));
             }
             tab.replay = Replay::Gap;
+            if tab.required.take().is_some() {
+                // It begins anew: what it had may come again.
+                tab.had.clear();
+                tab.positions.clear();
+            }
             for stay in &mut reading.stays {
                 (stay.may_from, stay.must_from) = (tab.opened_at, tab.opened_at);
             }
@@ -402,7 +442,9 @@ impl Oracle {
         };
         let Publication { channel, what, id, ref places, .. } = self.publications[publication];
         let tab = &self.tabs[number];
-        let Some(place) = places.get(&tab.node).copied() else {
+        let place = places.get(&tab.node).copied();
+        // Who came back may have what is yet to come to its node.
+        let Some(place) = place.or(tab.required.is_some().then_some(u64::MAX)) else {
             let text = format!("tab {number} got #{publication}, which was never posted on its node");
             return violation("what_was_refused_reaches_nobody", text);
         };
@@ -418,15 +460,20 @@ impl Oracle {
         if is_position != position.is_some() {
             return violation("positions_are_of_ordered_frames", format!("#{publication} came with {position:?}"));
         }
-        if what.is_ordered() && tab.positions.contains(&id) {
+        if what.is_ordered() && (tab.positions.contains(&id) || tab.had.contains(&publication)) {
             return violation("none_doubled", format!("tab {number} got #{publication}, and its client had it"));
+        }
+        if tab.required.is_some() && channel == tab.user {
+            return self.read_after_return(number, publication);
         }
         self.no_frame_to_a_wrong_user(number, publication, channel, place)?;
         if what.is_ordered() {
             self.none_doubled_and_order_holds(number, publication, channel, place)?;
             self.ordered_frames_are_lost_only_at_the_end(number, publication, channel, place)?;
             let tab = &mut self.tabs[number];
+            self.replayed += u64::from(channel == tab.user && place < tab.opened_at);
             tab.channels.entry(channel).or_default().last = Some(place);
+            tab.had.insert(publication);
             tab.positions.push(id);
             let from = tab.positions.len().saturating_sub(POSITIONS_MAX);
             tab.positions.drain(..from);
@@ -435,6 +482,45 @@ impl Oracle {
             self.tabs[number].channels.entry(channel).or_default().edits.insert(message, place);
         }
         Ok(())
+    }
+
+    /// A tab that came back by what is kept between nodes reads of its user's channel: each publisher's frames in its order.
+    fn read_after_return(&mut self, number: usize, publication: usize) -> Checked {
+        let Publication { what, id, origin, .. } = self.publications[publication];
+        if !what.is_ordered() {
+            return Ok(());
+        }
+        let tab = &mut self.tabs[number];
+        self.replayed += u64::from(tab.required.as_ref().is_some_and(|required| required.contains(&publication)));
+        let newest = tab.newest.entry(origin).or_insert(publication);
+        if *newest > publication {
+            let text = format!("tab {number} got #{publication} behind #{newest} of the same publisher");
+            return violation("order_holds_in_each_channel", text);
+        }
+        *newest = publication;
+        tab.had.insert(publication);
+        tab.positions.push(id);
+        let from = tab.positions.len().saturating_sub(POSITIONS_MAX);
+        tab.positions.drain(..from);
+        Ok(())
+    }
+
+    /// What was kept behind its position, and what was posted on its node since, has come to a tab that came back.
+    fn all_that_was_kept_has_come(&self, number: usize, required: &[usize]) -> Checked {
+        let tab = &self.tabs[number];
+        let reading = &tab.channels[&tab.user];
+        let posted = self.logs[tab.node].channels.get(&tab.user).into_iter().flatten();
+        let posted = posted.filter(|(place, _)| reading.must(*place)).map(|(_, publication)| publication);
+        let is_missed = |publication: &&usize| {
+            self.publications[**publication].what.is_ordered() && !tab.had.contains(*publication)
+        };
+        match required.iter().chain(posted).find(is_missed) {
+            Some(missed) => {
+                let text = format!("tab {number} came back ({:?}) and never got #{missed}", tab.reasons);
+                violation("a_replay_is_whole_or_there_is_a_gap", text)
+            }
+            None => Ok(()),
+        }
     }
 
     fn no_frame_to_a_wrong_user(&self, number: usize, publication: usize, channel: usize, place: u64) -> Checked {
@@ -550,7 +636,13 @@ impl Oracle {
     /// Nothing is on its way to the tab any more.
     pub(crate) fn all_that_had_to_come_has_come(&self, number: usize) -> Checked {
         let tab = &self.tabs[number];
+        if let Some(required) = &tab.required {
+            self.all_that_was_kept_has_come(number, required)?;
+        }
         for (channel, reading) in &tab.channels {
+            if tab.required.is_some() && *channel == tab.user {
+                continue;
+            }
             if let Some(missed) = self.first_missed(number, *channel, u64::MAX) {
                 let text = format!("tab {number} ({:?}, {:?}) never got #{missed}", tab.reasons, tab.wire);
                 return violation("ordered_frames_are_lost_only_with_a_cut", text);

@@ -36,7 +36,11 @@ pub(crate) enum Got {
 }
 
 /// Frames that were parsed before: most go to many tabs, and the same bytes mean the same.
-pub(crate) type Parsed = HashMap<Vec<u8>, Rc<Json>>;
+#[derive(Default)]
+pub(crate) struct Parsed {
+    plain: HashMap<Vec<u8>, Rc<Json>>,
+    deflated: HashMap<Vec<u8>, Rc<Json>>,
+}
 
 /// Reads one connection.
 pub(crate) struct Reader {
@@ -84,13 +88,22 @@ impl Reader {
 }
 
 fn json(payload: &[u8], parsed: &mut Parsed) -> Result<Rc<Json>, String> {
-    if let Some(json) = parsed.get(payload) {
+    if let Some(json) = parsed.plain.get(payload) {
         return Ok(Rc::clone(json));
     }
     let text = std::str::from_utf8(payload).map_err(|_| "text that is not UTF-8".to_owned())?;
     let json: Json = serde_json::from_str(text).map_err(|error| format!("{error} in {text}"))?;
     let json = Rc::new(json);
-    parsed.insert(payload.to_vec(), Rc::clone(&json));
+    parsed.plain.insert(payload.to_vec(), Rc::clone(&json));
+    Ok(json)
+}
+
+fn deflated_json(payload: &[u8], parsed: &mut Parsed) -> Result<Rc<Json>, String> {
+    if let Some(json) = parsed.deflated.get(payload) {
+        return Ok(Rc::clone(json));
+    }
+    let json = json(&inflate(payload)?, parsed)?;
+    parsed.deflated.insert(payload.to_vec(), Rc::clone(&json));
     Ok(json)
 }
 
@@ -137,7 +150,7 @@ fn frame(bytes: &[u8], deflates: bool, parsed: &mut Parsed) -> Result<Option<(Go
     }
     let Some(payload) = bytes.get(head..head + length) else { return Ok(None) };
     let got = match first & 0x0f {
-        1 if is_deflated => Got::Json(json(&inflate(payload)?, parsed)?, None),
+        1 if is_deflated => Got::Json(deflated_json(payload, parsed)?, None),
         1 => Got::Json(json(payload, parsed)?, None),
         9 => Got::Ping(payload.to_vec()),
         10 => Got::Pong(payload.to_vec()),

@@ -55,7 +55,11 @@ pub(crate) fn pump(world: &mut World) -> Checked {
         if world.dice.one_in(10) {
             network.write_presence();
         }
+        if world.dice.one_in(3) {
+            network.answer();
+        }
     }
+    world.go_on_returning()?;
     Ok(())
 }
 
@@ -64,7 +68,9 @@ pub(crate) fn pump(world: &mut World) -> Checked {
 pub(crate) fn pass_time(world: &mut World, time: Duration) -> Checked {
     let end = world.elapsed + time;
     while world.elapsed < end {
-        world.elapsed = end.min(world.elapsed + Duration::from_secs(1));
+        let before = world.elapsed;
+        world.elapsed = end.min(before + Duration::from_secs(1));
+        world.advance_timers(world.elapsed - before);
         tick(world)?;
         for tab in world.live_clients() {
             be_client(world, tab)?;
@@ -315,8 +321,8 @@ pub(crate) fn settle(world: &mut World, node: usize, shard: usize) -> Checked {
         let is_told = client.reader.is_ended();
         world.oracle.gone(tab, left, is_told)?;
         let book = &world.oracle.tabs[tab];
-        let (user, wire, positions) = (book.user, book.wire, book.positions.clone());
-        world.absent.push(Absent { node, user, wire, positions });
+        let (user, wire, positions, had) = (book.user, book.wire, book.positions.clone(), book.had.clone());
+        world.absent.push(Absent { node, user, wire, positions, had });
     }
     every_queue_is_within_its_limit(world, node, shard)?;
     memory_is_bounded(world, node)

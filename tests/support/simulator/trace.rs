@@ -41,6 +41,7 @@ macro_rules! counts {
 counts! {
     opened,
     resumed,
+    replayed,
     published,
     read,
     coalesced,
@@ -68,6 +69,7 @@ pub(crate) struct Trace {
 
 impl Trace {
     pub(crate) fn note(&mut self, event: String) {
+        if std::env::var_os("SIM_ALL").is_some() { eprintln!("  {event}"); }
         event.hash(&mut self.hasher);
         if self.last.len() == LAST {
             self.last.pop_front();

@@ -1,6 +1,10 @@
 //! One world: its nodes, its clients, and what a seed lets them do.
 
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -14,9 +18,10 @@ use tabcast::id::{ChannelId, MessageId, RoomName, UserId};
 use tabcast::platform::inbound::InboundLimits;
 use tabcast::proto::delivery::PublishError;
 use tabcast::proto::disconnect::Disconnect;
-use tabcast::proto::event::{Event, Notice, Timestamp};
+use tabcast::proto::event::{Button, Event, Notice, Timestamp};
 use tabcast::proto::frame::{self, Frame};
 use tabcast::proto::limits::{FileLimits, HubLimits, RecoveryLimits, SessionLimits};
+use tokio::runtime::{Builder, Runtime};
 
 use super::client::{Client, Ear, Pace};
 use super::dice::Dice;
@@ -46,6 +51,17 @@ pub(crate) struct Absent {
     pub(crate) user: usize,
     pub(crate) wire: Wire,
     pub(crate) positions: Vec<MessageId>,
+    pub(crate) had: BTreeSet<usize>,
+}
+
+/// A client on its way back, while what it missed is read from where it is kept.
+struct Returning {
+    absent: Absent,
+    node: usize,
+    positions: Vec<MessageId>,
+    /// After which its client gives up.
+    until: Duration,
+    resume: Pin<Box<dyn Future<Output = Resume>>>,
 }
 
 /// What a person said, on its way to the worker.
@@ -71,6 +87,9 @@ pub(crate) struct World {
     pub(crate) clients: Vec<Client>,
     pub(crate) absent: Vec<Absent>,
     handed: Vec<Handed>,
+    returning: Vec<Returning>,
+    /// The engine's pauses while it reads what is kept: on a clock that is moved with the world's.
+    timers: Runtime,
     pub(crate) between: Between,
     pub(crate) settings: EngineSettings,
     pub(crate) bytes_budget: usize,
@@ -96,6 +115,13 @@ pub(crate) fn user_id(user: usize) -> UserId {
 pub(crate) fn channel_of(channel: &ChannelId) -> usize {
     let number: usize = channel.key()[1..].parse().unwrap();
     if matches!(channel, ChannelId::Room(_)) { USERS + number } else { number }
+}
+
+impl Node {
+    /// What its tabs miss is kept elsewhere.
+    fn keeps_between_nodes(&self) -> bool {
+        self.engine.broker().recovery().is_some()
+    }
 }
 
 fn settings(dice: &mut Dice) -> EngineSettings {
@@ -124,7 +150,7 @@ fn settings(dice: &mut Dice) -> EngineSettings {
         recovery,
         file_bytes_max: 20_000,
         inbound_bytes_max: dice.between(2_000, 6_000),
-        deflate_bytes_min: 150,
+        deflate_bytes_min: if dice.one_in(3) { 150 } else { 1_000 },
         ..HubLimits::default()
     };
     let (shards, files) = (dice.between(1, 3), FileLimits::default());
@@ -136,22 +162,30 @@ impl World {
         let mut dice = Dice::new(seed);
         #[expect(clippy::disallowed_methods, reason = "an arbitrary start; the world moves time itself")]
         let start = Instant::now();
-        let settings = settings(&mut dice);
+        let mut settings = settings(&mut dice);
         let budget = if dice.one_in(3) { frame::live_bytes() + dice.between(6_000, 40_000) } else { usize::MAX };
         let between = if dice.one_in(4) {
             Between::Memory(Arc::new(MemoryBroker::default()))
         } else {
-            Between::Network(Network::new(dice.between(3, 200)))
+            // What is kept between nodes is not kept on each.
+            let limits = RecoveryLimits { frames_max: dice.between(4, 40), ..RecoveryLimits::default() };
+            let kept = dice.one_in(3).then_some(limits);
+            if kept.is_some() {
+                settings.hub.recovery = RecoveryLimits::off();
+            }
+            Between::Network(Network::new(dice.between(3, 200), kept))
         };
         let mut world = Self {
             dice,
             oracle: Oracle::default(),
             trace: Trace::default(),
-            parsed: Parsed::new(),
+            parsed: Parsed::default(),
             nodes: Vec::new(),
             clients: Vec::new(),
             absent: Vec::new(),
             handed: Vec::new(),
+            returning: Vec::new(),
+            timers: Builder::new_current_thread().enable_time().start_paused(true).build().unwrap(),
             between,
             settings,
             bytes_budget: budget,
@@ -280,7 +314,11 @@ impl World {
         let is_full = there >= self.settings.hub.tabs_per_user_max;
         let result = self.node(node).shards[shard].open(opening, |_| None);
         match result {
-            Ok(address) if !is_full => self.add(node, user, wire, address, positions),
+            Ok(address) if !is_full => {
+                let tab = self.oracle.opened(node, user, wire, positions.as_deref());
+                self.trace.counts.resumed += u64::from(positions.is_some());
+                self.add(node, tab, address)
+            }
             Err(OpenError::TooManyTabs(_)) if is_full => Ok(()),
             Err(OpenError::Draining) if self.node(node).is_draining => Ok(()),
             other => Err(Violation::new(
@@ -290,27 +328,21 @@ impl World {
         }
     }
 
-    fn add(
-        &mut self,
-        node: usize,
-        user: usize,
-        wire: Wire,
-        address: Address,
-        positions: Option<Vec<MessageId>>,
-    ) -> Result<(), Violation> {
+    /// The client of a tab that has just opened.
+    fn add(&mut self, node: usize, tab: usize, address: Address) -> Result<(), Violation> {
+        let (user, wire) = (self.oracle.tabs[tab].user, self.oracle.tabs[tab].wire);
         let paces = [Pace::Fast, Pace::Fast, Pace::Slow(self.dice.between(20, 600)), Pace::Stalled];
-        let pace = paces[self.dice.below(4)];
-        let tab = self.oracle.opened(node, user, wire, positions.as_deref());
+        let pace = if self.is_hostile { paces[self.dice.below(4)] } else { Pace::Fast };
         self.trace.note(format!("tab {tab} of user {user} opens at {address:?} of node {node}: {wire:?}, {pace:?}"));
         self.trace.counts.opened += 1;
-        self.trace.counts.resumed += u64::from(positions.is_some());
         let is_same = |client: &Client| {
             client.node == node && client.address.shard() == address.shard() && client.address.slot() == address.slot()
         };
         self.trace.counts.reused_slots += u64::from(self.clients.iter().any(is_same));
         let mut client = Client::new(node, address, wire, pace);
         client.is_silent = self.dice.one_in(10);
-        client.breaks_after = self.dice.one_in(10).then(|| self.dice.between(1, 3_000));
+        let breaks = self.is_hostile && self.dice.one_in(10);
+        client.breaks_after = breaks.then(|| self.dice.between(1, 3_000));
         self.clients.push(client);
         let queued = self.node(node).shards[usize::from(address.shard())].queued_for(address.slot());
         self.clients[tab].blocked_with = queued;
@@ -325,7 +357,12 @@ impl World {
             return Ok(());
         }
         let place = self.dice.below(self.absent.len());
-        let Absent { node, user, wire, positions } = self.absent.swap_remove(place);
+        let absent = self.absent.swap_remove(place);
+        if self.live_nodes().iter().any(|node| self.nodes[*node].as_ref().is_some_and(Node::keeps_between_nodes)) {
+            self.begin_return(absent);
+            return Ok(());
+        }
+        let Absent { node, user, wire, positions, .. } = absent;
         // What recovery has in memory is on the node that the tab was on; on another one it begins anew.
         let is_there = self.nodes[node].is_some();
         let node = if is_there { node } else { self.pick_node() };
@@ -335,6 +372,68 @@ impl World {
         }
         let positions = (is_there && !newest_first.is_empty()).then_some(newest_first);
         self.open_on(node, user, wire, positions)
+    }
+
+    fn begin_return(&mut self, absent: Absent) {
+        let node = self.pick_node();
+        let mut positions: Vec<_> = absent.positions.iter().rev().copied().collect();
+        if absent.wire == Wire::EventStream {
+            positions.truncate(1);
+        }
+        if positions.is_empty() {
+            return;
+        }
+        let (engine, user) = (self.node(node).engine.clone(), user_id(absent.user));
+        assert!(engine.expect(&channel_id(absent.user)).now_or_never().is_some(), "the network does not wait");
+        self.trace.note(format!("a tab of {user:?} comes back to node {node}"));
+        let after = Resume::After(positions.clone());
+        let resume = Box::pin(async move { engine.resume(&user, after).await });
+        let until = self.elapsed + Duration::from_secs(8);
+        self.returning.push(Returning { absent, node, positions, until, resume });
+    }
+
+    /// Polls who is on the way back, so that each asks for what it needs. True if nobody is.
+    pub(crate) fn go_on_returning(&mut self) -> Result<bool, Violation> {
+        for mut returning in std::mem::take(&mut self.returning) {
+            if self.nodes[returning.node].is_none() || self.elapsed > returning.until {
+                continue;
+            }
+            let poll = std::future::poll_fn(|context| Poll::Ready(returning.resume.as_mut().poll(context)));
+            match self.timers.block_on(poll) {
+                Poll::Pending => self.returning.push(returning),
+                Poll::Ready(resume) => {
+                    let Returning { absent, node, positions, .. } = returning;
+                    self.end_return(absent, node, positions, resume)?;
+                }
+            }
+        }
+        Ok(self.returning.is_empty())
+    }
+
+    fn end_return(
+        &mut self,
+        absent: Absent,
+        node: usize,
+        positions: Vec<MessageId>,
+        resume: Resume,
+    ) -> Result<(), Violation> {
+        let mut identity = Identity::new(user_id(absent.user), Timestamp::from_micros(1));
+        identity.rooms = RoomGrant::Any;
+        let opening = Opening { resume, ..Opening::new(identity, absent.wire) };
+        let shard = self.dice.below(self.settings.shards);
+        // Its user may have too many tabs by now, and the node may drain.
+        let Ok(address) = self.node(node).shards[shard].open(opening, |_| None) else { return Ok(()) };
+        let Between::Network(network) = &self.between else { return Ok(()) };
+        let kept = network.kept_of(&user_id(absent.user));
+        let book = (node, absent.user, absent.wire);
+        let tab = self.oracle.returned(book, &positions, absent.had, &kept);
+        self.trace.counts.resumed += 1;
+        self.add(node, tab, address)
+    }
+
+    /// The clock of pauses goes on.
+    pub(crate) fn advance_timers(&mut self, time: Duration) {
+        self.timers.block_on(tokio::time::advance(time));
     }
 
     fn publish_something(&mut self) -> Result<bool, Violation> {
@@ -373,7 +472,11 @@ impl World {
         let text = format!("#{number} {}", filling.repeat(bytes / filling.len()));
         let timestamp = Timestamp::from_micros(1_700_000_000_500_000);
         let (sender, data) = (if channel < USERS { "star" } else { "u0" }, vec![7; bytes]);
+        let buttons = [Button { label: "yes".to_owned(), custom_id: "y".to_owned(), ..Button::default() }];
         let event = match what {
+            What::Message if number.is_multiple_of(5) => {
+                Event::Buttons { id, text: &text, sender, reply_to: None, buttons: &buttons, timestamp }
+            }
             What::Message => Event::Message { id, text: &text, sender, reply_to: None, timestamp },
             What::File => {
                 let filename = &text[..text.find(' ').unwrap() + 1];
@@ -556,14 +659,21 @@ impl World {
     }
 
     fn disturb_the_network(&mut self) {
-        if let Between::Network(network) = &self.between {
-            if self.dice.one_in(2) {
+        let (from, to) = (self.pick_node(), self.pick_node());
+        let Between::Network(network) = &self.between else { return };
+        match self.dice.below(5) {
+            0 | 1 => {
                 network.go_away();
                 self.trace.note("the server is gone".to_owned());
-            } else {
+            }
+            2 | 3 => {
                 network.come_back();
                 self.trace.counts.server_restarts += 1;
                 self.trace.note("the server is back, and empty".to_owned());
+            }
+            _ => {
+                network.give_up(from, to);
+                self.trace.note(format!("node {from} took node {to} for dead"));
             }
         }
     }
@@ -642,6 +752,7 @@ impl World {
     /// How hostile it was.
     pub(crate) fn counts(&self) -> Counts {
         let mut counts = self.trace.counts.clone();
+        counts.replayed = self.oracle.replayed;
         for node in self.nodes.iter().flatten() {
             stepping::count(&mut counts, node);
         }
