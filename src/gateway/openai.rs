@@ -403,3 +403,32 @@ pub(crate) async fn look_after(engine: Engine, inlet: Inlet) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_host_and_a_port_may_stand_in_a_link() {
+        for good in ["chat.example", "chat.example:8443", "127.0.0.1:80", "[::1]:8080", "under_score"] {
+            assert!(is_authority(good), "{good}");
+        }
+        for bad in [
+            "",
+            "evil.example/x",
+            "user@evil.example",
+            "a b",
+            "a)",
+            "a](javascript:1",
+            "a?b",
+            "a#b",
+            "a\\b",
+            "ü",
+            "a\"b",
+            "<b>",
+            "a%0d",
+        ] {
+            assert!(!is_authority(bad), "{bad}");
+        }
+    }
+}
