@@ -82,7 +82,7 @@ fn every_setting_in_its_table_exists() {
 
 /// The settings of one column of the table of memories.
 fn sized(rows: &[Vec<String>], column: usize) -> Settings {
-    let mut sources = Sources::new();
+    let mut sources = Sources::new().with_toml("api_keys = ['with-keys']");
     for row in rows {
         sources = sources.with_variable(&format!("TABCAST_{}", row[0].to_uppercase()), &row[column]);
     }
