@@ -5,18 +5,22 @@
 //! | [`Engine`](tabcast::engine::Engine), hub, registry, rooms, inboxes, recovery in memory | threads: a seed decides which shard does what next |
 //! | [`Shard`](tabcast::fanout::shard::Shard): queues, cuts, heartbeats, drain, the reader of RFC 6455 | sockets: budgets of bytes, which block, stall and break |
 //! | the parser of what clients say | clients, and their reader of every byte |
-//! | between nodes: the memory broker; or packed messages and who said what, of the Redis broker | Redis: its pub/sub, who is online, restarts |
+//! | the memory broker; of the Redis broker packed messages, and who said what | Redis: its pub/sub, who is online, what is kept of users' frames, restarts |
+//! | how a tab that came to another node gets what is kept elsewhere | – |
 //! | – | time |
 //!
-//! Not simulated: TLS, HTTP, answers of `/v1`, the worker's queue, recovery kept in Redis. A seed is one history: the same
-//! numbers decide everything, and nothing in it depends on a clock or on the order of a map. What must hold is
-//! [`oracle`]'s.
+//! Not simulated: TLS, HTTP, answers of `/v1`, the worker's queue, the Redis broker's connections and commands. A seed is
+//! one history: the same numbers decide everything, and nothing in it depends on a clock or on the order of a map. What
+//! must hold is [`oracle`]'s.
 
+mod arriving;
+mod book;
 mod client;
 mod dice;
 mod ending;
 mod network;
 mod oracle;
+mod publishing;
 mod reader;
 mod stepping;
 mod trace;

@@ -361,7 +361,7 @@ impl State {
         self.online.clear();
         let held = self.held.iter().filter(|(_, until)| self.now < **until).map(|(held, _)| held.clone());
         self.changed = held.map(|held| (held, self.now)).collect();
-        for ((node, user), _) in &self.changed {
+        for (node, user) in self.changed.keys() {
             self.online.entry(user.clone()).or_default().insert(*node);
         }
         for (node, peer) in self.nodes.iter().enumerate().filter(|(_, node)| node.is_alive) {

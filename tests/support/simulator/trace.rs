@@ -69,7 +69,6 @@ pub(crate) struct Trace {
 
 impl Trace {
     pub(crate) fn note(&mut self, event: String) {
-        if std::env::var_os("SIM_ALL").is_some() { eprintln!("  {event}"); }
         event.hash(&mut self.hasher);
         if self.last.len() == LAST {
             self.last.pop_front();

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -12,27 +11,22 @@ use tabcast::broker::Broker;
 use tabcast::broker::memory::MemoryBroker;
 use tabcast::engine::{Engine, EngineSettings};
 use tabcast::fanout::hub::Drain;
-use tabcast::fanout::session::{Address, Identity, RoomGrant};
-use tabcast::fanout::shard::{OpenError, Opening, Resume, Shard, Wire};
+use tabcast::fanout::session::Address;
+use tabcast::fanout::shard::{Resume, Shard, Wire};
 use tabcast::id::{ChannelId, MessageId, RoomName, UserId};
 use tabcast::platform::inbound::InboundLimits;
-use tabcast::proto::delivery::PublishError;
 use tabcast::proto::disconnect::Disconnect;
-use tabcast::proto::event::{Button, Event, Notice, Timestamp};
-use tabcast::proto::frame::{self, Frame};
+use tabcast::proto::frame;
 use tabcast::proto::limits::{FileLimits, HubLimits, RecoveryLimits, SessionLimits};
 use tokio::runtime::{Builder, Runtime};
 
 use super::client::{Client, Ear, Pace};
 use super::dice::Dice;
 use super::network::{Arrived, Network};
-use super::oracle::{Oracle, ROOMS, USERS, What};
+use super::oracle::{Oracle, ROOMS, USERS};
 use super::reader::Parsed;
 use super::trace::{Counts, Trace};
 use super::{Violation, ending, stepping};
-
-/// Connections of one world at once.
-const CLIENTS_MAX: usize = 18;
 
 /// One node: its engine, and its shards with what understands their tabs.
 pub(crate) struct Node {
@@ -55,21 +49,21 @@ pub(crate) struct Absent {
 }
 
 /// A client on its way back, while what it missed is read from where it is kept.
-struct Returning {
-    absent: Absent,
-    node: usize,
-    positions: Vec<MessageId>,
+pub(super) struct Returning {
+    pub(super) absent: Absent,
+    pub(super) node: usize,
+    pub(super) positions: Vec<MessageId>,
     /// After which its client gives up.
-    until: Duration,
-    resume: Pin<Box<dyn Future<Output = Resume>>>,
+    pub(super) until: Duration,
+    pub(super) resume: Pin<Box<dyn Future<Output = Resume>>>,
 }
 
 /// What a person said, on its way to the worker.
-struct Handed {
-    node: usize,
-    address: Address,
-    user: usize,
-    client_id: Option<Box<str>>,
+pub(super) struct Handed {
+    pub(super) node: usize,
+    pub(super) address: Address,
+    pub(super) user: usize,
+    pub(super) client_id: Option<Box<str>>,
 }
 
 pub(crate) enum Between {
@@ -86,10 +80,10 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Option<Node>>,
     pub(crate) clients: Vec<Client>,
     pub(crate) absent: Vec<Absent>,
-    handed: Vec<Handed>,
-    returning: Vec<Returning>,
+    pub(super) handed: Vec<Handed>,
+    pub(super) returning: Vec<Returning>,
     /// The engine's pauses while it reads what is kept: on a clock that is moved with the world's.
-    timers: Runtime,
+    pub(super) timers: Runtime,
     pub(crate) between: Between,
     pub(crate) settings: EngineSettings,
     pub(crate) bytes_budget: usize,
@@ -119,7 +113,7 @@ pub(crate) fn channel_of(channel: &ChannelId) -> usize {
 
 impl Node {
     /// What its tabs miss is kept elsewhere.
-    fn keeps_between_nodes(&self) -> bool {
+    pub(super) fn keeps_between_nodes(&self) -> bool {
         self.engine.broker().recovery().is_some()
     }
 }
@@ -173,7 +167,8 @@ impl World {
             if kept.is_some() {
                 settings.hub.recovery = RecoveryLimits::off();
             }
-            Between::Network(Network::new(dice.between(3, 200), kept))
+            let spool_max = if dice.one_in(2) { dice.between(2, 12) } else { 200 };
+            Between::Network(Network::new(spool_max, kept))
         };
         let mut world = Self {
             dice,
@@ -269,281 +264,18 @@ impl World {
         Ok(())
     }
 
-    fn pick_node(&mut self) -> usize {
+    pub(super) fn pick_node(&mut self) -> usize {
         let nodes = self.live_nodes();
         self.dice.pick(&nodes).expect("there is always a node")
     }
 
     /// Any channel, and more often one that somebody reads.
-    fn pick_channel(&mut self) -> usize {
+    pub(super) fn pick_channel(&mut self) -> usize {
         let live = self.live_clients();
         let any = self.dice.below(USERS + ROOMS);
-        let Some(tab) = self.dice.pick(&live).filter(|_| any % 2 == 0) else { return any };
+        let Some(tab) = self.dice.pick(&live).filter(|_| any.is_multiple_of(2)) else { return any };
         let book = &self.oracle.tabs[tab];
-        book.rooms.first().copied().filter(|_| any % 4 == 0).unwrap_or(book.user)
-    }
-
-    fn open(&mut self) -> Result<(), Violation> {
-        if self.live_clients().len() >= CLIENTS_MAX {
-            return Ok(());
-        }
-        let (node, user) = (self.pick_node(), self.dice.below(USERS));
-        let wire = [Wire::WebSocket, Wire::WebSocket, Wire::DeflatedWebSocket, Wire::EventStream][self.dice.below(4)];
-        self.open_on(node, user, wire, None)
-    }
-
-    fn open_on(
-        &mut self,
-        node: usize,
-        user: usize,
-        wire: Wire,
-        positions: Option<Vec<MessageId>>,
-    ) -> Result<(), Violation> {
-        let engine = self.node(node).engine.clone();
-        let channel = channel_id(user);
-        assert!(engine.expect(&channel).now_or_never().is_some(), "the network does not wait");
-        let mut identity = Identity::new(user_id(user), Timestamp::from_micros(1));
-        identity.rooms = RoomGrant::Any;
-        let expires_in =
-            if self.dice.one_in(12) { Some(Duration::from_secs(self.dice.between(2, 12) as u64)) } else { None };
-        // Newest first, as clients name them.
-        let resume = positions.clone().map_or(Resume::Fresh, Resume::After);
-        let shard = self.dice.below(self.settings.shards);
-        let opening = Opening { identity, wire, expires_in, resume };
-        let there = self.oracle.listed(node, user).count();
-        let is_full = there >= self.settings.hub.tabs_per_user_max;
-        let result = self.node(node).shards[shard].open(opening, |_| None);
-        match result {
-            Ok(address) if !is_full => {
-                let tab = self.oracle.opened(node, user, wire, positions.as_deref());
-                self.trace.counts.resumed += u64::from(positions.is_some());
-                self.add(node, tab, address)
-            }
-            Err(OpenError::TooManyTabs(_)) if is_full => Ok(()),
-            Err(OpenError::Draining) if self.node(node).is_draining => Ok(()),
-            other => Err(Violation::new(
-                "the_registry_has_who_is_there",
-                format!("user {user} has {there} tabs on node {node}, and one more: {other:?}"),
-            )),
-        }
-    }
-
-    /// The client of a tab that has just opened.
-    fn add(&mut self, node: usize, tab: usize, address: Address) -> Result<(), Violation> {
-        let (user, wire) = (self.oracle.tabs[tab].user, self.oracle.tabs[tab].wire);
-        let paces = [Pace::Fast, Pace::Fast, Pace::Slow(self.dice.between(20, 600)), Pace::Stalled];
-        let pace = if self.is_hostile { paces[self.dice.below(4)] } else { Pace::Fast };
-        self.trace.note(format!("tab {tab} of user {user} opens at {address:?} of node {node}: {wire:?}, {pace:?}"));
-        self.trace.counts.opened += 1;
-        let is_same = |client: &Client| {
-            client.node == node && client.address.shard() == address.shard() && client.address.slot() == address.slot()
-        };
-        self.trace.counts.reused_slots += u64::from(self.clients.iter().any(is_same));
-        let mut client = Client::new(node, address, wire, pace);
-        client.is_silent = self.dice.one_in(10);
-        let breaks = self.is_hostile && self.dice.one_in(10);
-        client.breaks_after = breaks.then(|| self.dice.between(1, 3_000));
-        self.clients.push(client);
-        let queued = self.node(node).shards[usize::from(address.shard())].queued_for(address.slot());
-        self.clients[tab].blocked_with = queued;
-        if !self.dice.one_in(5) {
-            stepping::make_writable(self, tab)?;
-        }
-        stepping::settle(self, node, usize::from(address.shard()))
-    }
-
-    fn come_back(&mut self) -> Result<(), Violation> {
-        if self.absent.is_empty() || self.live_clients().len() >= CLIENTS_MAX {
-            return Ok(());
-        }
-        let place = self.dice.below(self.absent.len());
-        let absent = self.absent.swap_remove(place);
-        if self.live_nodes().iter().any(|node| self.nodes[*node].as_ref().is_some_and(Node::keeps_between_nodes)) {
-            self.begin_return(absent);
-            return Ok(());
-        }
-        let Absent { node, user, wire, positions, .. } = absent;
-        // What recovery has in memory is on the node that the tab was on; on another one it begins anew.
-        let is_there = self.nodes[node].is_some();
-        let node = if is_there { node } else { self.pick_node() };
-        let mut newest_first: Vec<_> = positions.into_iter().rev().collect();
-        if wire == Wire::EventStream || self.dice.one_in(2) {
-            newest_first.truncate(1);
-        }
-        let positions = (is_there && !newest_first.is_empty()).then_some(newest_first);
-        self.open_on(node, user, wire, positions)
-    }
-
-    fn begin_return(&mut self, absent: Absent) {
-        let node = self.pick_node();
-        let mut positions: Vec<_> = absent.positions.iter().rev().copied().collect();
-        if absent.wire == Wire::EventStream {
-            positions.truncate(1);
-        }
-        if positions.is_empty() {
-            return;
-        }
-        let (engine, user) = (self.node(node).engine.clone(), user_id(absent.user));
-        assert!(engine.expect(&channel_id(absent.user)).now_or_never().is_some(), "the network does not wait");
-        self.trace.note(format!("a tab of {user:?} comes back to node {node}"));
-        let after = Resume::After(positions.clone());
-        let resume = Box::pin(async move { engine.resume(&user, after).await });
-        let until = self.elapsed + Duration::from_secs(8);
-        self.returning.push(Returning { absent, node, positions, until, resume });
-    }
-
-    /// Polls who is on the way back, so that each asks for what it needs. True if nobody is.
-    pub(crate) fn go_on_returning(&mut self) -> Result<bool, Violation> {
-        for mut returning in std::mem::take(&mut self.returning) {
-            if self.nodes[returning.node].is_none() || self.elapsed > returning.until {
-                continue;
-            }
-            let poll = std::future::poll_fn(|context| Poll::Ready(returning.resume.as_mut().poll(context)));
-            match self.timers.block_on(poll) {
-                Poll::Pending => self.returning.push(returning),
-                Poll::Ready(resume) => {
-                    let Returning { absent, node, positions, .. } = returning;
-                    self.end_return(absent, node, positions, resume)?;
-                }
-            }
-        }
-        Ok(self.returning.is_empty())
-    }
-
-    fn end_return(
-        &mut self,
-        absent: Absent,
-        node: usize,
-        positions: Vec<MessageId>,
-        resume: Resume,
-    ) -> Result<(), Violation> {
-        let mut identity = Identity::new(user_id(absent.user), Timestamp::from_micros(1));
-        identity.rooms = RoomGrant::Any;
-        let opening = Opening { resume, ..Opening::new(identity, absent.wire) };
-        let shard = self.dice.below(self.settings.shards);
-        // Its user may have too many tabs by now, and the node may drain.
-        let Ok(address) = self.node(node).shards[shard].open(opening, |_| None) else { return Ok(()) };
-        let Between::Network(network) = &self.between else { return Ok(()) };
-        let kept = network.kept_of(&user_id(absent.user));
-        let book = (node, absent.user, absent.wire);
-        let tab = self.oracle.returned(book, &positions, absent.had, &kept);
-        self.trace.counts.resumed += 1;
-        self.add(node, tab, address)
-    }
-
-    /// The clock of pauses goes on.
-    pub(crate) fn advance_timers(&mut self, time: Duration) {
-        self.timers.block_on(tokio::time::advance(time));
-    }
-
-    fn publish_something(&mut self) -> Result<bool, Violation> {
-        let (node, channel) = (self.pick_node(), self.pick_channel());
-        let what = match self.dice.below(12) {
-            0..6 => What::Message,
-            6 => What::File,
-            7..10 => self.pick_edit(channel).unwrap_or(What::Message),
-            _ => What::Typing,
-        };
-        let bytes = match self.dice.below(20) {
-            0 => self.dice.between(2_000, 12_000),
-            1..6 => self.dice.between(100, 900),
-            _ => self.dice.below(60),
-        };
-        self.publish(node, channel, what, bytes)
-    }
-
-    fn pick_edit(&mut self, channel: usize) -> Option<What> {
-        let is_it = |number: &usize| {
-            let publication = &self.oracle.publications[*number];
-            publication.channel == channel && publication.what == What::Message
-        };
-        let recent: Vec<usize> = (0..self.oracle.publications.len()).rev().filter(is_it).take(3).collect();
-        self.dice.pick(&recent).map(What::Edit)
-    }
-
-    /// Publishes on a node. False if it was refused.
-    fn publish(&mut self, node: usize, channel: usize, what: What, bytes: usize) -> Result<bool, Violation> {
-        let id = match what {
-            What::Edit(message) => self.oracle.publications[message].id,
-            _ => MessageId::from_u128(u128::from(self.dice.next()) << 64 | u128::from(self.dice.next())),
-        };
-        let number = self.oracle.publish(node, channel, what, id);
-        let filling = if self.dice.one_in(2) { "x" } else { "é\"\u{2028}" };
-        let text = format!("#{number} {}", filling.repeat(bytes / filling.len()));
-        let timestamp = Timestamp::from_micros(1_700_000_000_500_000);
-        let (sender, data) = (if channel < USERS { "star" } else { "u0" }, vec![7; bytes]);
-        let buttons = [Button { label: "yes".to_owned(), custom_id: "y".to_owned(), ..Button::default() }];
-        let event = match what {
-            What::Message if number.is_multiple_of(5) => {
-                Event::Buttons { id, text: &text, sender, reply_to: None, buttons: &buttons, timestamp }
-            }
-            What::Message => Event::Message { id, text: &text, sender, reply_to: None, timestamp },
-            What::File => {
-                let filename = &text[..text.find(' ').unwrap() + 1];
-                Event::File { id, filename, mimetype: "a/b", data: &data, timestamp }
-            }
-            What::Edit(_) => Event::Edit { id, text: &text, timestamp },
-            What::Typing => Event::Typing { active: number.is_multiple_of(2) },
-        };
-        // Quotes and separators are six bytes in the worst case.
-        self.largest_frame = self.largest_frame.max(6 * bytes + 400);
-        let addressed = self.oracle.addressed(node, channel);
-        let others: Vec<usize> = self.live_nodes().into_iter().filter(|other| *other != node).collect();
-        let engine = self.node(node).engine.clone();
-        let result = engine.try_publish(&channel_id(channel), event);
-        self.trace.note(format!("node {node} publishes #{number} {what:?} of {bytes} bytes to {channel}: {result:?}"));
-        self.trace.counts.published += 1;
-        match result {
-            Ok(delivery) if delivery.tabs == addressed => {
-                self.oracle.posted(node, number)?;
-                self.spread(node, number, &others)?;
-                Ok(true)
-            }
-            Err(PublishError::Overloaded) if engine.hub().waiting_posts() > 0 => {
-                self.trace.counts.overloaded += 1;
-                Ok(false)
-            }
-            Err(PublishError::SpoolFull) if addressed == 0 => {
-                self.trace.counts.spool_full += 1;
-                Ok(false)
-            }
-            Err(PublishError::TooLarge { .. }) => Ok(false),
-            other => Err(Violation::new(
-                "the_registry_has_who_is_there",
-                format!("#{number} went to {addressed} tabs of node {node} by the book, and {other:?}"),
-            )),
-        }
-    }
-
-    /// What was posted on one node is on its way to the others; by memory it is there.
-    fn spread(&mut self, node: usize, number: usize, others: &[usize]) -> Result<(), Violation> {
-        if let Between::Network(network) = &self.between {
-            if network.took_last() {
-                self.oracle.forwarded(number, others.iter().copied());
-            }
-            return Ok(());
-        }
-        for other in others {
-            let there = self.node(*other);
-            let refused = there.engine.metrics().engine.refused_forwards.value();
-            if std::mem::replace(&mut there.refused_forwards, refused) == refused {
-                self.oracle.posted(*other, number)?;
-            }
-        }
-        self.trace.note(format!("#{number} is on all nodes but {node}"));
-        Ok(())
-    }
-
-    fn burst(&mut self) -> Result<(), Violation> {
-        let (node, channel) = (self.pick_node(), self.pick_channel());
-        for _ in 0..self.dice.between(5, 50) {
-            let what = if self.dice.one_in(4) { self.pick_edit(channel) } else { None };
-            let bytes = self.dice.below(300);
-            if !self.publish(node, channel, what.unwrap_or(What::Message), bytes)? {
-                break;
-            }
-        }
-        Ok(())
+        book.rooms.first().copied().filter(|_| any.is_multiple_of(4)).unwrap_or(book.user)
     }
 
     fn let_client_speak(&mut self) {
@@ -627,35 +359,6 @@ impl World {
             assert!(told.is_some(), "the network does not wait");
         }
         Ok(())
-    }
-
-    /// The worker's queue takes what people said: the ack to whoever said it, then the echo to all of that user's tabs.
-    pub(crate) fn hand_on(&mut self) -> Result<(), Violation> {
-        for Handed { node, address, user, client_id } in std::mem::take(&mut self.handed) {
-            if self.nodes[node].is_none() {
-                continue;
-            }
-            let hub = Arc::clone(self.node(node).engine.hub());
-            let ack = client_id.map(|id| Frame::notice(&Notice::Ack { client_id: &id, id: None }));
-            let refused = ack.is_some_and(|ack| hub.post_to_session(address, &ack).is_err());
-            if refused && hub.waiting_posts() == 0 {
-                return Err(Violation::new("what_is_refused_has_a_reason", format!("an ack to {address:?}")));
-            }
-            if refused {
-                // Whoever said it is not told, and does not wait for ever.
-                let same = |client: &Client| client.node == node && client.address == address;
-                if let Some(tab) = self.clients.iter().position(same) {
-                    self.oracle.tabs[tab].asked.clear();
-                }
-            }
-            self.publish(node, user, What::Message, 20)?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn hand(&mut self, tab: usize, client_id: Option<Box<str>>) {
-        let (node, address, user) = (self.clients[tab].node, self.clients[tab].address, self.oracle.tabs[tab].user);
-        self.handed.push(Handed { node, address, user, client_id });
     }
 
     fn disturb_the_network(&mut self) {
