@@ -3,7 +3,8 @@
     python drain.py [--tabs 10000] [--rate 400] [--SETTING VALUE …]
 
 Two gateways are started. Tabs (a quarter of them event streams, two a user) open on the first one; workers publish to
-users and rooms all the time; then SIGTERM. Each tab obeys its `retry_after_ms` and goes to the second one.
+users and rooms all the time; then SIGTERM. Each tab obeys its `retry_after_ms` and goes to the second one. One in a
+hundred stops reading: it may hold up nobody, and finds everything that was its own when it reads on.
 """
 
 import argparse
@@ -21,6 +22,7 @@ ROOM_TABS = 50
 PUBLISHERS = 4
 TURN = 0.05  # seconds from one batch of a publisher to the next
 BIN = 0.5  # seconds of a column of the histogram of closes
+STALLED_EACH = 100  # one of so many tabs reads nothing from the signal on, until the process has left
 
 
 class DrainedTab(Tab):
@@ -99,6 +101,9 @@ class Drain:
         self.opening_time = time.monotonic() - begin
         publishers = [asyncio.ensure_future(self.publish(part)) for part in range(PUBLISHERS)]
         await asyncio.sleep(2)
+        self.stalled = set(self.tabs[::STALLED_EACH])
+        for tab in self.stalled:
+            tab.connection.transport.pause_reading()
         self.is_draining = True
         self.begin = time.monotonic()
         self.first.terminate()
@@ -106,6 +111,8 @@ class Drain:
         while self.first.process.poll() is None:
             await asyncio.sleep(0.01)
         self.left_at = time.monotonic()
+        for tab in self.stalled:
+            tab.connection.transport.resume_reading()
         await asyncio.gather(prober, *publishers)
         limit = self.left_at + 30
         while time.monotonic() < limit and any(tab.opens < 2 for tab in self.tabs):
@@ -180,17 +187,24 @@ class Drain:
     def exit_time(self):
         return self.left_at - self.begin
 
+    def readers(self):
+        return [tab for tab in self.tabs if tab not in self.stalled and tab.told_at]
+
+    def moments(self):
+        """When tabs were told the end, in seconds since the signal."""
+        return sorted(tab.told_at - self.begin for tab in self.readers())
+
     def closes(self):
         """How many tabs were told the end in each half second since the signal."""
-        bins = collections.Counter(int((tab.told_at - self.begin) / BIN) for tab in self.tabs if tab.told_at)
+        bins = collections.Counter(int(moment / BIN) for moment in self.moments())
         return [bins[number] for number in range(max(bins, default=0) + 1)]
 
     def returns(self):
-        return sorted(tab.went_at for tab in self.tabs if tab.went_at)
+        return sorted(tab.went_at for tab in self.readers() if tab.went_at)
 
     def appointments(self):
         """When the tabs were told to come back: when they do, but for the time that this program is late."""
-        return [tab.told_at + tab.retry_after_told for tab in self.tabs if tab.told_at and tab.retry_after_told]
+        return [tab.told_at + tab.retry_after_told for tab in self.readers() if tab.retry_after_told]
 
     def problems(self):
         found = []
@@ -230,6 +244,7 @@ class Drain:
         refused_from = min((when for when, route, status in self.probes if status == "503"), default=None)
         return {
             "tabs": self.count,
+            "stalled": len(self.stalled),
             "opened_in_s": round(self.opening_time, 1),
             "published": sum(map(len, self.sent.values())),
             "delivered": delivered,
@@ -237,8 +252,8 @@ class Drain:
             "refused_newcomers": sum(status == "503" for _, _, status in self.probes),
             "first_refused_after_s": refused_from and round(refused_from, 3),
             "closes_each_500ms": closes,
-            "closes_a_second_max": peak([tab.told_at for tab in self.tabs if tab.told_at], 1),
-            "last_close_after_s": round(max((tab.told_at - self.begin for tab in self.tabs if tab.told_at), default=0), 2),
+            "closes_a_second_max": peak(self.moments(), 1),
+            "last_close_after_s": round(self.moments()[-1], 2) if self.moments() else None,
             "exit_after_s": round(self.exit_time, 2),
             "exit_code": self.exit_code,
             "appointments_a_second_max": peak(self.appointments(), 1),

@@ -7,7 +7,8 @@ use crate::fanout::hub::{Hub, Post, shard_number};
 /// How sessions are ended at shutdown.
 ///
 /// They are closed evenly over `spread`, or over as much longer as `closes_per_second_max` asks for. `latest` wins over
-/// both: with more sessions than may be closed by then, they are closed faster.
+/// both: with more sessions than may be closed by then, they are closed faster. A shard that is held up goes on at its
+/// pace and does not make up for it, so that on a busy machine it takes longer, up to `latest`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drain {
     /// Closes are spread evenly over this time at least.
