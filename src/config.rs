@@ -293,8 +293,8 @@ settings! {
     close_timeout: Duration = SessionLimits::default().close_timeout;
     /// Bad frames that one session may send within ten seconds before it is ended. Default 10.
     bad_frames_max: u8 = SessionLimits::default().bad_frames_max;
-    /// Frames from a browser that one session may send in a second, ten times as many at once: messages, fragments, pings
-    /// and pongs. Default 20; 0: no limit, as in development mode. One too many is answered rate_limited and counts as a
+    /// Frames from a browser that one session may send in a second, ten times as many at once: messages, empty fragments,
+    /// pings and pongs. Default 20; 0: no limit, as in development mode. One too many is answered rate_limited and counts as a
     /// bad frame.
     inbound_messages_per_second_max: usize = SessionLimits::default().inbound_messages_per_second_max;
     /// Bytes of messages, inflated ones in full, that one session may send in a second, ten times as many at once.

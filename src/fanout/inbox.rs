@@ -188,7 +188,8 @@ impl Room {
     }
 }
 
-#[cfg(all(test, not(tabcast_loom)))]
+#[cfg(test)]
+#[cfg(not(tabcast_loom))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -121,7 +121,8 @@ impl Registry {
     }
 }
 
-#[cfg(all(test, not(tabcast_loom)))]
+#[cfg(test)]
+#[cfg(not(tabcast_loom))]
 mod tests {
     use super::*;
     use crate::fanout::session::{Address, Identity};

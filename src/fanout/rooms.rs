@@ -87,7 +87,8 @@ impl Rooms {
     }
 }
 
-#[cfg(all(test, not(tabcast_loom)))]
+#[cfg(test)]
+#[cfg(not(tabcast_loom))]
 mod tests {
     use super::*;
 

@@ -30,8 +30,8 @@ pub struct SessionLimits {
     /// Bad frames that one session may send within ten seconds before it is ended with 1008. Default 10. A compressed
     /// one that inflates to over 4 KiB and a hundred times its bytes counts, though it is heard.
     pub bad_frames_max: u8,
-    /// Frames that one session may send in a second, ten times as many at once: messages, fragments, pings and pongs.
-    /// Default 20; 0: no limit. A frame past it is refused, and counts as a bad one.
+    /// Frames that one session may send in a second, ten times as many at once: messages, empty fragments, pings and
+    /// pongs. Default 20; 0: no limit. A frame past it is refused, and counts as a bad one.
     pub inbound_messages_per_second_max: usize,
     /// Bytes of messages, inflated ones in full, that one session may send in a second, and ten times as many at once.
     /// Default 512 KiB, at most 256 MiB; 0: no limit. Who has sent nothing for a while may send any legal message. What

@@ -39,10 +39,11 @@ pub enum Incoming<'a> {
     Binary(&'a mut [u8]),
     /// A compressed text, unmasked and unchecked: see [`Inflater`](crate::proto::deflate::Inflater).
     Deflated(&'a [u8]),
-    /// A fragment, perhaps an empty one, of a message that goes on: said so that they can be counted.
-    Fragment,
     /// The same of a binary message.
     DeflatedBinary(&'a [u8]),
+    /// An empty fragment of a message that goes on. No limit of bytes ends a flood of them: it is told, so that they can be
+    /// counted.
+    EmptyFragment,
     /// To be answered with a pong of the same payload.
     Ping(&'a [u8]),
     /// The answer to a ping, or unasked for.
@@ -265,7 +266,12 @@ impl Reader<'_> {
             return self.control(frame.opcode, &payload);
         }
         if !frame.is_last {
-            return Ok((self.sink)(Incoming::Fragment));
+            // One with a payload is complete with its last bytes.
+            return Ok(if payload.is_empty() {
+                (self.sink)(Incoming::EmptyFragment)
+            } else {
+                ControlFlow::Continue(())
+            });
         }
         let Some(mut message) = partial.message.take() else { return Ok(ControlFlow::Continue(())) };
         message.finish()?;

@@ -19,7 +19,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use tabcast::driver::listener::{Answer, AnswerFuture, Edge, HttpLimits};
 use tabcast::driver::shard_thread::LocalShard;
 use tabcast::driver::start::{DrainPlan, EdgeFactory, ShardThreads, Start};
-use tabcast::fanout::hub::Hub;
+use tabcast::fanout::hub::{Drain, Hub};
 use tabcast::fanout::session::{Identity, SessionRef};
 use tabcast::fanout::shard::{Inbound, Opening, Reaction, Wire};
 use tabcast::id::UserId;
@@ -78,7 +78,7 @@ impl Upgrades {
             head.extend_from_slice(&[name.as_bytes(), b": ", value, b"\r\n"].concat());
         }
         head.extend_from_slice(b"\r\n");
-        Answer::Session { address, head, status: 101 }
+        Answer::Session { address, head, status: 101, place: None }
     }
 }
 
@@ -112,8 +112,14 @@ fn listen_address() -> Result<SocketAddr, Box<dyn Error>> {
 fn start(listen: SocketAddr) -> std::io::Result<ShardThreads> {
     // A suite takes a ping of ours for an answer that it did not ask for: none comes in the time that a case may take.
     let heartbeat_interval = Duration::from_secs(3600);
-    let sessions =
-        SessionLimits { message_bytes_max: MESSAGE_BYTES_MAX, heartbeat_interval, ..SessionLimits::default() };
+    let sessions = SessionLimits {
+        message_bytes_max: MESSAGE_BYTES_MAX,
+        heartbeat_interval,
+        // The suite talks as fast as it can.
+        inbound_messages_per_second_max: 0,
+        inbound_bytes_per_second_max: 0,
+        ..SessionLimits::default()
+    };
     let limits = HubLimits::default();
     let hub = Hub::new(std::thread::available_parallelism().map_or(1, usize::from), &limits, &sessions);
     let start = Start {
@@ -135,7 +141,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     runtime.block_on(async {
         tokio::signal::ctrl_c().await?;
         let time = Duration::from_secs(1);
-        threads.drain(DrainPlan { spread: time, answers: time, deadline: 2 * time }, std::future::ready(())).await;
+        let sessions = Drain { spread: time, closes_per_second_max: u32::MAX, latest: time };
+        threads.drain(DrainPlan { sessions, answers: time, deadline: 2 * time }, std::future::ready(())).await;
         Ok(())
     })
 }

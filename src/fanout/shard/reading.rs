@@ -162,7 +162,7 @@ impl Shard {
             Incoming::Ping(payload) if self.tolerate(slot, payload.len()) => self.send(slot, Frame::pong(payload)),
             Incoming::Ping(_) | Incoming::Close(_) => {}
             Incoming::Pong(payload) => drop(self.tolerate(slot, payload.len())),
-            Incoming::Fragment => drop(self.tolerate(slot, 0)),
+            Incoming::EmptyFragment => drop(self.tolerate(slot, 0)),
         }
         if self.slab.get(slot).deaf { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
