@@ -298,7 +298,7 @@ settings! {
     /// bad frame.
     inbound_messages_per_second_max: usize = SessionLimits::default().inbound_messages_per_second_max;
     /// Bytes of messages, inflated ones in full, that one session may send in a second, ten times as many at once.
-    /// Default 512KiB, at most 256MiB; 0: no limit, as in development mode. Who was silent may send any legal message.
+    /// Default 1MiB, at most 256MiB; 0: no limit, as in development mode. Who was silent may send any legal message.
     inbound_bytes_per_second_max: usize = SessionLimits::default().inbound_bytes_per_second_max;
     /// Bytes of messages from browsers that are not complete yet, in the whole process. Default 64MiB. Past it, a
     /// session that needs more is ended with 1013. As much again may be on its way to the worker's queue.

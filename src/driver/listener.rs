@@ -19,7 +19,7 @@ use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioTimer;
 use socket2::{Domain, Protocol, Type};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Sleep;
@@ -214,16 +214,18 @@ impl Serving {
     }
 
     /// Without a place among the connections, and so only a few at one time.
-    fn tell_too_many(&self, stream: TcpStream) {
+    fn tell_too_many(&self, mut stream: TcpStream) {
         if self.tls.is_some() || self.told.get() >= TOLD_MAX {
             return;
         }
         let told = Rc::clone(&self.told);
         told.set(told.get() + 1);
         tokio::task::spawn_local(async move {
-            // A few bytes on an empty socket: whoever does not take them at once does not get them.
-            let _ = stream.try_write(TOO_MANY);
-            linger(Stream::plain(stream)).await;
+            // An empty socket takes it as soon as the runtime knows of it.
+            let written = tokio::time::timeout(LINGER_TIME, stream.write_all(TOO_MANY)).await;
+            if matches!(written, Ok(Ok(()))) {
+                linger(Stream::plain(stream)).await;
+            }
             told.set(told.get() - 1);
         });
     }

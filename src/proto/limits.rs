@@ -34,7 +34,7 @@ pub struct SessionLimits {
     /// pongs. Default 20; 0: no limit. A frame past it is refused, and counts as a bad one.
     pub inbound_messages_per_second_max: usize,
     /// Bytes of messages, inflated ones in full, that one session may send in a second, and ten times as many at once.
-    /// Default 512 KiB, at most 256 MiB; 0: no limit. Who has sent nothing for a while may send any legal message. What
+    /// Default 1 MiB, at most 256 MiB; 0: no limit. Who has sent nothing for a while may send any legal message. What
     /// the client of a stream sends after its request counts as well.
     pub inbound_bytes_per_second_max: usize,
 }
@@ -56,7 +56,7 @@ impl Default for SessionLimits {
             close_timeout: Duration::from_secs(5),
             bad_frames_max: 10,
             inbound_messages_per_second_max: 20,
-            inbound_bytes_per_second_max: 512 << 10,
+            inbound_bytes_per_second_max: 1 << 20,
         }
     }
 }
