@@ -124,7 +124,9 @@ impl World {
         let after = Resume::After(positions.clone());
         let resume = Box::pin(async move { engine.resume(&user, after).await });
         let until = self.elapsed + Duration::from_secs(8);
-        self.returning.push(Returning { absent, node, positions, until, resume });
+        let Between::Network(network) = &self.between else { return };
+        let kept = network.kept_of(&user_id(absent.user));
+        self.returning.push(Returning { absent, node, positions, kept, until, resume });
     }
 
     /// Polls who is on the way back, so that each asks for what it needs. True if nobody is.
@@ -137,21 +139,15 @@ impl World {
             match self.timers.block_on(poll) {
                 Poll::Pending => self.returning.push(returning),
                 Poll::Ready(resume) => {
-                    let Returning { absent, node, positions, .. } = returning;
-                    self.end_return(absent, node, positions, resume)?;
+                    self.end_return(returning, resume)?;
                 }
             }
         }
         Ok(self.returning.is_empty())
     }
 
-    pub(super) fn end_return(
-        &mut self,
-        absent: Absent,
-        node: usize,
-        positions: Vec<MessageId>,
-        resume: Resume,
-    ) -> Result<(), Violation> {
+    fn end_return(&mut self, returning: Returning, resume: Resume) -> Result<(), Violation> {
+        let Returning { absent, node, positions, kept, .. } = returning;
         let mut identity = Identity::new(user_id(absent.user), Timestamp::from_micros(1));
         identity.rooms = RoomGrant::Any;
         let opening = Opening { resume, ..Opening::new(identity, absent.wire) };
@@ -159,9 +155,9 @@ impl World {
         // Its user may have too many tabs by now, and the node may drain.
         let Ok(address) = self.node(node).shards[shard].open(opening, |_| None) else { return Ok(()) };
         let Between::Network(network) = &self.between else { return Ok(()) };
-        let kept = network.kept_of(&user_id(absent.user));
+        let kept = [kept, network.kept_of(&user_id(absent.user))];
         let book = (node, absent.user, absent.wire);
-        let tab = self.oracle.returned(book, &positions, absent.had, &kept);
+        let tab = self.oracle.returned(book, &positions, absent.had, kept.each_ref().map(Vec::as_slice));
         self.trace.counts.resumed += 1;
         self.add(node, tab, address)
     }

@@ -133,6 +133,8 @@ pub(crate) struct Tab {
     pub(crate) close_code: Option<u16>,
     /// Ordered publications that its client has read, here and before it came back.
     pub(crate) had: BTreeSet<usize>,
+    /// What stands before its position, where it is kept between nodes.
+    pub(super) counts_as_had: BTreeSet<usize>,
     /// It came back by what is kept between nodes: what it has to have, whatever the order of its node.
     pub(super) required: Option<Vec<usize>>,
     /// Of each publisher, what it read last of the user's channel.

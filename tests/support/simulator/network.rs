@@ -87,6 +87,7 @@ struct State {
     /// What is kept of users' frames there, and what is yet to be written.
     recovery: Option<RecoveryLimits>,
     kept: BTreeMap<UserId, VecDeque<Entry>>,
+    ever_kept: BTreeMap<UserId, Vec<usize>>,
     unwritten: Vec<(UserId, Entry)>,
     asked: Vec<(UserId, Arc<Answer>)>,
     /// Publications that a node will never get, for the server's fault.
@@ -144,9 +145,9 @@ impl Network {
         }
     }
 
-    /// The publications that are kept of a user, oldest first.
+    /// The publications that were ever kept of a user, in their order.
     pub(crate) fn kept_of(&self, user: &UserId) -> Vec<usize> {
-        self.state().kept.get(user).into_iter().flatten().map(|entry| entry.publication).collect()
+        self.state().ever_kept.get(user).cloned().unwrap_or_default()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -324,6 +325,7 @@ impl State {
     /// A message's newest edit takes the place of the one before it; past the bound the oldest go.
     fn keep(&mut self, user: UserId, entry: Entry) {
         let frames_max = self.recovery.as_ref().map_or(0, |limits| limits.frames_max);
+        self.ever_kept.entry(user.clone()).or_default().push(entry.publication);
         let entries = self.kept.entry(user).or_default();
         if entry.kind == Kind::Edit {
             entries.retain(|older| older.kind != Kind::Edit || older.id != entry.id);

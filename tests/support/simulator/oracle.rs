@@ -160,6 +160,7 @@ impl Oracle {
             said: BTreeSet::new(),
             close_code: None,
             had: BTreeSet::new(),
+            counts_as_had: BTreeSet::new(),
             required: None,
             newest: BTreeMap::new(),
             is_own_end: false,
@@ -167,27 +168,34 @@ impl Oracle {
         self.tabs.len() - 1
     }
 
-    /// The same by what is kept between nodes, oldest first, for a client that had `had` when it left.
+    /// The same by what is kept between nodes, for a client that had `had` when it left: what was kept when it began to come
+    /// back, and what is now, oldest first.
+    ///
+    /// What stands before its position there counts as what it has, and behind a lone position as what it has not. Nodes do
+    /// not have one order, so that neither is always so: `engine::resume` says what a tab can do about it, and an event
+    /// stream, which names one position, cannot.
     pub(crate) fn returned(
         &mut self,
         (node, user, wire): (usize, usize, Wire),
         positions: &[MessageId],
         had: BTreeSet<usize>,
-        kept: &[usize],
+        [then, now]: [&[usize]; 2],
     ) -> usize {
         let number = self.opened(node, user, wire, None);
-        let is_named = |publication: &usize| {
-            let publication = &self.publications[*publication];
-            publication.what.is_ordered() && positions.contains(&publication.id)
-        };
-        let newest = kept.iter().rposition(is_named);
-        let behind = newest.map(|place| &kept[place + 1..]).unwrap_or_default();
-        let required = behind.iter().copied().filter(|number| self.publications[*number].what.is_ordered());
-        let required = required.collect();
+        let is_ordered = |number: &usize| self.publications[*number].what.is_ordered();
+        let is_named = |number: &usize| is_ordered(number) && positions.contains(&self.publications[*number].id);
+        let behind = then.iter().rposition(is_named).map(|place| &then[place + 1..]).unwrap_or_default();
+        let before = now.iter().rposition(is_named).map(|place| &now[..=place]).unwrap_or_default();
+        let required = behind.iter().copied().filter(is_ordered).collect();
+        let mut had = had;
+        if let [_] = positions {
+            had.retain(|number| before.contains(number) || !now.contains(number));
+        }
         let tab = &mut self.tabs[number];
         tab.replay = Replay::Expected;
         tab.positions = positions.iter().rev().copied().collect();
         (tab.had, tab.required) = (had, Some(required));
+        tab.counts_as_had.extend(before);
         number
     }
 
@@ -370,6 +378,7 @@ impl Oracle {
         let is_missed = |publication: &&usize| {
             self.publications[**publication].what.is_ordered() && !tab.had.contains(*publication)
         };
+        let posted = posted.filter(|publication| !tab.counts_as_had.contains(publication));
         match required.iter().chain(posted).find(is_missed) {
             Some(missed) => {
                 let text = format!("tab {number} came back ({:?}) and never got #{missed}", tab.reasons);

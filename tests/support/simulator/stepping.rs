@@ -63,13 +63,18 @@ pub(crate) fn pump(world: &mut World) -> Checked {
     Ok(())
 }
 
-/// Time goes on, and every shard is told, a second at a time: whoever can be written to is written to meanwhile, and
-/// whoever is well answers.
+/// Time goes on, and every shard is told as often as it asks for, or half of that: whoever can be written to is written to
+/// meanwhile, and whoever is well answers.
 pub(crate) fn pass_time(world: &mut World, time: Duration) -> Checked {
     let end = world.elapsed + time;
     while world.elapsed < end {
         let before = world.elapsed;
-        world.elapsed = end.min(before + Duration::from_secs(1));
+        let undrained = |node: &&Node| node.is_draining && !node.shards.iter().all(Shard::is_drained);
+        let step = match world.nodes.iter().flatten().find(undrained) {
+            Some(node) => 2 * node.shards.iter().map(Shard::tick_interval).min().unwrap_or_default(),
+            None => Duration::from_secs(1),
+        };
+        world.elapsed = end.min(before + step.clamp(Duration::from_millis(100), Duration::from_secs(1)));
         world.advance_timers(world.elapsed - before);
         tick(world)?;
         for tab in world.live_clients() {

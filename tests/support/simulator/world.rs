@@ -53,6 +53,8 @@ pub(super) struct Returning {
     pub(super) absent: Absent,
     pub(super) node: usize,
     pub(super) positions: Vec<MessageId>,
+    /// What was kept of its user when it began to come back.
+    pub(super) kept: Vec<usize>,
     /// After which its client gives up.
     pub(super) until: Duration,
     pub(super) resume: Pin<Box<dyn Future<Output = Resume>>>,
@@ -398,9 +400,11 @@ impl World {
     }
 
     pub(crate) fn drain(&mut self, node: usize, spread: Duration) {
+        let closes_per_second_max = if self.dice.one_in(2) { 4 } else { u32::MAX };
         let there = self.node(node);
         there.is_draining = true;
-        there.engine.hub().drain(Drain { spread, closes_per_second_max: u32::MAX, latest: Duration::MAX });
+        let latest = spread + Duration::from_secs(2);
+        there.engine.hub().drain(Drain { spread, closes_per_second_max, latest });
     }
 
     fn crash(&mut self) -> Result<(), Violation> {
