@@ -70,7 +70,7 @@ impl Shard {
 
     pub(super) fn start_drain(&mut self, pace: Pace, now: Instant) {
         if self.draining.is_none() {
-            let total = self.slab.len();
+            let total = (0..self.slab.slots()).filter(|slot| self.is_paced(*slot)).count();
             self.draining = Some(Draining {
                 pace,
                 started: now,
@@ -114,9 +114,7 @@ impl Shard {
         }
         let due = draining.due(now);
         while draining.told < due && draining.cursor < self.slab.slots() {
-            // An answer ends with its stream, not with the drain's pace.
-            let session = self.slab.get(draining.cursor);
-            if session.state == State::Open && session.answer.is_none() {
+            if self.is_paced(draining.cursor) {
                 self.unlist(draining.cursor);
                 draining.leaving.push(draining.cursor);
                 draining.inbox = Inbox::Full;
@@ -125,6 +123,12 @@ impl Shard {
             draining.cursor += 1;
         }
         self.draining = Some(draining);
+    }
+
+    /// An answer ends with its stream, not at the drain's pace.
+    fn is_paced(&self, slot: u32) -> bool {
+        let session = self.slab.get(slot);
+        session.state == State::Open && session.answer.is_none()
     }
 
     fn tell_to_come_back(&mut self, slot: u32, spread: Duration) {

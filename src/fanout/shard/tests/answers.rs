@@ -230,6 +230,24 @@ fn a_drain_lets_answers_end_and_then_ends_them() {
 }
 
 #[test]
+fn answers_do_not_hurry_the_drain_of_tabs() {
+    let mut rig = Rig::new(1);
+    let answers: Vec<_> = (0..90).map(|n| rig.answer(0, ("ann", &format!("r{n}")), Some(options())).unwrap()).collect();
+    let tabs: Vec<_> = (0..10).map(|n| rig.tab(0, &format!("u{n}"))).collect();
+    rig.hub.drain(drain(10));
+    rig.turn();
+    for second in 1..=10 {
+        for _ in 0..20 {
+            rig.jump(Duration::from_millis(50));
+            rig.turn();
+        }
+        let open = tabs.iter().filter(|tab| rig.is_open(**tab)).count();
+        assert!((10 - second..=11 - second).contains(&open), "{open} open after second {second}");
+    }
+    assert!(answers.iter().all(|answer| rig.is_open(*answer)));
+}
+
+#[test]
 fn a_replay_says_the_same_as_the_stream_did() {
     let mut rig = Rig::new(1);
     let tab = rig.answer(0, ("ann", "r"), Some(detachable())).unwrap();
