@@ -171,9 +171,9 @@ impl Oracle {
     /// The same by what is kept between nodes, for a client that had `had` when it left: what was kept when it began to come
     /// back, and what is now, oldest first.
     ///
-    /// What stands before its position there counts as what it has, and behind a lone position as what it has not. Nodes do
-    /// not have one order, so that neither is always so: `engine::resume` says what a tab can do about it, and an event
-    /// stream, which names one position, cannot.
+    /// A node knows of a client what it names, and takes what stands before that for what it has. Nodes do not have one
+    /// order, so that this is not always so, and what is behind a position it may have had without naming it:
+    /// `engine::resume` says what is done about that. So neither is required here: not that it comes, nor that it does not.
     pub(crate) fn returned(
         &mut self,
         (node, user, wire): (usize, usize, Wire),
@@ -187,15 +187,12 @@ impl Oracle {
         let behind = then.iter().rposition(is_named).map(|place| &then[place + 1..]).unwrap_or_default();
         let before = now.iter().rposition(is_named).map(|place| &now[..=place]).unwrap_or_default();
         let required = behind.iter().copied().filter(is_ordered).collect();
-        let mut had = had;
-        if let [_] = positions {
-            had.retain(|number| before.contains(number) || !now.contains(number));
-        }
+        let had = had.into_iter().filter(|number| before.contains(number)).collect();
         let tab = &mut self.tabs[number];
         tab.replay = Replay::Expected;
         tab.positions = positions.iter().rev().copied().collect();
         (tab.had, tab.required) = (had, Some(required));
-        tab.counts_as_had.extend(before);
+        tab.counts_as_had.extend(before.iter().copied().chain((0..self.publications.len()).filter(is_named)));
         number
     }
 
