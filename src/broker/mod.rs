@@ -43,6 +43,8 @@ pub trait Peer: Send + Sync + 'static {
     fn deliver(&self, channel: &ChannelId, frame: &Frame) -> Delivered;
     /// Counts a frame that was not delivered for want of room.
     fn count_refused(&self);
+    /// What another node said to rooms never came here.
+    fn rooms_missed(&self);
     /// How many sessions the user has on this node.
     fn tabs(&self, user: &UserId) -> usize;
     /// The users who have a session on this node.

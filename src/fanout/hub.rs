@@ -50,6 +50,8 @@ pub(crate) enum Post {
     Room { room: Arc<Room>, frame: Frame },
     /// These sessions end, after what they have queued.
     End { sessions: Sessions, ending: Disconnect },
+    /// Whoever is in a room may have missed something that was said there.
+    RoomsMissed,
     /// Every session of the shard ends, paced; see [`Drain`].
     Drain(Box<Pace>),
     /// Shards to wake: the one at `place` and, through it, those behind it.
@@ -61,7 +63,7 @@ impl Post {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Session { frame, .. } | Self::Sessions { frame, .. } | Self::Room { frame, .. } => frame.bytes(),
-            Self::End { .. } | Self::Drain(_) | Self::Ring { .. } => 0,
+            Self::End { .. } | Self::RoomsMissed | Self::Drain(_) | Self::Ring { .. } => 0,
         }
     }
 
@@ -329,6 +331,14 @@ impl Hub {
         let Some(sessions) = self.registry.get_sessions(user) else { return Ok(0) };
         self.post_to(channel, &shards_of(&sessions), 0, || Post::End { sessions: Arc::clone(&sessions), ending })?;
         Ok(sessions.len())
+    }
+
+    /// Tells everybody who is in a room that something may be missing. Room is not asked for: it is as rare as an outage.
+    pub(crate) fn tell_rooms_of_gap(&self) {
+        for (shard, inbox) in self.inboxes.iter().enumerate() {
+            inbox.room.take(1, 0);
+            self.push(&[shard_number(shard)], || Post::RoomsMissed);
+        }
     }
 
     /// Ends every stream with reason `cancelled`.

@@ -76,8 +76,8 @@ class SoakTab(Tab):
             self.revise(frame["id"], frame["text"])
         elif kind == "gap":
             self.load.gaps[frame["reason"]] += 1
-            if frame["reason"] == "unknown_position":
-                self.forget(lambda channel: not channel.startswith("room:"))
+            of_rooms = frame["reason"] == "room_not_kept"
+            self.forget(lambda channel: channel.startswith("room:") == of_rooms)
         elif kind in ("ack", "error"):
             client_id = frame.get("client_id")
             if self.waiting.pop(client_id, None):
@@ -375,17 +375,16 @@ class Load:
     def attributed(self, lost_messages):
         """Why frames did not come that no gap announced: reason → how many. What is left has no reason, and is a fault.
 
-        `lost_messages`: what the nodes counted as lost between them. What goes to one node is lost only if Redis took it
-        and died; what goes to a room also while a node subscribes anew, as after a freeze.
+        `lost_messages`: what the nodes counted as lost between them. What goes to a user is lost only if Redis took it and
+        died; who is in a room is told by a gap.
         """
         reasons = collections.Counter()
         for when, user, key, number in self.holes:
             sent = self.sent[key][number]
-            harms = ["kill_redis", "freeze_redis"] if key[0].startswith("room:") else ["kill_redis"]
             if sent.told != "delivered":
                 reasons[f"its sender was told: {sent.told}"] += 1
-            elif lost_messages and (harm := next((harm for harm in harms if self.is_during(sent.begin, when, harm)), None)):
-                reasons[f"{harm.replace('_', ' ')}, to a {'room' if len(harms) > 1 else 'user'}, counted in tabcast_broker_lost_messages"] += 1
+            elif lost_messages and not key[0].startswith("room:") and self.is_during(sent.begin, when, "kill_redis"):
+                reasons["Redis died with it, counted in tabcast_broker_lost_messages"] += 1
             else:
                 reasons["unexplained"] += 1
                 self.fault(f"{user} did not get {key} {number}, sent at {sent.begin:.1f}, taken after {sent.end - sent.begin:.2f} s, missed at {when:.1f}")

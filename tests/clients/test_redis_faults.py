@@ -1,6 +1,7 @@
 """Redis killed, frozen, paused, cut off, slow: what is local goes on, and what was waiting arrives when it is back."""
 
 import base64
+import itertools
 import json
 import os
 import threading
@@ -225,6 +226,38 @@ class OneRedis(FaultsTest):
                 self.assertGreater(len(self.flow.answers), missed)
         self.assert_all_arrived()
         self.assert_whole_again()
+
+    def test_who_is_in_a_room_is_told_what_was_missed_while_a_node_subscribed_anew(self):
+        a, room = self.gateways[0], f"den-{self.user}"
+        member = self.tab(self.gateways[1], f"{self.user}-member")
+        self.assertEqual(member.ask(type="join", room=room)["type"], "ack")
+        watch, numbers, missed = Watch(member), itertools.count(1), 0
+        last = lambda: int((watch.texts() or ["0"])[-1])
+
+        def say():
+            number = next(numbers)
+            a.api("send", {"channel_id": f"room:{room}", "text": f"{number}"})
+            return number
+
+        say()
+        until("a node's number is known", lambda: last() == 1)  # what was before the first is not
+        end = time.monotonic() + 4 * PATIENCE
+        while not missed:
+            self.assertLess(time.monotonic(), end, "nothing was ever missed")
+            self.redis.kill_clients("subscribe")
+            newest = [say() for _ in range(20)][-1]
+            until("something newer arrives", lambda: last() > newest or (say() and False))
+            following, is_told = 1, False
+            for _, frame in list(watch.seen):
+                if frame["type"] == "gap":
+                    self.assertEqual(frame["reason"], "room_not_kept")
+                    is_told = True
+                elif frame["type"] == "message":
+                    number = int(frame["text"])
+                    self.assertTrue(number == following or is_told, f"{following} to {number - 1} were missed, and nobody said so")
+                    missed += number - following
+                    following, is_told = number + 1, False
+        print(f"{missed} of {next(numbers) - 1} were missed, and it was said", flush=True)
 
     def test_a_subscriber_that_is_too_slow_for_redis_comes_back(self):
         a, b = self.gateways

@@ -9,6 +9,13 @@ use crate::metrics::BrokerMetrics;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::Frame;
 
+/// A message that was not here before.
+pub(crate) struct Opened<'m> {
+    pub(crate) message: Message<'m>,
+    /// Whether others before it never came.
+    pub(crate) follows_gap: bool,
+}
+
 /// What is known of who said what.
 #[derive(Default)]
 pub(crate) struct Heard {
@@ -25,21 +32,24 @@ impl Heard {
         is_own: bool,
         payload: &'m [u8],
         metrics: &BrokerMetrics,
-    ) -> Result<Option<Message<'m>>, Unreadable> {
+    ) -> Result<Option<Opened<'m>>, Unreadable> {
         let message = Message::read(payload)?;
         if message.publisher == me && !is_own {
             return Ok(None);
         }
         let sequences = if is_own { &mut self.own } else { &mut self.every };
-        match sequences.note(message.publisher, message.number) {
-            Follows::Next => {}
-            Follows::Gap(lost) => metrics.lost_messages.add(lost),
+        let follows_gap = match sequences.note(message.publisher, message.number) {
+            Follows::Next => false,
+            Follows::Gap(lost) => {
+                metrics.lost_messages.add(lost);
+                true
+            }
             Follows::Again => {
                 metrics.doubled_messages.increment();
                 return Ok(None);
             }
-        }
-        Ok(Some(message))
+        };
+        Ok(Some(Opened { message, follows_gap }))
     }
 
     /// Forgets publishers that are gone.
@@ -101,7 +111,7 @@ impl Ends {
     pub fn unpack(&self, is_own: bool, bytes: &[u8]) -> Vec<Said> {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let message = match heard.open(self.me, is_own, bytes, &self.metrics) {
-            Ok(Some(message)) => message,
+            Ok(Some(opened)) => opened.message,
             Ok(None) => return Vec::new(),
             Err(_) => {
                 self.metrics.unreadable_messages.increment();

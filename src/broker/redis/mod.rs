@@ -59,7 +59,7 @@ pub use crate::broker::redis::keys::NodeName;
 pub use crate::broker::redis::link::RedisServer;
 
 use crate::broker::redis::arrivals::{Arrival, Arrivals};
-use crate::broker::redis::ends::Heard;
+use crate::broker::redis::ends::{Heard, Opened};
 use crate::broker::redis::keys::Keys;
 use crate::broker::redis::link::{Endpoint, Link, refused};
 use crate::broker::redis::members::Members;
@@ -205,7 +205,10 @@ impl Shared {
             let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
             heard.open(self.me, is_own, payload, &self.metrics)?
         };
-        let Some(mut message) = opened else { return Ok(()) };
+        let Some(Opened { mut message, follows_gap }) = opened else { return Ok(()) };
+        if follows_gap && !is_own {
+            peer.rooms_missed();
+        }
         while let Some(record) = message.next() {
             self.on_record(peer, message.publisher, record?);
         }

@@ -292,6 +292,7 @@ impl Shard {
                     }
                 }
             }
+            Post::RoomsMissed => self.tell_members_of_gap(),
             Post::Drain(pace) => self.start_drain(*pace, now),
             Post::Ring { parked, place } => self.hub.pass_ring(&parked, place),
         }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use crate::fanout::session::SessionRef;
 use crate::fanout::shard::Shard;
-use crate::fanout::shard::frames::Wire;
+use crate::fanout::shard::frames::{Local, Wire};
 use crate::fanout::shard::slab::State;
 use crate::id::RoomName;
 use crate::proto::disconnect::Disconnect;
@@ -251,6 +251,19 @@ impl Shard {
                 ack.into_iter().for_each(|frame| self.send(slot, frame));
             }
         }
+    }
+
+    /// Says it once to each tab that is in a room: nobody knows which room it was.
+    pub(super) fn tell_members_of_gap(&mut self) {
+        let gap = Notice::Gap { reason: GapReason::RoomNotKept, count: None };
+        let handle = self.frames.insert(Local::Frame(Frame::notice(&gap)));
+        for slot in 0..self.slab.slots() {
+            let session = self.slab.get(slot);
+            if session.state == State::Open && !session.rooms.is_empty() {
+                self.offer_one(slot, handle);
+            }
+        }
+        self.frames.release(handle);
     }
 
     fn send_deflated(&mut self, slot: u32, mut frame: Frame) {

@@ -1,6 +1,6 @@
 //! Rooms: joining, leaving, and what is left of a membership when its session ends.
 
-use super::rig::{CLOSE, Rig, client_frame, edit, message};
+use super::rig::{CLOSE, Got, Rig, client_frame, edit, message};
 use crate::id::MessageId;
 use crate::proto::delivery::Nobody;
 use crate::proto::disconnect::Disconnect;
@@ -27,6 +27,27 @@ fn a_room_reaches_who_joined_it_and_nobody_else() {
     rig.say(a, "leave r");
     assert_eq!(rig.publish("room:r", &message("nobody")).nobody, Some(Nobody::EmptyRoom));
     assert_eq!(rig.hub.room_count(), 1);
+}
+
+#[test]
+fn whoever_is_in_a_room_is_told_once_that_something_may_be_missing() {
+    let mut rig = Rig::new(2);
+    let (a, b, c) = (rig.tab(0, "a"), rig.tab(1, "b"), rig.tab(1, "c"));
+    for room in ["r", "s"] {
+        rig.say(a, &format!("join {room}"));
+        rig.say(b, &format!("join {room}"));
+    }
+    rig.say(b, "leave s");
+    rig.hub.tell_rooms_of_gap();
+    rig.publish("room:r", &message("after"));
+    for tab in [a, b] {
+        let got = rig.got(tab);
+        let [.., Got::Json(gap), after] = &got[..] else { panic!("{got:?}") };
+        assert_eq!((gap["type"].as_str(), gap["reason"].as_str()), (Some("gap"), Some("room_not_kept")));
+        assert_eq!(after.text(), Some("after"));
+        assert_eq!(got.iter().filter(|got| got.kind() == "gap").count(), 1);
+    }
+    assert_eq!(rig.got(c), []);
 }
 
 #[test]
