@@ -114,6 +114,18 @@ impl World {
         Ok(())
     }
 
+    /// Two nodes change one message, which is on its way to one of them.
+    pub(super) fn rewrite(&mut self) -> Result<(), Violation> {
+        let (first, second, channel) = (self.pick_node(), self.pick_node(), self.pick_channel());
+        let message = self.oracle.publications.len();
+        if self.publish(first, channel, What::Message, 10)? {
+            for node in [second, first] {
+                self.publish(node, channel, What::Edit(message), 10)?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn burst(&mut self) -> Result<(), Violation> {
         let (node, channel) = (self.pick_node(), self.pick_channel());
         for _ in 0..self.dice.between(5, 50) {

@@ -244,7 +244,7 @@ impl World {
     }
 
     fn act(&mut self) -> Result<(), Violation> {
-        match self.dice.weighted(&[10, 30, 7, 24, 2, 6, 4, 12, 1, 4, 3, 2, 1]) {
+        match self.dice.weighted(&[10, 28, 7, 24, 2, 6, 4, 12, 1, 4, 3, 2, 1, 5]) {
             0 => self.open()?,
             1 => drop(self.publish_something()?),
             2 => self.burst()?,
@@ -257,7 +257,8 @@ impl World {
             9 => self.hand_on()?,
             10 => self.disturb_the_network(),
             11 => self.drain_or_replace()?,
-            _ => self.crash()?,
+            12 => self.crash()?,
+            _ => self.rewrite()?,
         }
         if self.dice.one_in(3) {
             let millis = if self.dice.one_in(12) { 8_000 } else { self.dice.between(50, 1_500) as u64 };
