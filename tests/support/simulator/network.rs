@@ -89,7 +89,8 @@ struct State {
     kept: BTreeMap<UserId, VecDeque<Entry>>,
     ever_kept: BTreeMap<UserId, Vec<usize>>,
     unwritten: Vec<(UserId, Entry)>,
-    asked: Vec<(UserId, Arc<Answer>)>,
+    /// What was there when somebody asked, and who is yet to hear it.
+    asked: Vec<(Vec<KeptFrame>, Arc<Answer>)>,
     /// Publications that a node will never get, for the server's fault.
     lost: BTreeSet<(usize, usize)>,
 }
@@ -134,14 +135,8 @@ impl Network {
     /// Says what is kept to whoever has asked.
     pub(crate) fn answer(&self) {
         let mut state = self.state();
-        for (user, answer) in std::mem::take(&mut state.asked) {
-            let now = state.now;
-            let entries = state.kept.get(&user).into_iter().flatten();
-            let frames = entries.map(|entry| KeptFrame::Frame {
-                frame: Frame::relay(entry.kind, entry.id, None, &entry.json),
-                age: now.saturating_sub(entry.at),
-            });
-            answer.give(Some(frames.collect()));
+        for (kept, answer) in std::mem::take(&mut state.asked) {
+            answer.give(Some(kept));
         }
     }
 
@@ -517,7 +512,14 @@ impl Broker for Network {
         if state.is_away {
             answer.give(None);
         } else {
-            state.asked.push((user.clone(), Arc::clone(&answer)));
+            let now = state.now;
+            let entries = state.kept.get(user).into_iter().flatten();
+            let frames = entries.map(|entry| KeptFrame::Frame {
+                frame: Frame::relay(entry.kind, entry.id, None, &entry.json),
+                age: now.saturating_sub(entry.at),
+            });
+            let frames = frames.collect();
+            state.asked.push((frames, Arc::clone(&answer)));
         }
         Box::pin(std::future::poll_fn(move |context| {
             let mut answer = answer.0.lock().unwrap_or_else(PoisonError::into_inner);
