@@ -96,7 +96,7 @@
 //! | a room with one member | 320 | its name, its member, and where it is found: once in the process, once in each shard |
 //! | a frame, beside its JSON | 160 | its header, and the forms of all wires; once in the process |
 //! | a queue of 3 to 33 frames | 256 | a block of the shard's pool; the first two wait in the session |
-//! | an address whose sessions are counted | 48 | its place in a map, beside 16 in each of its sessions |
+//! | an address whose sessions are counted | 40 | its place in a map, beside 16 in each of its sessions |
 //! | each frame beyond 33 in a queue | 16 | its place in the block, which grows by doubling |
 //! | a tab that has left | 320 | the slot that the next one takes, and its places in lists and tables |
 //! | an answer of `/v1` that is over | 512 | the slot that the next one takes, and its places in more of them |
