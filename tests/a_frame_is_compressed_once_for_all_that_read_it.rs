@@ -100,7 +100,7 @@ fn it_is_off_unless_it_is_switched_on_and_offered() {
     for (deflate, offer, expected) in [
         ("off", OFFER, 0),
         ("on", "x-webkit-deflate-frame", 0),
-        ("on", "permessage-deflate; server_max_window_bits=10", 0),
+        ("on", "permessage-deflate; server_max_window_bits=8", 0),
         ("on", "permessage-deflate; server_max_window_bits=10, permessage-deflate", 1),
         ("on", OFFER, 1),
     ] {
@@ -114,6 +114,23 @@ fn it_is_off_unless_it_is_switched_on_and_offered() {
             assert_eq!(tab.closed().0, 1002, "{deflate} {offer}");
         }
     }
+}
+
+#[test]
+fn a_tab_that_reads_with_a_smaller_window_gets_what_fits_into_it() {
+    let gateway = gateway("on");
+    let mut narrow = gateway.connect().offering("user=u", "permessage-deflate; server_max_window_bits=10");
+    let mut full = offering(&gateway, "user=u");
+    let texts = [60, 200].map(|times| "again and ".repeat(times));
+    for text in &texts {
+        gateway.post("/api/send", &json!({"channel_id": "u", "text": text}));
+        assert_eq!([narrow.json()["text"].clone(), full.json()["text"].clone()], [text.as_str(), text.as_str()]);
+    }
+    assert_eq!((narrow.compressed_texts, full.compressed_texts), (1, 2));
+    assert_eq!(metric(&gateway, "tabcast_deflated_frames_total"), 2);
+    // What it compresses itself is heard.
+    narrow.write(&deflated(br#"{"type":"ping"}"#));
+    assert_eq!(narrow.json()["type"], "pong");
 }
 
 #[test]

@@ -169,10 +169,9 @@ fn a_bodys_end_is_where_everybody_finds_it() {
 }
 
 #[test]
-fn a_bodys_length_is_one_number() {
+fn a_length_is_a_number_and_one() {
     let mut cases = Cases::default();
-    let plain = format!("{BODY}{HIDDEN}");
-    let length = BODY.len();
+    let (plain, length) = (format!("{BODY}{HIDDEN}"), BODY.len());
     for value in [format!("{length}"), format!(" {length}"), format!(" {length}\t"), format!(" 0{length}")] {
         cases.post(&format!("Content-Length:{value}\r\n"), &plain, &[200, 200]);
     }
