@@ -4,6 +4,9 @@ use tabcast::config::{ConfigError, Machine, Settings, Sources};
 
 const MACHINE: Machine = Machine { cores: 4, open_files_max: 1 << 20 };
 
+/// More lines than these say nothing new.
+const SETTINGS_MAX: usize = 6;
+
 /// What `$` stands for in a secret.
 const HUSH: &str = "hush-0123456789abcdef0123456789abcdef";
 
@@ -12,8 +15,8 @@ const HUSH: &str = "hush-0123456789abcdef0123456789abcdef";
 pub(crate) fn run(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let Some(lines) = text.strip_prefix('\n') else { return file(&text) };
-    let settings: Vec<Setting<'_>> = lines.lines().filter_map(Setting::read).collect();
-    for setting in &settings {
+    let settings: Vec<Setting<'_>> = lines.lines().filter_map(Setting::read).take(SETTINGS_MAX).collect();
+    if let Some(setting) = settings.first() {
         // A variable and a flag say the same.
         let (variable, flag) = (setting.variable(Sources::new()), setting.flag(Sources::new()));
         match (check(variable), check(flag)) {
