@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::marker::PhantomData;
+use std::ops::Deref;
 
 use loom::sync::{Mutex, MutexGuard};
 
@@ -92,6 +93,14 @@ impl<'m, K: Eq + Hash + Clone, V> Held<'m, K, V> {
 
     pub(crate) fn into_ref(self) -> Self {
         self
+    }
+}
+
+impl<K: Eq + Hash + Clone, V> Deref for Held<'_, K, V> {
+    type Target = V;
+
+    fn deref(&self) -> &V {
+        self.get()
     }
 }
 
