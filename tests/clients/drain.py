@@ -28,9 +28,8 @@ STALLED_EACH = 100  # one of so many tabs reads nothing from the signal on, unti
 class DrainedTab(Tab):
     """Notes what came, when it was told, and when it went to the next node."""
 
-    def __init__(self, run, *arguments, **options):
+    def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        self.run = run
         self.got = collections.defaultdict(list)  # channel → numbers
         self.retry_after_told = None
         self.told_at = None
@@ -87,7 +86,7 @@ class Drain:
     async def drain(self):
         port = lambda: self.second.port if self.is_draining else self.first.port
         self.tabs = [
-            DrainedTab(self, f"u{number // TABS_OF_USER}", port, lambda *_: None, is_events=number % 4 == 3, dice=self.dice) for number in range(self.count)
+            DrainedTab(f"u{number // TABS_OF_USER}", port, lambda *_: None, is_events=number % 4 == 3, dice=self.dice) for number in range(self.count)
         ]
         for number, tab in enumerate(tab for tab in self.tabs if not tab.is_events):
             tab.rooms.add(f"r{number // ROOM_TABS}")
