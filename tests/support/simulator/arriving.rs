@@ -94,8 +94,7 @@ impl World {
         let place = self.dice.below(self.absent.len());
         let absent = self.absent.swap_remove(place);
         if self.live_nodes().iter().any(|node| self.nodes[*node].as_ref().is_some_and(Node::keeps_between_nodes)) {
-            self.begin_return(absent);
-            return Ok(());
+            return self.begin_return(absent);
         }
         let Absent { node, user, wire, positions, .. } = absent;
         // What recovery has in memory is on the node that the tab was on; on another one it begins anew.
@@ -109,14 +108,14 @@ impl World {
         self.open_on(node, user, wire, positions)
     }
 
-    pub(super) fn begin_return(&mut self, absent: Absent) {
+    pub(super) fn begin_return(&mut self, absent: Absent) -> Result<(), Violation> {
         let node = self.pick_node();
         let mut positions: Vec<_> = absent.positions.iter().rev().copied().collect();
         if absent.wire == Wire::EventStream {
             positions.truncate(1);
         }
         if positions.is_empty() {
-            return;
+            return Ok(());
         }
         let (engine, user) = (self.node(node).engine.clone(), user_id(absent.user));
         assert!(engine.expect(&channel_id(absent.user)).now_or_never().is_some(), "the network does not wait");
@@ -124,9 +123,12 @@ impl World {
         let after = Resume::After(positions.clone());
         let resume = Box::pin(async move { engine.resume(&user, after).await });
         let until = self.elapsed + Duration::from_secs(8);
-        let Between::Network(network) = &self.between else { return };
+        let Between::Network(network) = &self.between else { return Ok(()) };
         let kept = network.kept_of(&user_id(absent.user));
-        self.returning.push(Returning { absent, node, positions, kept, until, resume });
+        let since = self.oracle.next_place(node);
+        self.returning.push(Returning { absent, node, positions, kept, since, until, resume });
+        // Its first step is to ask what is kept.
+        self.go_on_returning().map(drop)
     }
 
     /// Polls who is on the way back, so that each asks for what it needs. True if nobody is.
@@ -147,7 +149,7 @@ impl World {
     }
 
     fn end_return(&mut self, returning: Returning, resume: Resume) -> Result<(), Violation> {
-        let Returning { absent, node, positions, kept, .. } = returning;
+        let Returning { absent, node, positions, kept, since, .. } = returning;
         let mut identity = Identity::new(user_id(absent.user), Timestamp::from_micros(1));
         identity.rooms = RoomGrant::Any;
         let opening = Opening { resume, ..Opening::new(identity, absent.wire) };
@@ -156,7 +158,7 @@ impl World {
         let Ok(address) = self.node(node).shards[shard].open(opening, |_| None) else { return Ok(()) };
         let Between::Network(network) = &self.between else { return Ok(()) };
         let kept = [kept, network.kept_of(&user_id(absent.user))];
-        let book = (node, absent.user, absent.wire);
+        let book = (node, absent.user, absent.wire, since);
         let tab = self.oracle.returned(book, &positions, absent.had, kept.each_ref().map(Vec::as_slice));
         self.trace.counts.resumed += 1;
         self.add(node, tab, address)

@@ -168,6 +168,11 @@ impl Oracle {
         self.tabs.len() - 1
     }
 
+    /// The place of the next post on a node.
+    pub(crate) fn next_place(&self, node: usize) -> u64 {
+        self.logs[node].next
+    }
+
     /// The same by what is kept between nodes, for a client that had `had` when it left: what was kept when it began to come
     /// back, and what is now, oldest first.
     ///
@@ -176,7 +181,7 @@ impl Oracle {
     /// `engine::resume` says what is done about that. So neither is required here: not that it comes, nor that it does not.
     pub(crate) fn returned(
         &mut self,
-        (node, user, wire): (usize, usize, Wire),
+        (node, user, wire, since): (usize, usize, Wire, u64),
         positions: &[MessageId],
         had: BTreeSet<usize>,
         [then, now]: [&[usize]; 2],
@@ -189,6 +194,7 @@ impl Oracle {
         let required = behind.iter().copied().filter(is_ordered).collect();
         let had = had.into_iter().filter(|number| before.contains(number)).collect();
         let tab = &mut self.tabs[number];
+        tab.channels.entry(user).or_default().stays = vec![Stay::new(since, since)];
         tab.replay = Replay::Expected;
         tab.positions = positions.iter().rev().copied().collect();
         (tab.had, tab.required) = (had, Some(required));

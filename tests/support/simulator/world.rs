@@ -55,6 +55,8 @@ pub(super) struct Returning {
     pub(super) positions: Vec<MessageId>,
     /// What was kept of its user when it began to come back.
     pub(super) kept: Vec<usize>,
+    /// The place on its node from which on all that is posted is collected for it.
+    pub(super) since: u64,
     /// After which its client gives up.
     pub(super) until: Duration,
     pub(super) resume: Pin<Box<dyn Future<Output = Resume>>>,
