@@ -128,6 +128,10 @@ fn nobody_but_a_trusted_proxy_is_believed() {
     let _open: Vec<_> =
         (1..=3).map(|last| ask(&gateway, &requests[0], &format!("198.51.100.{last}")).unwrap()).collect();
     expect_refusal(ask(&gateway, &requests[0], "198.51.100.4"), 429, "limit_reached");
+    // Whoever runs it and forgot a proxy is told, once.
+    let told = "none of trusted_proxies";
+    assert!(gateway.wait_for_log(told).contains("peer=127.0.0.1"));
+    assert!(!gateway.log().contains(told));
     let mut other = Client::new(connect_from(&gateway, [127, 0, 0, 2]));
     other.write(&requests[0]);
     other.expect_switch();

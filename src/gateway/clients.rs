@@ -4,6 +4,7 @@ mod rates;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use http::HeaderMap;
@@ -35,6 +36,8 @@ pub(crate) struct Clients {
     handshakes: TotalRate,
     handshakes_of_address: AddressRates,
     start: Instant,
+    /// Somebody who is not believed has said for whom it speaks.
+    is_told: AtomicBool,
 }
 
 impl Clients {
@@ -46,6 +49,7 @@ impl Clients {
             handshakes: TotalRate::new(limit(settings.handshakes_per_second_max)),
             handshakes_of_address: AddressRates::new(limit(settings.handshakes_per_address_per_second_max)),
             start: clock::now(),
+            is_told: AtomicBool::new(false),
         }
     }
 
@@ -54,6 +58,10 @@ impl Clients {
     /// (RFC 7239) is not looked at: proxies hand it on unseen, and of two headers only one can be right.
     pub(crate) fn address_of(&self, headers: &HeaderMap, peer: IpAddr) -> IpAddr {
         let mut client = peer.to_canonical();
+        if self.sessions.is_some() && headers.contains_key(FORWARDED_FOR) && !self.proxies.trusts(client) {
+            self.tell_of_stranger(client);
+            return client;
+        }
         for hops in headers.get_all(FORWARDED_FOR).iter().rev() {
             let Ok(hops) = hops.to_str() else { return client };
             for hop in hops.rsplit(',') {
@@ -65,6 +73,21 @@ impl Clients {
             }
         }
         client
+    }
+
+    /// Perhaps a proxy that the settings forgot: its clients would soon be refused, and nobody would know why. Said once, as
+    /// anybody can cause it.
+    ///
+    /// # Ordering
+    /// Relaxed: it says nothing about any other memory.
+    fn tell_of_stranger(&self, peer: IpAddr) {
+        if !self.is_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                %peer,
+                "X-Forwarded-For comes from an address that is none of trusted_proxies: if it is a proxy, all of its \
+                 clients share the limits of one address"
+            );
+        }
     }
 
     /// A place among the sessions of an address. None if nobody counts them.
