@@ -1,6 +1,7 @@
 //! What the oracle writes down: what was published and where it stands in each node's order, and what each tab is to get.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tabcast::fanout::shard::Wire;
 use tabcast::id::MessageId;
@@ -114,6 +115,8 @@ pub(crate) struct Tab {
     pub(crate) user: usize,
     pub(crate) wire: Wire,
     pub(super) opened_at: u64,
+    /// When that was.
+    pub(super) since: Duration,
     pub(super) replay: Replay,
     pub(super) channels: BTreeMap<usize, Reading>,
     /// Rooms that it is in, by what it asked for.

@@ -86,6 +86,7 @@ pub(crate) fn pass_time(world: &mut World, time: Duration) -> Checked {
 
 fn tick(world: &mut World) -> Checked {
     world.trace.note(format!("it is {:?}", world.elapsed));
+    world.oracle.now = world.elapsed;
     let now = world.now();
     for node in world.live_nodes() {
         for shard in 0..world.settings.shards {
