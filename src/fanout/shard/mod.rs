@@ -16,6 +16,7 @@ mod offer;
 mod opening;
 mod queue;
 mod reading;
+mod relief;
 mod slab;
 mod timers;
 mod transmit;
@@ -37,6 +38,7 @@ use crate::fanout::shard::members::LocalRooms;
 pub use crate::fanout::shard::opening::{OpenError, Opening, Resume};
 use crate::fanout::shard::queue::Pool;
 pub use crate::fanout::shard::reading::{Inbound, Reaction, limited_frame};
+use crate::fanout::shard::relief::Relief;
 use crate::fanout::shard::slab::{Slab, State};
 use crate::fanout::shard::timers::{TICK, Timers};
 pub use crate::fanout::shard::transmit::{Outcome, Slices, Transmit};
@@ -88,17 +90,6 @@ pub struct Shard {
 
 /// Posts that are handled in one go.
 const POSTS_MAX: usize = 64;
-
-/// What cutting is about to bring, so that a shard over the budget does not cut twice for the same bytes.
-#[derive(Debug, Clone, Copy, Default)]
-struct Relief {
-    /// The tick that it counts for.
-    tick: u64,
-    /// Bytes in the queues that were cut in it.
-    bytes: usize,
-    /// Nobody was left to cut.
-    is_exhausted: bool,
-}
 
 /// What waits in all queues of the shard.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

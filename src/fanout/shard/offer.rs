@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use crate::fanout::registry::Sessions;
 use crate::fanout::rooms::Room;
+use crate::fanout::shard::Shard;
 use crate::fanout::shard::frames::{Handle, Local, Wire};
 use crate::fanout::shard::queue::Entry;
 use crate::fanout::shard::slab::{Session, State};
 use crate::fanout::shard::timers::Timers;
-use crate::fanout::shard::{Relief, Shard};
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::{self, Class, Frame};
 use crate::proto::sse;
@@ -405,21 +405,21 @@ impl Shard {
         if held <= self.bytes_budget {
             return;
         }
-        if self.relief.tick != self.timers.tick() {
-            self.relief = Relief { tick: self.timers.tick(), ..Relief::default() };
-        }
-        if self.relief.is_exhausted || held - self.bytes_budget <= self.relief.bytes {
+        self.relief.begin(self.timers.tick());
+        if !self.relief.is_wanted(held - self.bytes_budget) {
             return;
         }
         let fattest = self.find_fattest();
-        self.relief.is_exhausted = fattest.is_empty();
+        if fattest.is_empty() {
+            self.relief.exhaust();
+        }
         for slot in fattest.into_iter().rev().take(CUTS_PER_TURN) {
-            self.relief.bytes += self.weight(slot);
+            self.relief.count(self.weight(slot));
             match self.slab.get(slot).state {
                 State::Closing => self.finish(slot),
                 _ => self.cut(slot, Disconnect::OverBudget),
             }
-            if held - self.bytes_budget <= self.relief.bytes {
+            if !self.relief.is_wanted(held - self.bytes_budget) {
                 return;
             }
         }

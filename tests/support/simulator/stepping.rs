@@ -442,27 +442,32 @@ fn holds_at_most(node: usize, bounds: &[(&str, usize, usize)]) -> Checked {
     }
 }
 
-/// Past the budget nobody is left who could be cut: a few are cut in a turn, and a turn is over.
+/// Past the budget somebody is cut in every turn for as long as there is anybody who could be: a few of the fattest.
 fn the_budget_is_kept(world: &mut World) -> Checked {
     if world.bytes_budget == usize::MAX || !world.dice.one_in(4) {
         return Ok(());
     }
     // A cut counts until the next tick; none of these brings much that is new.
-    let mut stalled = Vec::new();
+    let (mut stalled, mut cuts) = (Vec::new(), 0);
     for _ in 0..5 {
-        stalled = stalled_tabs(world);
+        (stalled, cuts) = (stalled_tabs(world), cut_for_the_budget(world));
         world.elapsed += Duration::from_secs(1);
         tick(world)?;
     }
     let held = frame::live_bytes();
-    let still = stalled_tabs(world).into_iter().find(|tab| stalled.contains(tab));
-    match still {
-        Some(tab) if held > world.bytes_budget => {
+    let still = stalled_tabs(world);
+    match stalled.into_iter().find(|tab| still.contains(tab)) {
+        Some(tab) if held > world.bytes_budget && cut_for_the_budget(world) == cuts => {
             let text = format!("{held} of {} bytes are held, and tab {tab} is stalled", world.bytes_budget);
             Err(Violation::new("memory_is_bounded", text))
         }
         _ => Ok(()),
     }
+}
+
+fn cut_for_the_budget(world: &World) -> u64 {
+    let shards = world.nodes.iter().flatten().flat_map(|node| &node.shards);
+    shards.map(|shard| shard.metrics().ended_sessions.of(Disconnect::OverBudget).value()).sum()
 }
 
 /// Whoever could be cut for the memory that waits for it.
