@@ -198,7 +198,15 @@ impl Oracle {
         let behind = then.iter().rposition(is_named).map(|place| &then[place + 1..]).unwrap_or_default();
         let before = now.iter().rposition(is_named).map(|place| &now[..=place]).unwrap_or_default();
         let required = behind.iter().copied().filter(is_ordered).collect();
-        let had = had.into_iter().filter(|number| before.contains(number)).collect();
+        // Of several positions the middle one counts: what is behind it, and is none of them, may come again.
+        let middle = |kept: &[usize]| {
+            let named: Vec<_> = kept.iter().copied().filter(|number| is_named(number)).collect();
+            named.get(named.len() / 2).copied()
+        };
+        let middles = [then, now].into_iter().filter_map(middle);
+        let places = middles.filter_map(|middle| now.iter().rposition(|number| *number == middle));
+        let until = places.min().map(|place| &now[..=place]).unwrap_or_default();
+        let had = had.into_iter().filter(|number| until.contains(number)).collect();
         let tab = &mut self.tabs[number];
         tab.channels.entry(user).or_default().stays = vec![Stay::new(since, since)];
         tab.replay = Replay::Expected;
