@@ -1,9 +1,13 @@
 //! What cutting is about to bring, so that a shard over the budget does not cut twice for the same bytes.
 
+/// From then on a cut does not count less: it is not for want of cuts that the process is over its budget.
+const DOUBTS_MAX: u32 = 8;
+
 /// The cuts of one tick.
 ///
 /// A cut may bring less than its queue holds, as others hold the same frames. So it counts half as much in each further
-/// tick over the budget: among however many sessions, those that have to go are gone within some ticks.
+/// tick in which there were cuts and the process is still over its budget: among however many sessions, those that have to
+/// go are gone within some ticks.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Relief {
     tick: u64,
@@ -11,7 +15,8 @@ pub(super) struct Relief {
     bytes: usize,
     /// Nobody was left to cut.
     is_exhausted: bool,
-    /// How many ticks in a row before this one have not brought enough.
+    has_cut: bool,
+    /// In how many ticks in a row before this one cuts were not enough.
     doubts: u32,
 }
 
@@ -19,7 +24,8 @@ impl Relief {
     /// It is `tick`, and the process is over its budget.
     pub(super) fn begin(&mut self, tick: u64) {
         if self.tick != tick {
-            let doubts = if self.tick + 1 == tick { self.doubts.saturating_add(1) } else { 0 };
+            let was_in_vain = self.tick + 1 == tick && self.has_cut;
+            let doubts = if was_in_vain { (self.doubts + 1).min(DOUBTS_MAX) } else { 0 };
             *self = Self { tick, doubts, ..Self::default() };
         }
     }
@@ -31,7 +37,8 @@ impl Relief {
 
     /// A session was cut with so many bytes in its queue.
     pub(super) fn count(&mut self, bytes: usize) {
-        self.bytes = self.bytes.saturating_add(bytes.checked_shr(self.doubts).unwrap_or(0));
+        self.has_cut = true;
+        self.bytes = self.bytes.saturating_add(bytes >> self.doubts);
     }
 
     /// Nobody is left in this tick.
@@ -65,7 +72,10 @@ mod tests {
         relief.begin(22);
         relief.exhaust();
         assert!(!relief.is_wanted(usize::MAX));
-        (23..200).for_each(|tick| relief.begin(tick));
-        assert_eq!(cuts(&mut relief, 200), 100, "and no shift is too long");
+        assert_eq!(cuts(&mut relief, 23), 3, "a tick without a cut says nothing of cuts");
+        assert_eq!((24..40).map(|tick| cuts(&mut relief, tick)).max(), Some(100));
+        relief.begin(40);
+        (0..700).for_each(|_| relief.count(1_000));
+        assert!(!relief.is_wanted(2_000), "some bytes are always expected of a cut");
     }
 }
