@@ -55,20 +55,25 @@ impl Clients {
 
     /// The client's address: that of the peer, or what trusted proxies say, from the last to the first. Whoever is not
     /// trusted is not believed, and neither is what stands before the first address that is none of a proxy. `Forwarded`
-    /// (RFC 7239) is not looked at: proxies hand it on unseen, and of two headers only one can be right.
+    /// (RFC 7239) is not looked at: proxies hand it on unseen, and of two headers only one can be right. With the PROXY
+    /// protocol the peer is who its header names, and no other header counts.
     pub(crate) fn address_of(&self, headers: &HeaderMap, peer: IpAddr) -> IpAddr {
         let mut client = peer.to_canonical();
+        if self.proxies.introduction != Introduction::None {
+            return client;
+        }
         if self.sessions.is_some() && headers.contains_key(FORWARDED_FOR) && !self.proxies.trusts(client) {
             self.tell_of_stranger(client);
             return client;
         }
         for hops in headers.get_all(FORWARDED_FOR).iter().rev() {
-            let Ok(hops) = hops.to_str() else { return client };
-            for hop in hops.rsplit(',') {
+            // What a client put in front may be anything; what a proxy put behind it counts all the same.
+            for hop in hops.as_bytes().rsplit(|byte| *byte == b',') {
                 if !self.proxies.trusts(client) {
                     return client;
                 }
-                let Some(hop) = hop_address(hop.trim()) else { return client };
+                let hop = std::str::from_utf8(hop).ok().and_then(|hop| hop_address(hop.trim()));
+                let Some(hop) = hop else { return client };
                 client = hop;
             }
         }
@@ -168,6 +173,7 @@ mod tests {
         check("10.0.0.1", &["unknown"], "10.0.0.1");
         check("10.0.0.1", &["198.51.100.7, unknown, 10.0.0.2"], "10.0.0.2");
         check("10.0.0.1", &["198.51.100.7, é"], "10.0.0.1");
+        check("10.0.0.1", &["é, 198.51.100.7"], "198.51.100.7");
         check("10.0.0.1", &["198.51.100.7,"], "10.0.0.1");
         check("10.0.0.1", &["10.0.0.3, 10.0.0.2"], "10.0.0.3");
     }
