@@ -85,6 +85,11 @@ struct Inbox {
     bell: AtomicWaker,
     freed: Event,
     claimed: AtomicBool,
+    /// [`Post::RoomsMissed`] is on its way.
+    ///
+    /// # Ordering
+    /// Acquire and Release: a loss that finds it set was noted before the shard clears it, and so before it tells.
+    rooms_missed: AtomicBool,
 }
 
 /// The byte budget of messages from clients that are not complete yet, of all shards together.
@@ -148,6 +153,7 @@ impl Hub {
             bell: AtomicWaker::new(),
             freed: Event::new(),
             claimed: AtomicBool::new(false),
+            rooms_missed: AtomicBool::new(false),
         };
         let stripes = Arc::new(Stripes::new(limits.recovery.clone()));
         let metrics = Arc::new(Metrics::new(shards));
@@ -333,12 +339,20 @@ impl Hub {
         Ok(sessions.len())
     }
 
-    /// Tells everybody who is in a room that something may be missing. Room is not asked for: it is as rare as an outage.
+    /// Tells everybody who is in a room that something may be missing, once for all that is noted before a shard says so.
+    /// Room is not asked for: one such post at a time is on its way.
     pub(crate) fn tell_rooms_of_gap(&self) {
         for (shard, inbox) in self.inboxes.iter().enumerate() {
-            inbox.room.take(1, 0);
-            self.push(&[shard_number(shard)], || Post::RoomsMissed);
+            if !inbox.rooms_missed.swap(true, Ordering::AcqRel) {
+                inbox.room.take(1, 0);
+                self.push(&[shard_number(shard)], || Post::RoomsMissed);
+            }
         }
+    }
+
+    /// The shard tells of it now: what is lost from here on has to be told anew.
+    pub(crate) fn takes_rooms_missed(&self, shard: u16) {
+        self.inboxes[usize::from(shard)].rooms_missed.swap(false, Ordering::AcqRel);
     }
 
     /// Ends every stream with reason `cancelled`.

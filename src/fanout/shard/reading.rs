@@ -255,6 +255,7 @@ impl Shard {
 
     /// Says it once to each tab that is in a room: nobody knows which room it was.
     pub(super) fn tell_members_of_gap(&mut self) {
+        self.hub.takes_rooms_missed(self.index);
         let gap = Notice::Gap { reason: GapReason::RoomNotKept, count: None };
         let handle = self.frames.insert(Local::Frame(Frame::notice(&gap)));
         for slot in 0..self.slab.slots() {

@@ -38,6 +38,8 @@ fn whoever_is_in_a_room_is_told_once_that_something_may_be_missing() {
         rig.say(b, &format!("join {room}"));
     }
     rig.say(b, "leave s");
+    // Two nodes were not heard at once.
+    rig.hub.tell_rooms_of_gap();
     rig.hub.tell_rooms_of_gap();
     rig.publish("room:r", &message("after"));
     for tab in [a, b] {
@@ -48,6 +50,9 @@ fn whoever_is_in_a_room_is_told_once_that_something_may_be_missing() {
         assert_eq!(got.iter().filter(|got| got.kind() == "gap").count(), 1);
     }
     assert_eq!(rig.got(c), []);
+    rig.hub.tell_rooms_of_gap();
+    rig.turn();
+    assert_eq!(rig.got(a).iter().filter(|got| got.kind() == "gap").count(), 2, "what is lost later is told anew");
 }
 
 #[test]
