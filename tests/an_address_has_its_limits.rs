@@ -189,21 +189,43 @@ fn a_connection_that_waits_for_a_request_makes_room_the_longest_first() {
     clients.iter_mut().for_each(health);
     // The first has asked last.
     health(&mut clients[0]);
-    // Half a head is no waiting.
+    // Half a head takes nobody's place.
     clients[1].write(b"GET /healthz HTTP/1.1\r\n");
     std::thread::sleep(Duration::from_millis(100));
     let start = now();
     let mut next: Vec<_> = (0..2).map(|_| gateway.connect()).collect();
     next.iter_mut().for_each(health);
     assert!(start.elapsed() < PATIENCE, "nobody waits for header_timeout");
-    assert!(clients[2].until_the_end().is_empty() && clients[3].until_the_end().is_empty());
-    clients[1].write(b"Host: localhost\r\n\r\n");
-    assert_eq!(clients[1].response().status, 200);
+    assert!(clients[1].until_the_end().is_empty() && clients[2].until_the_end().is_empty());
+    health(&mut clients[3]);
     health(&mut clients[0]);
     next.iter_mut().for_each(health);
     let mut client = gateway.connect();
     client.write(&get("/metrics"));
     assert_eq!(support::metric_in(&client.response().text(), "tabcast_evicted_connections_total"), 3);
+}
+
+#[test]
+fn who_says_nothing_makes_room_before_a_request_too() {
+    let few = [TRUSTED, ("http_connections_max", "4"), ("shards", "1"), ("header_timeout", "60s")];
+    let authority = Authority::new();
+    let gateway = authority.gateway(&[&KEYS[..], &few, &[("proxy_protocol", "v2")]].concat());
+    let header = proxied("198.51.100.7".parse().unwrap());
+    let start = now();
+    let mut open = Vec::new();
+    let mut silent: Vec<_> = (0..4).map(|_| gateway.connect()).collect();
+    // Two have shown who they are, and not begun with TLS.
+    silent[..2].iter_mut().for_each(|client| client.write(&header));
+    for evicted in &mut silent {
+        let mut client = gateway.connect();
+        client.write(&header);
+        let mut client = over(&authority.client(), client);
+        client.write(&get("/healthz"));
+        assert_eq!(client.response().status, 200);
+        open.push(client);
+        assert!(evicted.until_the_end().is_empty());
+    }
+    assert!(start.elapsed() < PATIENCE, "nobody waits for header_timeout");
 }
 
 /// Whoever says nothing, or nothing right, gets nothing.

@@ -112,6 +112,18 @@ impl SeatRef {
         self.seat.is_wanted.get()
     }
 
+    /// Waits for its place to be wanted, as one that waits for a request.
+    ///
+    /// # Cancel safety
+    /// Dropped, it goes on waiting for a request.
+    pub(crate) async fn wanted(&self) {
+        std::future::poll_fn(|context| {
+            self.note(true, context.waker());
+            if self.is_wanted() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        })
+        .await;
+    }
+
     /// The connection waits for a request, or is busy with one; `waker` is woken when its place is wanted.
     pub(crate) fn note(&self, is_idle: bool, waker: &Waker) {
         match self.seat.waits_since.get() {

@@ -51,9 +51,10 @@ const SLOW_HEAD: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: applica
     connection: close\r\ncache-control: no-store\r\n\r\n\
     {\"error\":{\"code\":\"timeout\",\"message\":\"the head of the request did not come in time\"}}";
 /// What a client gets whose address has as many connections as it may have.
-const TOO_MANY: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\ncontent-length: 98\r\n\
+const TOO_MANY: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\ncontent-length: 152\r\n\
     connection: close\r\ncache-control: no-store\r\nretry-after: 5\r\n\r\n\
-    {\"error\":{\"code\":\"limit_reached\",\"message\":\"this address has as many connections as it may have\"}}";
+    {\"error\":{\"code\":\"limit_reached\",\"message\":\"this address has as many connections as it may have \
+    (see connections_per_address_max and trusted_proxies)\"}}";
 /// Clients that are told so at one time, a shard; the others are dropped.
 const TOLD_MAX: usize = 32;
 
@@ -133,6 +134,8 @@ pub(crate) struct Serving {
     pub(crate) metrics: Arc<Metrics>,
     /// Clients that are being told that they are too many.
     pub(crate) told: Rc<Cell<usize>>,
+    /// The log says that an address has had too many.
+    pub(crate) is_limit_told: Cell<bool>,
     /// True once the shard has drained: accepting stops, and connections end after the request that they are in.
     pub(crate) closing: watch::Receiver<bool>,
     /// This shard's part of [`HttpLimits::connections_max`].
@@ -174,10 +177,14 @@ impl Serving {
         let serving = Rc::clone(self);
         let counted = serving.connections.enter();
         tokio::task::spawn_local(async move {
-            let Some((stream, client, place)) = introduce(&serving, stream, (peer, place)).await else { return };
-            if let Some(stream) = secure(&serving, stream, client).await {
-                serve(&serving, stream, client, counted.seat()).await;
-            }
+            let seat = counted.seat();
+            let ready = tokio::select! {
+                biased;
+                ready = prepare(&serving, stream, (peer, place)) => ready,
+                () = seat.wanted() => None,
+            };
+            let Some((stream, client, place)) = ready else { return };
+            serve(&serving, stream, client, seat).await;
             drop((place, counted));
         });
     }
@@ -190,6 +197,8 @@ impl Serving {
                 self.refuse(Refusal::UntrustedPeer);
                 None
             }
+            // A proxy has the connections of all its clients.
+            Introduction::None if self.limits.proxies.trusts(peer.ip()) => Some((stream, None)),
             Introduction::None => match self.place(peer) {
                 Ok(place) => Some((stream, place)),
                 Err(()) => {
@@ -200,13 +209,16 @@ impl Serving {
         }
     }
 
-    /// A place among the connections of the client's address; a proxy has those of all its clients.
+    /// A place among the connections of the client's address.
     fn place(&self, client: SocketAddr) -> Result<Option<Place>, ()> {
         let Some(by_address) = &self.by_address else { return Ok(None) };
-        if self.limits.proxies.trusts(client.ip()) {
-            return Ok(None);
-        }
-        by_address.take(client.ip()).map(Some).map_err(|_| self.refuse(Refusal::ConnectionsOfAddress))
+        by_address.take(client.ip()).map(Some).map_err(|_| {
+            self.refuse(Refusal::ConnectionsOfAddress);
+            // Once: anybody can cause it, and somebody may wonder.
+            if !self.is_limit_told.replace(true) {
+                tracing::warn!(%client, "an address has more connections than connections_per_address_max");
+            }
+        })
     }
 
     fn refuse(&self, refusal: Refusal) {
@@ -316,6 +328,17 @@ pub(crate) async fn accept(mut listener: TcpListener, serving: Rc<Serving>) {
     }
 }
 
+/// Everything before the first request.
+async fn prepare(
+    serving: &Serving,
+    stream: TcpStream,
+    arrival: (SocketAddr, Option<Place>),
+) -> Option<(Stream, SocketAddr, Option<Place>)> {
+    let (stream, client, place) = introduce(serving, stream, arrival).await?;
+    let stream = secure(serving, stream, client).await?;
+    Some((stream, client, place))
+}
+
 /// Who the client is: the peer, or whom its proxy names. None if it may not connect.
 async fn introduce(
     serving: &Serving,
@@ -331,7 +354,9 @@ async fn introduce(
         _ = closing.wait_for(|closing| *closing) => return None,
     };
     let client = match introduced {
-        Ok(Ok(client)) => client.unwrap_or(peer),
+        Ok(Ok(Some(client))) => client,
+        // The proxy itself, for which nobody else has to make room.
+        Ok(Ok(None)) => return Some((stream, peer, None)),
         failed => {
             serving.refuse(Refusal::NoIntroduction);
             match failed {
@@ -393,7 +418,7 @@ async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr, seat: SeatRe
             }
         }
         Left::Closed => linger(stream).await,
-        // The last response is long gone, and nothing came after it.
+        // The last response is long gone, and no whole request came after it.
         Left::Evicted => drop(stream.finish_writing()),
         Left::SlowHead if parts.read_buf.is_empty() => {}
         Left::SlowHead => {
@@ -447,10 +472,16 @@ async fn leave(
             None if is_over => return Poll::Ready(Left::Closed),
             None => {}
         }
-        if exit.has_read.replace(false) {
+        let is_idle = !exit.is_busy.get() && !exit.is_write_blocked.get();
+        // Half a head holds no place that somebody else needs.
+        if is_idle && seat.is_wanted() {
+            return Poll::Ready(Left::Evicted);
+        }
+        // A request that was answered at once: it waits from now on.
+        if exit.has_asked.replace(false) {
             seat.note(false, context.waker());
         }
-        seat.note(!exit.is_busy.get() && !exit.is_write_blocked.get(), context.waker());
+        seat.note(is_idle, context.waker());
         if !exit.is_write_blocked.get() {
             stall = None;
             return Poll::Pending;
@@ -487,10 +518,10 @@ pub(super) async fn linger(stream: Stream) {
 #[derive(Default)]
 struct Exit {
     session: RefCell<Option<Opened>>,
-    /// Something came, and was not answered yet.
+    /// A request came, and was not answered yet.
     is_busy: Cell<bool>,
-    /// Something came since that was looked at.
-    has_read: Cell<bool>,
+    /// A request came since that was looked at.
+    has_asked: Cell<bool>,
     is_write_blocked: Cell<bool>,
     written_bytes: Cell<u64>,
 }
@@ -519,8 +550,8 @@ impl Service<Request<Incoming>> for EdgeService {
         }
         let answer = Rc::clone(&self.edge).answer(request, self.peer);
         let exit = Rc::clone(&self.exit);
-        // It may have been read together with the one before.
         exit.is_busy.set(true);
+        exit.has_asked.set(true);
         Box::pin(async move {
             match answer.await {
                 Answer::Respond(response) => {
@@ -559,12 +590,7 @@ impl Read for Io {
         context: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        let poll = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if poll.is_ready() {
-            self.exit.is_busy.set(true);
-            self.exit.has_read.set(true);
-        }
-        poll
+        Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 

@@ -289,6 +289,7 @@ impl ShardThread {
             by_address: self.together.by_address.clone(),
             metrics: Arc::clone(self.hub.metrics()),
             told: Rc::default(),
+            is_limit_told: std::cell::Cell::default(),
             closing,
             connections_max: (self.start.http.connections_max / self.hub.shard_count()).max(1),
             table,
