@@ -89,6 +89,7 @@ export class Tabcast extends EventTarget {
   #pongTimer = 0;
   #ackTimer = 0;
   #retryAfterMs = null;
+  #isRefused = false;
   #heardAt = 0;
   #typingSaid = { active: false, at: 0 };
 
@@ -264,6 +265,7 @@ export class Tabcast extends EventTarget {
     if (status === 401) return this.#open("refused");
     if (status === 403) return this.#finish(403, "the server refuses this page or this token");
     this.#retryAfterMs = retryAfterMs;
+    this.#isRefused = true;
     this.#retry("reconnect", code);
   }
 
@@ -288,8 +290,11 @@ export class Tabcast extends EventTarget {
   #retry(why, code) {
     const { backoffMs, backoffMaxMs } = this.#limits;
     const ordered = this.#retryAfterMs !== null;
-    const wait = ordered ? this.#retryAfterMs : Math.random() * Math.min(backoffMaxMs, backoffMs * 2 ** this.#attempt);
+    const pause = Math.random() * Math.min(backoffMaxMs, backoffMs * 2 ** this.#attempt);
+    // A node that drains tells each tab another time; a refusal is the same for all, who must not come back at once.
+    const wait = ordered ? this.#retryAfterMs + (this.#isRefused ? pause : 0) : pause;
     this.#retryAfterMs = null;
+    this.#isRefused = false;
     this.#attempt = Math.min(this.#attempt + 1, 16);
     this.#retryTimer = setTimeout(() => this.#open(why), wait);
     this.#set({ name: "waiting", retryAt: Date.now() + wait, ordered, code });
