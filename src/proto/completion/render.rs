@@ -114,8 +114,9 @@ pub fn without_data(frame: &Frame) -> Option<Frame> {
     Some(Frame::relay(Kind::File, Some(id), None, &json))
 }
 
-/// Appends a name that somebody gave as markdown that is no more than that name: on one line, and no link, code or HTML
-/// can begin in it (CommonMark 0.31 §6). What only emphasises is left as it is, for those who show the text as it comes.
+/// Appends a name that somebody gave as markdown that is no more than that name: on one line, and no link with another
+/// text, no code span and no HTML can begin in it (CommonMark 0.31 §6). What only emphasises is left as it is, for those who
+/// show the text as it comes, and so are addresses: who links those by themselves shows where they lead.
 fn push_label(name: &str, out: &mut String) {
     for character in name.chars() {
         match character {
