@@ -158,8 +158,12 @@ impl World {
         let Ok(address) = self.node(node).shards[shard].open(opening, |_| None) else { return Ok(()) };
         let Between::Network(network) = &self.between else { return Ok(()) };
         let kept = [kept, network.kept_of(&user_id(absent.user))];
+        let mut had = absent.had;
+        // What is not kept any more is not known to have been there, should it come to the node only now.
+        let forgotten = kept[1].len().saturating_sub(network.kept_frames_max());
+        had.retain(|number| !kept[1][..forgotten].contains(number));
         let book = (node, absent.user, absent.wire, since);
-        let tab = self.oracle.returned(book, &positions, absent.had, kept.each_ref().map(Vec::as_slice));
+        let tab = self.oracle.returned(book, &positions, had, kept.each_ref().map(Vec::as_slice));
         self.trace.counts.resumed += 1;
         self.add(node, tab, address)
     }

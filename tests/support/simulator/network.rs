@@ -119,6 +119,10 @@ impl Answer {
 /// The server, and every node's way to it.
 pub(crate) struct Network(Mutex<State>, Option<RecoveryLimits>);
 
+fn kept_frames_max(recovery: Option<&RecoveryLimits>) -> usize {
+    recovery.map_or(0, |limits| limits.frames_max)
+}
+
 /// What a frame says that it is: its text or its filename begins with the number.
 pub(crate) fn publication_of(frame: &Frame) -> Option<usize> {
     let json = std::str::from_utf8(frame.json()).ok()?;
@@ -156,6 +160,11 @@ impl Network {
     /// Whether a publication was lost on its way to a node.
     pub(crate) fn has_lost(&self, publication: usize, node: usize) -> bool {
         self.state().lost.contains(&(publication, node))
+    }
+
+    /// Frames of one user that are kept.
+    pub(crate) fn kept_frames_max(&self) -> usize {
+        kept_frames_max(self.1.as_ref())
     }
 
     /// Whether what was offered last was taken, if anybody had to be asked.
@@ -319,7 +328,7 @@ impl Network {
 impl State {
     /// A message's newest edit takes the place of the one before it; past the bound the oldest go.
     fn keep(&mut self, user: UserId, entry: Entry) {
-        let frames_max = self.recovery.as_ref().map_or(0, |limits| limits.frames_max);
+        let frames_max = kept_frames_max(self.recovery.as_ref());
         self.ever_kept.entry(user.clone()).or_default().push(entry.publication);
         let entries = self.kept.entry(user).or_default();
         if entry.kind == Kind::Edit {
