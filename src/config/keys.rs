@@ -267,6 +267,10 @@ impl TokenKey {
                     TOKEN_KEY_FIELDS.join(", ")
                 ));
             };
+            // A wrong separator: what is behind it may be a secret, and is not repeated.
+            if name != "secret" && TOKEN_KEY_FIELDS.iter().any(|field| value.contains(&format!("{field}="))) {
+                return Err("a token key's fields are separated by commas, and one has another in it".to_owned());
+            }
             if seen[at].replace(value).is_some() {
                 return Err(format!("a token key has `{name}` twice"));
             }
@@ -405,6 +409,9 @@ mod tests {
         check("kid=a,alg=none,secret=hush", "expected one of");
         check("kid=a,alg=HS256", "either `secret` or `secret_file`");
         check("kid=a,alg=HS256,secret=", "the secret is empty");
+        check("kid=a,alg=RS256-secret=hush", "separated by commas");
+        check("kid=a-secret=hush,alg=HS256", "separated by commas");
+        check("kid=a,alg=HS256,secret_file=x secret=hush", "separated by commas");
         check("kid=a,alg=HS256,secret=hush,secret_file=x", "either `secret` or `secret_file`");
         check("kid=a,alg=RS256,secret=hush", "takes `public_key_file`");
         check("kid=a,alg=RS256,public_key_file=/nowhere", "cannot read /nowhere");
