@@ -1,21 +1,19 @@
 //! HTTP until a request becomes a session: accepting, hyper, and the way out of it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1::{Builder, Connection};
-use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioTimer;
 use socket2::{Domain, Protocol, Type};
@@ -26,7 +24,7 @@ use tokio::time::Sleep;
 
 use crate::driver::addresses::{AddressCounts, Place};
 use crate::driver::connections::{Connections, SeatRef};
-use crate::driver::head;
+use crate::driver::exit::{EdgeService, Exit, Io, Opened};
 use crate::driver::proxies::{self, Introduction, Proxies};
 use crate::driver::shard_thread::LocalShard;
 use crate::driver::stream::Stream;
@@ -512,114 +510,6 @@ pub(super) async fn linger(stream: Stream) {
     };
     // Either way the connection is dropped.
     let _ = tokio::time::timeout(LINGER_TIME, rest).await;
-}
-
-/// The way out of hyper: what the service decided, and whether hyper still has something to write.
-#[derive(Default)]
-struct Exit {
-    session: RefCell<Option<Opened>>,
-    /// A request came, and was not answered yet.
-    is_busy: Cell<bool>,
-    /// A request came since that was looked at.
-    has_asked: Cell<bool>,
-    is_write_blocked: Cell<bool>,
-    written_bytes: Cell<u64>,
-}
-
-/// A session that waits for its connection.
-struct Opened {
-    address: Address,
-    head: Vec<u8>,
-    place: Option<Place>,
-}
-
-struct EdgeService {
-    edge: Rc<dyn Edge>,
-    peer: SocketAddr,
-    exit: Rc<Exit>,
-}
-
-impl Service<Request<Incoming>> for EdgeService {
-    type Response = Response<Full<Bytes>>;
-    type Error = std::convert::Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>>>>;
-
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        if let Some(fault) = head::fault(&request) {
-            return Box::pin(std::future::ready(Ok(fault.response())));
-        }
-        let answer = Rc::clone(&self.edge).answer(request, self.peer);
-        let exit = Rc::clone(&self.exit);
-        exit.is_busy.set(true);
-        exit.has_asked.set(true);
-        Box::pin(async move {
-            match answer.await {
-                Answer::Respond(response) => {
-                    exit.is_busy.set(false);
-                    Ok(response)
-                }
-                Answer::Session { address, head, place, .. } => {
-                    *exit.session.borrow_mut() = Some(Opened { address, head, place });
-                    // The connection is taken from under hyper: there is no response for it to write.
-                    std::future::pending().await
-                }
-            }
-        })
-    }
-}
-
-/// The connection as hyper sees it, with a note of whether a write is stuck.
-struct Io {
-    stream: Stream,
-    exit: Rc<Exit>,
-}
-
-impl Io {
-    fn note(&self, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.exit.is_write_blocked.set(poll.is_pending());
-        if let Poll::Ready(Ok(bytes)) = &poll {
-            self.exit.written_bytes.set(self.exit.written_bytes.get() + *bytes as u64);
-        }
-        poll
-    }
-}
-
-impl Read for Io {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl Write for Io {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.note(poll)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.note(poll)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
 }
 
 #[cfg(test)]

@@ -39,6 +39,7 @@
 pub mod addresses;
 pub mod clock;
 mod connections;
+mod exit;
 mod head;
 pub mod listener;
 pub mod proxies;

@@ -7,6 +7,7 @@
 
 mod deflating;
 mod draining;
+mod missed;
 mod sessions;
 
 pub(crate) use crate::fanout::hub::deflating::Deflating;
@@ -337,22 +338,6 @@ impl Hub {
         let Some(sessions) = self.registry.get_sessions(user) else { return Ok(0) };
         self.post_to(channel, &shards_of(&sessions), 0, || Post::End { sessions: Arc::clone(&sessions), ending })?;
         Ok(sessions.len())
-    }
-
-    /// Tells everybody who is in a room that something may be missing, once for all that is noted before a shard says so.
-    /// Room is not asked for: one such post at a time is on its way.
-    pub(crate) fn tell_rooms_of_gap(&self) {
-        for (shard, inbox) in self.inboxes.iter().enumerate() {
-            if !inbox.rooms_missed.swap(true, Ordering::AcqRel) {
-                inbox.room.take(1, 0);
-                self.push(&[shard_number(shard)], || Post::RoomsMissed);
-            }
-        }
-    }
-
-    /// The shard tells of it now: what is lost from here on has to be told anew.
-    pub(crate) fn takes_rooms_missed(&self, shard: u16) {
-        self.inboxes[usize::from(shard)].rooms_missed.swap(false, Ordering::AcqRel);
     }
 
     /// Ends every stream with reason `cancelled`.
