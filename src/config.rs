@@ -265,7 +265,7 @@ settings! {
     /// connects. Not in development mode.
     trusted_proxies: Vec<IpNet> = Vec::new();
     /// Whether every connection begins with a header of the PROXY protocol: off (default) or v2. With v2 only
-    /// `trusted_proxies` may connect; the header counts within `header_timeout`.
+    /// `trusted_proxies` may connect, and X-Forwarded-For counts no more; the header counts within `header_timeout`.
     proxy_protocol: ProxyProtocol = ProxyProtocol::Off;
 
     /// Frames that may wait for one session. Default 1024. Past the second each costs 8 bytes

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use serde_json::Value;
 
-use super::rig::{Got, Rig, drain, edit, head, message, typing};
+use super::endings::drain;
+use super::rig::{Got, Rig, edit, head, message, typing};
 use crate::fanout::hub::Hub;
 use crate::fanout::shard::{Answer, OpenError, Outcome, Shard};
 use crate::fanout::streams::{AttachError, OpenError as StreamError, StreamOptions};

@@ -2,11 +2,16 @@
 
 use std::time::Duration;
 
-use super::rig::{CLOSE, Got, PING, Rig, TEXT, client_frame, close, drain, message};
+use super::rig::{CLOSE, Got, PING, Rig, TEXT, client_frame, close, message};
 use crate::fanout::hub::Drain;
 use crate::fanout::shard::{OpenError, Wire};
 use crate::id::ChannelId;
 use crate::proto::disconnect::Disconnect;
+
+/// A drain that nothing but its spread holds back.
+pub(super) fn drain(spread_seconds: u64) -> Drain {
+    Drain { spread: Duration::from_secs(spread_seconds), closes_per_second_max: u32::MAX, latest: Duration::MAX }
+}
 
 #[test]
 fn a_tab_that_closes_gets_a_close_back_and_is_over() {

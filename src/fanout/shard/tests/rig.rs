@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::fanout::hub::{Drain, Hub};
+use crate::fanout::hub::Hub;
 use crate::fanout::session::{Address, Identity, RoomGrant, SessionRef};
 use crate::fanout::shard::slab::State;
 use crate::fanout::shard::{Answer, Inbound, OpenError, Opening, Outcome, Reaction, Resume, Shard, Wire};
@@ -104,11 +104,6 @@ impl Inbound for Ear {
 pub(super) fn message(text: &str) -> Frame {
     let timestamp = Timestamp::from_micros(1);
     Frame::encode(&Event::Message { id: MessageId::random(), text, sender: "star", reply_to: None, timestamp })
-}
-
-/// A drain that nothing but its spread holds back.
-pub(super) fn drain(spread_seconds: u64) -> Drain {
-    Drain { spread: Duration::from_secs(spread_seconds), closes_per_second_max: u32::MAX, latest: Duration::MAX }
 }
 
 pub(super) fn edit(id: MessageId, text: &str) -> Frame {
