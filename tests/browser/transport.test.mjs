@@ -47,6 +47,22 @@ describe("the connection", { concurrency: 1 }, () => {
     await person.close();
   });
 
+  it("comes back after a refusal later than it was told, by a pause of its own", async () => {
+    const full = await new Server({ TABCAST_TABS_PER_USER_MAX: "1" }).start();
+    const person = await browser.person();
+    await openTab(person, `${full.origin}/?user=me`);
+    const before = async (tab) => {
+      await tab.addInitScript(() => (Math.random = () => 0.999));
+      // Why a handshake was refused is asked without the upgrade.
+      await tab.route(/\/ws\?/, (route) => route.fulfill({ status: 503, headers: { "retry-after": "5" } }));
+    };
+    const tab = await openTab(person, `${full.origin}/?user=me`, { wait: "waiting", before });
+    // Retry-After is the same for everybody.
+    assert.equal((await wordsIn(tab, "waiting"))[0], "Reconnecting in 6 s");
+    await person.close();
+    await full.stop();
+  });
+
   for (const code of [1000, 1002, 1003, 1007, 1008, 1009, 4010]) {
     it(`does not come back after ${code}`, async () => {
       const { person, tab, sockets } = await scripted((socket) => (socket.onFrame = () => socket.end(code, "enough")));
