@@ -92,7 +92,9 @@ macro_rules! numbers {
             }
 
             fn to_toml(&self) -> String {
-                self.to_string()
+                let digits = self.to_string();
+                // TOML's integers end at 2^63 - 1; as a text it is read again.
+                if digits.parse::<i64>().is_ok() { digits } else { quoted(&digits) }
             }
         })*
     };
@@ -322,6 +324,14 @@ mod tests {
         check("KiB", None);
         check("18446744073709551615GiB", None);
         assert_eq!(u8::from_text("256"), Err("256 is more than 255".to_owned()));
+    }
+
+    #[test]
+    fn a_number_is_shown_as_something_that_is_read_again() {
+        for number in [0, i64::MAX as usize, i64::MAX as usize + 1, usize::MAX] {
+            let shown = toml::from_str::<toml::Table>(&format!("it = {}", number.to_toml())).unwrap();
+            assert_eq!(usize::from_toml(shown["it"].clone()), Ok(number));
+        }
     }
 
     #[test]
