@@ -14,6 +14,7 @@
 //! ```
 //!
 //! # Where to start
+//! - The [`guide`]: concepts, what is promised, how large a machine, what to turn, the way from a Python adapter.
 //! - An embedder holds an [`Engine`](engine::Engine), and gives it to a [`WebChat`](platform::webchat::WebChat): the
 //!   example is in both places, and in `tests/examples/embed.rs`.
 //! - A gateway of one's own is `gateway::serve::run_with` and a
@@ -38,6 +39,7 @@
 //! | [`config`] | file, environment and flags into typed settings, checked once | `gateway` |
 //! | [`gateway`] | the HTTP edge: who may what, the routes, the page, where replies come from | `gateway` |
 //! | [`bench`](mod@bench) | `tabcast bench`: clients by the hundred thousand, every delivery checked, what the server spends on it | `cli` |
+//! | [`guide`] | documentation: concepts, guarantees, sizing, tuning, from FastAPI | |
 //!
 //! # Invariants, as absences
 //! - [`id`], [`proto`], [`metrics`], [`platform`] and [`fanout`] name no runtime, socket or clock: time is an argument,
@@ -127,6 +129,7 @@ pub mod engine;
 pub mod fanout;
 #[cfg(feature = "gateway")]
 pub mod gateway;
+pub mod guide;
 pub mod id;
 pub mod metrics;
 pub mod platform;
