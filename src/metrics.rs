@@ -5,6 +5,7 @@
 //! request, never once a tab. Labels are closed enums: no name that a peer chose ever becomes a series.
 
 mod broker;
+mod histogram;
 pub mod streams;
 
 use std::marker::PhantomData;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use crate::metrics::broker::{BrokerMetrics, SharedGauge};
+pub use crate::metrics::histogram::{Histogram, HistogramSum};
 use crate::metrics::streams::StreamMetrics;
 use crate::proto::disconnect::Disconnect;
 
@@ -122,68 +124,6 @@ macro_rules! reading {
 }
 
 reading!(Counter, Gauge, SharedCounter);
-
-/// How values are spread over `N` fixed bounds. One thread writes it.
-#[derive(Debug)]
-pub struct Histogram<const N: usize> {
-    bounds: &'static [u64; N],
-    counts: [Counter; N],
-    over: Counter,
-    sum: Counter,
-}
-
-impl<const N: usize> Histogram<N> {
-    /// An empty one; `bounds` are inclusive upper ends, ascending.
-    #[must_use]
-    pub fn new(bounds: &'static [u64; N]) -> Self {
-        Self {
-            bounds,
-            counts: std::array::from_fn(|_| Counter::default()),
-            over: Counter::default(),
-            sum: Counter::default(),
-        }
-    }
-
-    /// Counts `value` in its bucket. Only from the one thread that writes this histogram.
-    #[inline]
-    pub fn record(&self, value: u64) {
-        let bucket = self.bounds.iter().position(|bound| value <= *bound);
-        bucket.map_or(&self.over, |at| &self.counts[at]).increment();
-        self.sum.add(value);
-    }
-
-    /// The inclusive upper ends of the buckets.
-    #[must_use]
-    pub fn bounds(&self) -> &'static [u64; N] {
-        self.bounds
-    }
-
-    /// Adds what this histogram holds to `total`.
-    pub fn add_to(&self, total: &mut HistogramSum<N>) {
-        for (sum, count) in total.counts.iter_mut().zip(&self.counts) {
-            *sum += count.value();
-        }
-        total.over += self.over.value();
-        total.sum += self.sum.value();
-    }
-}
-
-/// Several histograms with the same bounds, added up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HistogramSum<const N: usize> {
-    /// How many values fell into each bucket (not cumulative).
-    pub counts: [u64; N],
-    /// How many were over the last bound.
-    pub over: u64,
-    /// The sum of all values.
-    pub sum: u64,
-}
-
-impl<const N: usize> Default for HistogramSum<N> {
-    fn default() -> Self {
-        Self { counts: [0; N], over: 0, sum: 0 }
-    }
-}
 
 /// A label's values: a closed list.
 pub trait Label: Copy + 'static {
@@ -384,6 +324,11 @@ impl<L: Label, C: Reading, const N: usize> PerLabel<L, C, N> {
 pub const WRITE_FRAMES_BOUNDS: [u64; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 /// Bounds of [`ShardMetrics::turn_micros`].
 pub const TURN_MICROS_BOUNDS: [u64; 9] = [10, 50, 100, 250, 500, 1_000, 2_500, 10_000, 100_000];
+/// Bounds of [`ShardMetrics::posted_micros`] and [`ShardMetrics::written_micros`].
+pub const LATENCY_MICROS_BOUNDS: [u64; 15] =
+    [50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 10_000_000];
+/// How long something took, in microseconds.
+pub type LatencyHistogram = Histogram<{ LATENCY_MICROS_BOUNDS.len() }>;
 
 /// What one shard counts. Written by the shard's thread only; read by whoever scrapes.
 ///
@@ -438,6 +383,12 @@ pub struct ShardMetrics {
     pub write_frames: Histogram<{ WRITE_FRAMES_BOUNDS.len() }>,
     /// How long turns took, in microseconds.
     pub turn_micros: Histogram<{ TURN_MICROS_BOUNDS.len() }>,
+    /// From when a frame was accepted on this node until a shard took it from its inbox: once a post.
+    pub posted_micros: LatencyHistogram,
+    /// From when a frame was accepted on this node until the kernel had it: once a write that took the last byte of its
+    /// first frame, with the age of that one, the oldest. The clock is read after up to 64 writes, for all of them. What
+    /// was not published (answers to a client, heartbeats) and what is said again to a tab that comes back is not timed.
+    pub written_micros: LatencyHistogram,
 }
 
 impl Default for ShardMetrics {
@@ -466,6 +417,8 @@ impl Default for ShardMetrics {
             unfinished_turns: Counter::default(),
             write_frames: Histogram::new(&WRITE_FRAMES_BOUNDS),
             turn_micros: Histogram::new(&TURN_MICROS_BOUNDS),
+            posted_micros: Histogram::new(&LATENCY_MICROS_BOUNDS),
+            written_micros: Histogram::new(&LATENCY_MICROS_BOUNDS),
         }
     }
 }
@@ -556,6 +509,21 @@ impl Metrics {
     pub fn sum<R: Reading>(&self, pick: impl Fn(&ShardMetrics) -> &R) -> u64 {
         self.shards().map(|shard| pick(shard).reading()).sum()
     }
+
+    /// One histogram, summed over all shards.
+    ///
+    /// ```
+    /// let metrics = tabcast::metrics::Metrics::new(2);
+    /// metrics.shard(0).written_micros.record(80);
+    /// metrics.shard(1).written_micros.record(90);
+    /// let written = metrics.histogram(|shard| &shard.written_micros);
+    /// assert_eq!((written.count(), written.quantile(1.0)), (2, Some(100)));
+    /// ```
+    pub fn histogram<const N: usize>(&self, pick: impl Fn(&ShardMetrics) -> &Histogram<N>) -> HistogramSum<N> {
+        let mut total = HistogramSum::new(pick(&ShardMetrics::default()).bounds());
+        self.shards().for_each(|shard| pick(shard).add_to(&mut total));
+        total
+    }
 }
 
 #[cfg(test)]
@@ -603,18 +571,6 @@ mod tests {
         assert_eq!(gauge.value(), 2);
         gauge.lower(5);
         assert_eq!(gauge.value(), 0);
-    }
-
-    #[test]
-    fn a_value_falls_into_the_first_bucket_that_holds_it() {
-        let histogram = Histogram::new(&[1, 10, 100]);
-        for value in [0, 1, 2, 10, 11, 100, 101] {
-            histogram.record(value);
-        }
-        let mut total = HistogramSum::default();
-        histogram.add_to(&mut total);
-        histogram.add_to(&mut total);
-        assert_eq!(total, HistogramSum { counts: [4, 4, 4], over: 2, sum: 450 });
     }
 
     #[test]

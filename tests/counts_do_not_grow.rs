@@ -91,6 +91,7 @@ impl World {
                 shard.handle_written(slot, Outcome::Taken(bytes));
                 writes += 1;
             }
+            shard.handle_flushed(self.start);
         }
         writes
     }

@@ -39,7 +39,7 @@ use crate::platform::webchat::parse_file_url;
 use crate::proto::delivery::{Delivery, PublishError};
 use crate::proto::disconnect::Disconnect;
 use crate::proto::event::{Event, Timestamp};
-use crate::proto::frame::{Frame, Kind};
+use crate::proto::frame::{Frame, Kind, Moment};
 use crate::proto::limits::{FileLimits, HubLimits, SessionLimits};
 
 /// Files from this many bytes on are encoded on a thread of their own.
@@ -311,7 +311,9 @@ impl Engine {
     }
 
     fn encode(&self, channel: &ChannelId, event: &Event<'_>) -> Result<Frame, PublishError> {
-        let frame = Frame::encode_for(event, channel);
+        let accepted = Moment::at(tokio::time::Instant::now().into_std());
+        let mut frame = Frame::encode_for(event, channel);
+        frame.accept(accepted);
         self.metrics().engine.encodes.of(encode_kind(frame.kind())).increment();
         let (bytes, bytes_max) = (frame.json().len(), self.inner.settings.hub.frame_bytes_max());
         if bytes > bytes_max { self.count(Err(PublishError::TooLarge { bytes, bytes_max })) } else { Ok(frame) }
@@ -587,6 +589,7 @@ mod tests {
         assert_eq!(waiting.await.unwrap().tabs, 1);
         assert!(shard.handle_inbox(now));
         assert_eq!(shard.queued().0, 3);
+        assert_eq!(engine.metrics().histogram(|shard| &shard.posted_micros).count(), 3, "each is timed");
     }
 
     #[test]

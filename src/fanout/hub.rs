@@ -8,11 +8,13 @@
 mod deflating;
 mod draining;
 mod missed;
+mod post;
 mod sessions;
 
 pub(crate) use crate::fanout::hub::deflating::Deflating;
 pub use crate::fanout::hub::draining::Drain;
 pub(crate) use crate::fanout::hub::draining::Pace;
+pub(crate) use crate::fanout::hub::post::Post;
 pub(crate) use crate::fanout::hub::sessions::Edges;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -40,39 +42,6 @@ use crate::proto::frame::Frame;
 use crate::proto::limits::{HubLimits, SessionLimits};
 
 type Shards = SmallVec<[u16; 16]>;
-
-/// What crosses threads.
-pub(crate) enum Post {
-    /// A frame for one session.
-    Session { address: Address, frame: Frame },
-    /// A frame for the sessions of a snapshot; each shard picks its own.
-    Sessions { sessions: Sessions, frame: Frame },
-    /// A frame for a room's members on this shard.
-    Room { room: Arc<Room>, frame: Frame },
-    /// These sessions end, after what they have queued.
-    End { sessions: Sessions, ending: Disconnect },
-    /// Whoever is in a room may have missed something that was said there.
-    RoomsMissed,
-    /// Every session of the shard ends, paced; see [`Drain`].
-    Drain(Box<Pace>),
-    /// Shards to wake: the one at `place` and, through it, those behind it.
-    Ring { parked: Arc<[u16]>, place: usize },
-}
-
-impl Post {
-    /// Bytes that the inbox counts for it.
-    pub(crate) fn bytes(&self) -> usize {
-        match self {
-            Self::Session { frame, .. } | Self::Sessions { frame, .. } | Self::Room { frame, .. } => frame.bytes(),
-            Self::End { .. } | Self::RoomsMissed | Self::Drain(_) | Self::Ring { .. } => 0,
-        }
-    }
-
-    /// Whether room was reserved for it.
-    pub(crate) const fn is_counted(&self) -> bool {
-        !matches!(self, Self::Ring { .. })
-    }
-}
 
 /// The inboxes have no room: the node is given more than it fans out. Nothing was posted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

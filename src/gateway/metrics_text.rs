@@ -15,7 +15,6 @@ use prometheus_client::registry::Registry;
 
 use crate::metrics::BrokerMetrics;
 use crate::metrics::Histogram;
-use crate::metrics::HistogramSum;
 use crate::metrics::Label;
 use crate::metrics::Metrics;
 use crate::metrics::PerLabel;
@@ -107,6 +106,10 @@ impl Page<'_, '_> {
         self.summed_gauge("inbox_posts", "Posts that wait in shards' inboxes now", |s| &s.inbox_posts)?;
         self.summed_gauge("inbox_bytes", "Bytes that wait in shards' inboxes now", |s| &s.inbox_bytes)?;
         self.histogram("turn_micros", "How long shards' turns took, in microseconds", |s| &s.turn_micros)?;
+        let posted = "From when a frame was accepted until a shard took it from its inbox, in microseconds";
+        self.histogram("accepted_to_posted_micros", posted, |s| &s.posted_micros)?;
+        let written = "From when the oldest frame of a write was accepted until the kernel had it, in microseconds";
+        self.histogram("accepted_to_written_micros", written, |s| &s.written_micros)?;
         self.summed("unfinished_turns", "Turns that ended with work left over", |s| &s.unfinished_turns)
     }
 
@@ -255,16 +258,11 @@ impl Page<'_, '_> {
         help: &str,
         pick: impl Fn(&ShardMetrics) -> &Histogram<N>,
     ) -> fmt::Result {
-        let mut total = HistogramSum::<N>::default();
-        let mut bounds: &[u64] = &[];
-        for shard in self.metrics.shards() {
-            pick(shard).add_to(&mut total);
-            bounds = pick(shard).bounds();
-        }
+        let total = self.metrics.histogram(pick);
         let mut buckets: Vec<(f64, u64)> =
-            bounds.iter().zip(total.counts).map(|(b, count)| (*b as f64, count)).collect();
+            total.bounds.iter().zip(total.counts).map(|(b, count)| (*b as f64, count)).collect();
         buckets.push((f64::INFINITY, total.over));
-        let count = buckets.iter().map(|(_, count)| count).sum();
+        let count = total.count();
         let mut encoder = self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         encoder.encode_histogram::<NoLabelSet>(total.sum as f64, count, &buckets, None)
     }

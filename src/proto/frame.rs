@@ -13,6 +13,7 @@
 
 mod deflated;
 mod kind;
+mod moment;
 mod pool;
 
 use std::fmt;
@@ -25,6 +26,7 @@ use triomphe::ThinArc;
 
 pub use self::deflated::deflates;
 pub use self::kind::{Class, Kind};
+pub use self::moment::Moment;
 pub use self::pool::{POOLED_BYTES_MAX, pooled_bytes};
 use self::pool::{Pooled, with_scratch};
 use crate::id::{ChannelId, MessageId};
@@ -68,6 +70,7 @@ struct Header {
     /// What [`live_bytes`] was raised by.
     bytes: usize,
     rare: Option<Box<Rare>>,
+    accepted: Option<Moment>,
     name: Name,
     kind: Kind,
     websocket_start: u8,
@@ -418,7 +421,7 @@ impl Layout {
         }
         LIVE_BYTES.fetch_add(bytes, Ordering::Relaxed);
         let websocket_start = u8::try_from(self.websocket_start).unwrap_or_default();
-        Header { payload_end: self.payload_end, bytes, rare, name, kind, websocket_start }
+        Header { payload_end: self.payload_end, bytes, rare, accepted: None, name, kind, websocket_start }
     }
 }
 

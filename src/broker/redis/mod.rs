@@ -73,7 +73,7 @@ use crate::broker::{Broker, BrokerFuture, Forwarded, Kept, NodeId, OnlineUser, P
 use crate::id::{ChannelId, RequestId, UserId};
 use crate::metrics::BrokerMetrics;
 use crate::proto::disconnect::Disconnect;
-use crate::proto::frame::{Frame, Kind};
+use crate::proto::frame::{Frame, Kind, Moment};
 use crate::proto::limits::RecoveryLimits;
 
 /// A log line of one sort at most so often.
@@ -191,16 +191,23 @@ impl Shared {
     fn on_message(&self, channel: &[u8], payload: &[u8]) {
         let Some(peer) = self.peer() else { return };
         let Ok(channel) = std::str::from_utf8(channel) else { return };
+        let received = Moment::at(Instant::now().into_std());
         if let Some(request) = self.keys.stream_of(channel) {
-            return self.on_stream_frame(&*peer, request, payload);
+            return self.on_stream_frame(&*peer, request, payload, received);
         }
         let is_own = channel == self.own_channel;
-        if self.on_packed(&*peer, is_own, payload).is_err() {
+        if self.on_packed(&*peer, is_own, payload, received).is_err() {
             self.metrics.unreadable_messages.increment();
         }
     }
 
-    fn on_packed(&self, peer: &dyn Peer, is_own: bool, payload: &[u8]) -> Result<(), packed::Unreadable> {
+    fn on_packed(
+        &self,
+        peer: &dyn Peer,
+        is_own: bool,
+        payload: &[u8],
+        received: Moment,
+    ) -> Result<(), packed::Unreadable> {
         let opened = {
             let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
             heard.open(self.me, is_own, payload, &self.metrics)?
@@ -210,14 +217,15 @@ impl Shared {
             peer.rooms_missed();
         }
         while let Some(record) = message.next() {
-            self.on_record(peer, message.publisher, record?);
+            self.on_record(peer, message.publisher, record?, received);
         }
         Ok(())
     }
 
-    fn on_record(&self, peer: &dyn Peer, publisher: NodeName, record: Record) {
+    fn on_record(&self, peer: &dyn Peer, publisher: NodeName, record: Record, received: Moment) {
         match record {
             Record::Frame { channel, mut frame } => {
+                frame.accept(received);
                 peer.prepare(&channel, &mut frame);
                 self.arrivals.take(peer, Arrival::Frame { channel, frame });
             }
@@ -234,11 +242,12 @@ impl Shared {
         }
     }
 
-    fn on_stream_frame(&self, peer: &dyn Peer, request: &str, payload: &[u8]) {
+    fn on_stream_frame(&self, peer: &dyn Peer, request: &str, payload: &[u8], received: Moment) {
         let frame = RequestId::parse(request).ok().map(ChannelId::Stream).zip(stream_frame(payload));
-        let Some((channel, frame)) = frame else {
+        let Some((channel, mut frame)) = frame else {
             return self.metrics.unreadable_messages.increment();
         };
+        frame.accept(received);
         if !self.arrivals.is_double(&channel, &frame) {
             self.arrivals.take(peer, Arrival::Frame { channel, frame });
         }

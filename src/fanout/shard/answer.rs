@@ -9,7 +9,7 @@ use crate::fanout::shard::queue::Entry;
 use crate::id::RequestId;
 use crate::proto::completion::{Completion, Failure};
 use crate::proto::disconnect::Disconnect;
-use crate::proto::frame::{Frame, Kind};
+use crate::proto::frame::{Frame, Kind, Moment};
 use crate::proto::sse;
 
 /// Room that the scratch keeps from one translation to the next.
@@ -43,16 +43,18 @@ impl Shard {
             session.queue.drain(&mut self.pool, |entry| work.entries.push(entry));
             self.queued.frames -= work.entries.len();
             self.queued.bytes -= session.queue_bytes;
+            let mut accepted = None;
             for entry in work.entries.drain(..) {
                 if let Local::Frame(frame) = self.frames.get(entry.handle) {
+                    accepted = accepted.or(self.frames.accepted(entry.handle));
                     answer.completion.handle(frame, &mut work.text);
                     self.frames.release(entry.handle);
                 } else {
-                    work.handles.extend(self.chunk(&mut work.text));
+                    work.handles.extend(self.chunk(&mut work.text, accepted.take()));
                     work.handles.push(entry.handle);
                 }
             }
-            work.handles.extend(self.chunk(&mut work.text));
+            work.handles.extend(self.chunk(&mut work.text, accepted));
             self.requeue(slot, &work.handles);
             work.handles.clear();
             work.text.shrink_to(SCRATCH_BYTES_MAX);
@@ -75,11 +77,12 @@ impl Shard {
         self.queued.bytes += session.queue_bytes;
     }
 
-    /// Takes what was written into a frame table's entry of its own, as one HTTP chunk.
-    fn chunk(&mut self, text: &mut Vec<u8>) -> Option<Handle> {
+    /// Takes what was written into a frame table's entry of its own, as one HTTP chunk: as old as the oldest frame in it.
+    fn chunk(&mut self, text: &mut Vec<u8>, accepted: Option<Moment>) -> Option<Handle> {
         let chunk = sse::chunk(text);
         text.clear();
-        (!chunk.is_empty()).then(|| self.frames.insert(Local::Bytes(chunk.into_boxed_slice())))
+        let chunk = (!chunk.is_empty()).then(|| Local::Bytes(chunk.into_boxed_slice()));
+        chunk.map(|chunk| self.frames.insert_accepted(chunk, accepted))
     }
 
     /// Memory that a session is the reason for, beside its place in the slab.

@@ -1,7 +1,7 @@
 //! The shard's own table of frames: inside a shard a frame is a number, so that a delivery touches no shared counter.
 
 use crate::proto::deflate::Window;
-use crate::proto::frame::{Class, Frame, Kind};
+use crate::proto::frame::{Class, Frame, Kind, Moment};
 
 /// How a session's bytes are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +139,7 @@ impl Local {
 struct Entry {
     local: Option<Local>,
     holders: u32,
+    accepted: Option<Moment>,
 }
 
 const _: () = assert!(size_of::<Entry>() <= 32, "what a frame costs a shard, whatever the number of queues");
@@ -154,11 +155,22 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
-    /// Puts one in, held once by the caller.
+    /// Puts one in, held once by the caller. Nobody waits for it: it is not timed.
     pub(crate) fn insert(&mut self, local: Local) -> Handle {
+        self.insert_accepted(local, None)
+    }
+
+    /// Puts in a frame that was posted, to be timed from when it was accepted.
+    pub(crate) fn insert_posted(&mut self, frame: Frame) -> Handle {
+        let accepted = frame.accepted();
+        self.insert_accepted(Local::Frame(frame), accepted)
+    }
+
+    /// Puts in what carries something that was accepted then.
+    pub(crate) fn insert_accepted(&mut self, local: Local, accepted: Option<Moment>) -> Handle {
         self.inserted += 1;
         self.own_bytes += local.own_bytes();
-        let entry = Entry { local: Some(local), holders: 1 };
+        let entry = Entry { local: Some(local), holders: 1, accepted };
         if let Some(number) = self.free.pop() {
             self.entries[number as usize] = entry;
             return Handle(number);
@@ -203,6 +215,12 @@ impl Frames {
     #[inline]
     pub(crate) fn get(&self, handle: Handle) -> &Local {
         self.entries[handle.0 as usize].local.as_ref().expect("a held frame is there")
+    }
+
+    /// When it was accepted, if it is timed.
+    #[inline]
+    pub(crate) fn accepted(&self, handle: Handle) -> Option<Moment> {
+        self.entries[handle.0 as usize].accepted
     }
 
     #[cfg(test)]

@@ -5,7 +5,7 @@
 //!
 //! The driver's round: [`Shard::handle_inbox`], [`Shard::handle_readable`] and [`Shard::handle_writable`] as the world
 //! calls, [`Shard::handle_tick`] now and then; after each, [`Shard::poll_transmit`] until it is done or its turn is
-//! over, and [`Shard::poll_disconnect`] until it is empty.
+//! over, [`Shard::handle_flushed`], and [`Shard::poll_disconnect`] until it is empty.
 
 mod allowance;
 mod answer;
@@ -46,7 +46,7 @@ use crate::id::RoomName;
 use crate::metrics::ShardMetrics;
 use crate::proto::deflate::Inflater;
 use crate::proto::disconnect::Disconnect;
-use crate::proto::frame::Frame;
+use crate::proto::frame::{Frame, Moment};
 use crate::proto::limits::SessionLimits;
 use crate::proto::sse;
 
@@ -67,6 +67,7 @@ pub struct Shard {
     ended: VecDeque<u32>,
     due: Vec<u32>,
     gathered: transmit::Gathered,
+    written: transmit::Written,
     run: offer::Run,
     translation: answer::Translation,
     /// Whose identity the readers of answers have: nobody's.
@@ -125,6 +126,7 @@ impl Shard {
             ended: VecDeque::new(),
             due: Vec::new(),
             gathered: transmit::Gathered::default(),
+            written: transmit::Written::default(),
             run: offer::Run::default(),
             translation: answer::Translation::default(),
             reader: Arc::new(Identity::nobody()),
@@ -189,7 +191,7 @@ impl Shard {
     pub fn send(&mut self, slot: u32, frame: Frame) {
         if self.slab.get(slot).state == State::Open {
             let is_last = self.is_last_of_answer(slot, &frame);
-            let handle = self.frames.insert(Local::Frame(frame));
+            let handle = self.frames.insert_posted(frame);
             self.offer_one(slot, handle);
             self.frames.release(handle);
             if is_last {
@@ -240,12 +242,16 @@ impl Shard {
             return false;
         }
         self.note_inbox();
+        let moment = Moment::at(now);
         let (mut posts, mut bytes) = (0, 0);
         while posts < POSTS_MAX && !self.is_pressed {
             let Some(post) = self.waiting.next() else { break };
             if post.is_counted() {
                 posts += 1;
                 bytes += post.bytes();
+            }
+            if let Some(accepted) = post.accepted() {
+                self.metrics.posted_micros.record(moment.micros_since(accepted));
             }
             self.handle_post(post, now);
         }

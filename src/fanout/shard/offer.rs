@@ -116,7 +116,7 @@ impl Shard {
 
     /// Offers a frame to those of a user's sessions that live on this shard.
     pub(super) fn offer_sessions(&mut self, sessions: &Sessions, frame: Frame) {
-        let handle = self.frames.insert(Local::Frame(frame));
+        let handle = self.frames.insert_posted(frame);
         let offered = self.offered(handle, Urgency::Direct);
         let mut count = 0;
         for session in sessions.iter() {
@@ -136,7 +136,7 @@ impl Shard {
         if !goes_on || self.run.offered.len() >= RUN_FRAMES_MAX {
             self.offer_run();
         }
-        let handle = self.frames.insert(Local::Frame(frame));
+        let handle = self.frames.insert_posted(frame);
         let offered = self.offered(handle, Urgency::Broadcast);
         self.run.add(room, offered);
     }

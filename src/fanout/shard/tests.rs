@@ -5,6 +5,7 @@ mod deflated;
 mod endings;
 mod fan_out;
 mod heartbeat;
+mod latencies;
 mod messages;
 mod model;
 mod rates;

@@ -2,6 +2,7 @@
 
 use std::io::IoSlice;
 use std::ops::{Deref, Range};
+use std::time::Instant;
 
 use smallvec::SmallVec;
 
@@ -10,6 +11,8 @@ use crate::fanout::shard::frames::{Frames, Handle, Wire};
 use crate::fanout::shard::offer::FETCH_AHEAD;
 use crate::fanout::shard::queue::Entry;
 use crate::fanout::shard::slab::{Session, State};
+use crate::metrics::LatencyHistogram;
+use crate::proto::frame::Moment;
 
 /// Parts up to this many bytes are gathered by copy; larger ones go out as slices of their own.
 const COPY_MAX: usize = 2048;
@@ -19,6 +22,8 @@ const WRITE_BYTES_MAX: usize = 256 << 10;
 const DIRECT_PICKS: u32 = 8;
 /// Of a closing answer, the least that counts as progress: a byte now and then does not.
 const PROGRESS_BYTES_MIN: usize = 1024;
+/// Moments that are noted between two looks at the clock: what is written beyond that is not timed.
+const WRITTEN_MAX: usize = 64;
 /// Slices of one write.
 const SLICES_MAX: usize = 64;
 
@@ -35,6 +40,8 @@ pub(super) struct Gathered {
     scratch: Vec<u8>,
     pieces: SmallVec<[Piece; 4]>,
     frames: usize,
+    /// When the first of them was accepted, if it is timed.
+    accepted: Option<Moment>,
     wire: Option<Wire>,
     /// The whole queue that it was made of, if it was a whole one and nothing of it was written before.
     entries: Vec<Entry>,
@@ -65,6 +72,7 @@ impl Gathered {
         self.scratch.clear();
         self.entries.clear();
         (self.frames, self.wire, self.inserted) = (0, Some(session.wire), frames.inserted());
+        self.accepted = session.queue.front().and_then(|first| frames.accepted(first.handle));
         let (mut skip, mut bytes) = (session.written, 0);
         for entry in session.queue.iter() {
             for (part, whole) in frames.get(entry.handle).parts(session.wire).into_iter().enumerate() {
@@ -99,6 +107,34 @@ impl Gathered {
         match self.pieces.last_mut() {
             Some(Piece::Scratch(range)) => range.end = self.scratch.len(),
             _ => self.pieces.push(Piece::Scratch(start..self.scratch.len())),
+        }
+    }
+}
+
+/// When what was written since the last look at the clock had been accepted: one entry for writes of one moment, as those
+/// of a room are.
+pub(super) struct Written(Vec<(Moment, u64)>);
+
+impl Default for Written {
+    fn default() -> Self {
+        Self(Vec::with_capacity(WRITTEN_MAX))
+    }
+}
+
+impl Written {
+    #[inline]
+    fn note(&mut self, accepted: Moment) {
+        let has_room = self.0.len() < WRITTEN_MAX;
+        match self.0.last_mut() {
+            Some((moment, writes)) if *moment == accepted => *writes += 1,
+            _ if has_room => self.0.push((accepted, 1)),
+            _ => {}
+        }
+    }
+
+    fn record(&mut self, now: Moment, micros: &LatencyHistogram) {
+        for (accepted, writes) in self.0.drain(..) {
+            micros.record_many(now.micros_since(accepted), writes);
         }
     }
 }
@@ -210,6 +246,7 @@ impl Shard {
         if taken > 0 {
             // A pong proves a WebSocket alive, and room that comes free; an event stream has only its writes.
             session.awaiting &= session.wire.is_websocket();
+            let waiting = session.queue.len();
             self.queued.bytes -= taken;
             session.queue_bytes -= taken;
             session.written += taken;
@@ -227,6 +264,11 @@ impl Shard {
                 session.queue.pop(&mut self.pool);
                 self.queued.frames -= 1;
                 self.frames.release(entry.handle);
+            }
+            if session.queue.len() < waiting
+                && let Some(accepted) = self.gathered.accepted
+            {
+                self.written.note(accepted);
             }
             self.metrics.writes.increment();
             self.metrics.written_bytes.add(taken as u64);
@@ -246,6 +288,14 @@ impl Shard {
             self.metrics.partial_writes.increment();
         } else {
             self.mark_unfinished(slot);
+        }
+    }
+
+    /// What was written since the last call is in the kernel's hands by `now`: times it. A write counts once, with the
+    /// oldest frame of which it took the last byte.
+    pub fn handle_flushed(&mut self, now: Instant) {
+        if !self.written.0.is_empty() {
+            self.written.record(Moment::at(now), &self.metrics.written_micros);
         }
     }
 

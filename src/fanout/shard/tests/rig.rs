@@ -326,6 +326,7 @@ impl Rig {
 
     /// Writes until no shard has anything to write.
     pub(super) fn flush(&mut self) {
+        let now = self.now();
         for shard in &mut self.shards {
             loop {
                 let Some(transmit) = shard.poll_transmit() else { break };
@@ -347,6 +348,7 @@ impl Rig {
                 shard.handle_written(slot, outcome);
                 tab.fin |= shard.is_flushed(slot);
             }
+            shard.handle_flushed(now);
             while let Some(slot) = shard.poll_disconnect() {
                 let tab = &mut self.tabs[self.by_slot[&(shard.index(), slot)]];
                 assert!(!std::mem::replace(&mut tab.gone, true), "a connection ends once");

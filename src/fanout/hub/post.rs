@@ -1,0 +1,51 @@
+//! What publishers put into the inboxes of shards.
+
+use std::sync::Arc;
+
+use crate::fanout::hub::Pace;
+use crate::fanout::registry::Sessions;
+use crate::fanout::rooms::Room;
+use crate::fanout::session::Address;
+use crate::proto::disconnect::Disconnect;
+use crate::proto::frame::{Frame, Moment};
+
+/// What crosses threads.
+pub(crate) enum Post {
+    /// A frame for one session.
+    Session { address: Address, frame: Frame },
+    /// A frame for the sessions of a snapshot; each shard picks its own.
+    Sessions { sessions: Sessions, frame: Frame },
+    /// A frame for a room's members on this shard.
+    Room { room: Arc<Room>, frame: Frame },
+    /// These sessions end, after what they have queued.
+    End { sessions: Sessions, ending: Disconnect },
+    /// Whoever is in a room may have missed something that was said there.
+    RoomsMissed,
+    /// Every session of the shard ends, paced; see [`Drain`](crate::fanout::hub::Drain).
+    Drain(Box<Pace>),
+    /// Shards to wake: the one at `place` and, through it, those behind it.
+    Ring { parked: Arc<[u16]>, place: usize },
+}
+
+impl Post {
+    /// Bytes that the inbox counts for it.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Session { frame, .. } | Self::Sessions { frame, .. } | Self::Room { frame, .. } => frame.bytes(),
+            Self::End { .. } | Self::RoomsMissed | Self::Drain(_) | Self::Ring { .. } => 0,
+        }
+    }
+
+    /// When what it brings was accepted, if that is timed.
+    pub(crate) fn accepted(&self) -> Option<Moment> {
+        match self {
+            Self::Session { frame, .. } | Self::Sessions { frame, .. } | Self::Room { frame, .. } => frame.accepted(),
+            Self::End { .. } | Self::RoomsMissed | Self::Drain(_) | Self::Ring { .. } => None,
+        }
+    }
+
+    /// Whether room was reserved for it.
+    pub(crate) const fn is_counted(&self) -> bool {
+        !matches!(self, Self::Ring { .. })
+    }
+}
