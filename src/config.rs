@@ -25,13 +25,23 @@ use crate::id::UserId;
 use crate::proto::limits::{FileLimits, HubLimits, RecoveryLimits, SessionLimits};
 
 mod check;
+mod choice;
 mod error;
 mod keys;
 mod memory;
+mod reference;
+mod setting;
 mod sources;
 mod value;
 
 pub use check::Machine;
+pub use choice::Deflate;
+pub use choice::EnvelopeForm;
+pub use choice::FileTables;
+pub use choice::LogFormat;
+pub use choice::ProxyProtocol;
+pub use choice::Recovery;
+pub use choice::Worker;
 pub use error::ConfigError;
 pub use keys::KeyDigest;
 pub use keys::Secret;
@@ -39,252 +49,85 @@ pub use keys::SecretUrl;
 pub use keys::TokenAlgorithm;
 pub use keys::TokenKey;
 pub use keys::UserKey;
+pub use reference::ReferenceForm;
+pub use setting::Change;
+pub use setting::Effect;
+pub use setting::Setting;
 pub use sources::Sources;
 
 pub(crate) use memory::CONTROL_THREADS;
 pub(crate) use memory::IDEMPOTENCY_BYTES;
 
+use setting::settings;
+use setting::units_fit;
 use value::Value;
-use value::words;
-
-words! {
-    /// Whose table the descriptors of sessions are in.
-    FileTables {
-        /// Per shard only if `tabs_max` does not fit one table.
-        Auto = "auto",
-        /// One table for the process.
-        Shared = "shared",
-        /// Each shard's thread has its own: the open file limit then counts per shard.
-        PerShard = "per_shard",
-    }
-}
-
-words! {
-    /// Who answers what browsers send.
-    Worker {
-        /// Built in: echoes, and shows every kind of frame.
-        Demo = "demo",
-        /// An HTTP endpoint, `webhook_url`.
-        Webhook = "webhook",
-        /// Workers that consume and produce on Redis Streams; needs `redis`.
-        Redis = "redis",
-        /// Nobody here; messages from browsers are accepted and go to the tabs only.
-        None = "none",
-    }
-}
-
-words! {
-    /// Whether WebSockets are compressed.
-    Deflate {
-        /// No tab's.
-        Off = "off",
-        /// Those of tabs that offer it, as all browsers do.
-        On = "on",
-    }
-}
-
-words! {
-    /// Where frames are kept for tabs that come back.
-    Recovery {
-        /// Nowhere: a tab that comes back is told that there is a gap.
-        Off = "off",
-        /// In this process.
-        Memory = "memory",
-        /// In Redis: whichever node a tab comes back to.
-        Redis = "redis",
-    }
-}
-
-words! {
-    /// How the envelopes of workers are written on the inbound stream. Outbound both are read.
-    EnvelopeForm {
-        /// JSON, attachments in base64.
-        Json = "json",
-        /// MessagePack, attachments as bytes.
-        MessagePack = "msgpack",
-    }
-}
-
-words! {
-    /// Whether connections begin with who they are for.
-    ProxyProtocol {
-        /// With what is spoken on them.
-        Off = "off",
-        /// With a header of the PROXY protocol, version 2, before TLS.
-        V2 = "v2",
-    }
-}
-
-words! {
-    /// How log lines look.
-    LogFormat {
-        /// For people.
-        Text = "text",
-        /// One JSON object a line.
-        Json = "json",
-    }
-}
-
-/// One line of the table of settings.
-#[derive(Debug, Clone, Copy)]
-pub struct Setting {
-    /// Its name in TOML.
-    pub name: &'static str,
-    /// Its name as a flag, without the dashes in front.
-    pub flag: &'static str,
-    /// What it is, its unit, default and cost.
-    pub help: &'static str,
-    /// Whether its flag may be repeated.
-    pub is_list: bool,
-}
-
-impl Setting {
-    /// Its name in the environment.
-    #[must_use]
-    pub fn variable(&self) -> String {
-        format!("TABCAST_{}", self.name.to_uppercase())
-    }
-}
-
-/// `name` with dashes for underscores.
-const fn with_dashes<const N: usize>(name: &str) -> [u8; N] {
-    let mut flag = [b'-'; N];
-    let mut at = 0;
-    while at < N {
-        if name.as_bytes()[at] != b'_' {
-            flag[at] = name.as_bytes()[at];
-        }
-        at += 1;
-    }
-    flag
-}
-
-macro_rules! settings {
-    ($($(#[doc = $doc:literal])+ $name:ident: $kind:ty = $default:expr;)+) => {
-        /// Every setting, typed. From [`Sources::load`] it is checked, and what was left to be derived is filled in.
-        #[derive(Debug, Clone)]
-        pub struct Settings {
-            $($(#[doc = $doc])+ pub $name: $kind,)+
-        }
-
-        impl Default for Settings {
-            fn default() -> Self {
-                Self { $($name: $default,)+ }
-            }
-        }
-
-        impl Settings {
-            /// Every setting, in order.
-            pub const ALL: &'static [Setting] = &[
-                $(Setting {
-                    name: stringify!($name),
-                    flag: {
-                        const FLAG: [u8; stringify!($name).len()] = with_dashes(stringify!($name));
-                        match std::str::from_utf8(&FLAG) {
-                            Ok(flag) => flag,
-                            Err(_) => stringify!($name),
-                        }
-                    },
-                    help: concat!($($doc),+),
-                    is_list: <$kind as Value>::IS_LIST,
-                },)+
-            ];
-
-            /// Reads the texts of a flag, or the one text of a variable. `None`: there is no such setting.
-            fn assign_texts(&mut self, name: &str, texts: &[String]) -> Option<Result<(), String>> {
-                match name {
-                    $(stringify!($name) => {
-                        let value = units_fit::<$kind>(name, texts).and_then(|()| Value::from_texts(texts));
-                        Some(value.map(|value| self.$name = value))
-                    })+
-                    _ => None,
-                }
-            }
-
-            /// Reads a TOML value. `None`: there is no such setting.
-            fn assign_toml(&mut self, name: &str, value: toml::Value) -> Option<Result<(), String>> {
-                match name {
-                    $(stringify!($name) => {
-                        let text: Vec<String> = value.as_str().map(str::to_owned).into_iter().collect();
-                        let value = units_fit::<$kind>(name, &text).and_then(|()| Value::from_toml(value));
-                        Some(value.map(|value| self.$name = value))
-                    })+
-                    _ => None,
-                }
-            }
-
-            /// Every setting as a line of TOML, secrets masked.
-            #[must_use]
-            pub fn to_toml(&self) -> String {
-                let lines = [$(format!("{} = {}\n", stringify!($name), self.$name.to_toml())),+];
-                lines.concat()
-            }
-        }
-    };
-}
-
-/// Units of bytes belong to bytes: `shards = "4KiB"` is a mistake.
-fn units_fit<T: Value>(name: &str, texts: &[String]) -> Result<(), String> {
-    if T::IS_NUMBER && !name.contains("bytes") && texts.iter().any(|text| text.trim_end().ends_with("iB")) {
-        return Err("is a count; KiB, MiB and GiB are for bytes".to_owned());
-    }
-    Ok(())
-}
 
 settings! {
+    ["Where it listens"]
     /// Address and port to listen on. Without any key only a loopback address is allowed. Default 127.0.0.1:8080.
     listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8080));
     /// A file of certificates in PEM, the server's own first, then those that vouch for it: with it TLS is spoken, and
-    /// nothing else. It is read again on SIGHUP and when it has changed. Default none: plain HTTP. A session then costs
-    /// about 4 KiB more, and up to 32 KiB of `bytes_budget` while it does not read.
+    /// nothing else. It is read again on SIGHUP and when it has changed. Default none: plain HTTP.
+    /// Memory: about 4 KiB more a session, and up to 32 KiB of `bytes_budget` while it does not read.
     tls_cert: Option<String> = None;
     /// A file with the private key of `tls_cert` in PEM, read along with it. Default none.
     tls_key: Option<String> = None;
+
+    ["Shards and tabs"]
     /// Shards: threads that each hold a part of the sessions. 0, the default: as many as cores, more if `tabs_max`
-    /// needs them. Each costs a stack, its pools and up to `inbox_bytes_max`.
-    shards: usize = 0;
+    /// needs them.
+    /// Memory: each up to 8 MiB for its stack and pools, and up to `inbox_bytes_max`.
+    shards: usize ["shards"] = 0;
     /// Whose table descriptors are in: auto (default), shared or per_shard. Per shard, the limit of open files counts
     /// for each shard.
     file_tables: FileTables = FileTables::Auto;
-    /// Sessions (tabs and event streams) on this node. 0, the default: what the hard limit of open files allows in
-    /// one file table, a million at most. Each costs about 1 KiB here and about 4.4 KiB in the kernel.
-    tabs_max: usize = 0;
+    /// Sessions (tabs and event streams) on this node. 0, the default: what the hard limit of open files allows in one
+    /// file table, a million at most.
+    /// Memory: each about 1 KiB here and about 4.4 KiB in the kernel.
+    tabs_max: usize ["sessions"] = 0, live;
     /// Sessions of one user on this node. Default 32.
-    tabs_per_user_max: usize = 32;
-    /// Sessions (tabs, event streams, streams of /v1) of one address, or one /64 of IPv6, on this node. Default 1000; 0: no
-    /// limit, as in development mode. Each costs 16 bytes, each address up to 40.
-    tabs_per_address_max: usize = 1000;
-    /// Requests for sessions (/ws and /events) in a second, of all clients together; as many at once. Default 5000; 0: no
-    /// limit, as in development mode. Past it they are answered 503.
-    handshakes_per_second_max: usize = 5000;
+    /// Memory: each 16 bytes in the list of its user.
+    tabs_per_user_max: usize ["sessions"] = 32, live;
+
+    ["Clients' addresses"]
+    /// Sessions (tabs, event streams, streams of /v1) of one address, or one /64 of IPv6, on this node. Default 1000;
+    /// 0: no limit, as in development mode.
+    /// Memory: each 16 bytes, each address up to 40.
+    tabs_per_address_max: usize ["sessions"] = 1000, live;
+    /// Requests for sessions (/ws and /events) in a second, of all clients together; as many at once. Default 5000; 0:
+    /// no limit, as in development mode. Past it they are answered 503.
+    handshakes_per_second_max: usize ["requests a second"] = 5000, live;
     /// Those of one address, or one /64 of IPv6. Default 100; 0: no limit, as in development mode. Past it they are
-    /// answered 429. All addresses together cost up to 1.1 MiB.
-    handshakes_per_address_per_second_max: usize = 100;
-    /// Proxies that say for whom they speak: addresses such as 10.0.0.7, or networks such as 10.0.0.0/8. Only from them is
-    /// X-Forwarded-For believed, from its end up to the first address that is none of them. Default none: a client is who
-    /// connects. Not in development mode.
+    /// answered 429.
+    /// Memory: all addresses together up to 1.1 MiB.
+    handshakes_per_address_per_second_max: usize ["requests a second"] = 100, live;
+    /// Proxies that say for whom they speak: addresses such as 10.0.0.7, or networks such as 10.0.0.0/8. Only from them
+    /// is X-Forwarded-For believed, from its end up to the first address that is none of them. Default none: a client
+    /// is who connects. Not in development mode.
     trusted_proxies: Vec<IpNet> = Vec::new();
     /// Whether every connection begins with a header of the PROXY protocol: off (default) or v2. With v2 only
     /// `trusted_proxies` may connect, and X-Forwarded-For counts no more; the header counts within `header_timeout`.
     proxy_protocol: ProxyProtocol = ProxyProtocol::Off;
 
-    /// Frames that may wait for one session. Default 1024. Past the second each costs 8 bytes
-    /// of a block that grows by doubling.
-    session_queue_frames_max: usize = SessionLimits::default().queue_frames_max;
+    ["Sessions"]
+    /// Frames that may wait for one session. Default 1024.
+    /// Memory: past the second each 8 bytes of a block that grows by doubling, within `bytes_budget`.
+    session_queue_frames_max: usize ["frames"] = SessionLimits::default().queue_frames_max;
     /// Bytes that may wait for one session behind its first frame, shared frames counted in full. Default 1MiB. An
-    /// empty queue admits any legal frame. Bounds delay; memory is
-    /// bounded by `bytes_budget`.
+    /// empty queue admits any legal frame.
+    /// Memory: bounded by `bytes_budget`; this bounds delay.
     session_queue_bytes_max: usize = SessionLimits::default().queue_bytes_max;
-    /// Bytes of one WebSocket message from a browser, without its attachment. Default 64KiB. Held only while a
-    /// message is incomplete, within `inbound_bytes_max`.
-    message_bytes_max: usize = SessionLimits::default().message_bytes_max;
-    /// Bytes of one attachment from a browser, decoded. Default 1MiB. Raises the limit of a message by its base64
-    /// form; held within `inbound_bytes_max` and `worker_queue_bytes_max`.
-    attachment_bytes_max: usize = SessionLimits::default().attachment_bytes_max;
+    /// Bytes of one WebSocket message from a browser, without its attachment. Default 64KiB.
+    /// Memory: held only while a message is incomplete, within `inbound_bytes_max`.
+    message_bytes_max: usize = SessionLimits::default().message_bytes_max, live;
+    /// Bytes of one attachment from a browser, decoded. Default 1MiB. Raises the limit of a message by its base64 form.
+    /// Memory: within `inbound_bytes_max` and `worker_queue_bytes_max`.
+    attachment_bytes_max: usize = SessionLimits::default().attachment_bytes_max, live;
     /// Characters of one text from a browser. Default 16384.
-    text_chars_max: usize = SessionLimits::default().text_chars_max;
-    /// Rooms that one session may be in. Default 64. Each membership costs up to 24 bytes.
-    rooms_max: usize = SessionLimits::default().rooms_max;
+    text_chars_max: usize ["characters"] = SessionLimits::default().text_chars_max, live;
+    /// Rooms that one session may be in. Default 64.
+    /// Memory: each membership up to 24 bytes, and 320 if nobody else is in the room.
+    rooms_max: usize ["rooms"] = SessionLimits::default().rooms_max, live;
     /// A ping goes out this long after the last one. Default 25s.
     heartbeat_interval: Duration = SessionLimits::default().heartbeat_interval;
     /// A session without a sign of life for this long after a ping is ended. Default 20s.
@@ -292,73 +135,94 @@ settings! {
     /// How long a session that was told to close may take for what is left. Default 5s.
     close_timeout: Duration = SessionLimits::default().close_timeout;
     /// Bad frames that one session may send within ten seconds before it is ended. Default 10.
-    bad_frames_max: u8 = SessionLimits::default().bad_frames_max;
-    /// Frames from a browser that one session may send in a second, ten times as many at once: messages, empty fragments,
-    /// pings and pongs. Default 20; 0: no limit, as in development mode. One too many is answered rate_limited and counts as a
-    /// bad frame.
-    inbound_messages_per_second_max: usize = SessionLimits::default().inbound_messages_per_second_max;
+    bad_frames_max: u8 ["frames in 10 s"] = SessionLimits::default().bad_frames_max, live;
+    /// Frames from a browser that one session may send in a second, ten times as many at once: messages, empty
+    /// fragments, pings and pongs. Default 20; 0: no limit, as in development mode. One too many is answered
+    /// rate_limited and counts as a bad frame.
+    inbound_messages_per_second_max: usize ["frames a second"] = SessionLimits::default().inbound_messages_per_second_max, live;
     /// Bytes of messages, inflated ones in full, that one session may send in a second, ten times as many at once.
     /// Default 1MiB, at most 256MiB; 0: no limit, as in development mode. Who was silent may send any legal message.
-    inbound_bytes_per_second_max: usize = SessionLimits::default().inbound_bytes_per_second_max;
+    inbound_bytes_per_second_max: usize ["bytes a second"] = SessionLimits::default().inbound_bytes_per_second_max, live;
     /// Bytes of messages from browsers that are not complete yet, in the whole process. Default 64MiB. Past it, a
-    /// session that needs more is ended with 1013. As much again may be on its way to the worker's queue.
+    /// session that needs more is ended with 1013.
+    /// Memory: all of it, and as much again on its way to the worker's queue.
     inbound_bytes_max: usize = 64 << 20;
-    /// Whether WebSockets are compressed (permessage-deflate) for tabs that offer it, as all browsers do: off (default) or
-    /// on. On, a frame of `deflate_bytes_min` or more costs its publisher 10 µs to 100 µs, once for all tabs, and its
-    /// compressed form within `bytes_budget`; text becomes about half as long. Each thread that publishes takes 384 KiB,
-    /// each shard 112 KiB more.
+    /// Whether WebSockets are compressed (permessage-deflate) for tabs that offer it, as all browsers do: off (default)
+    /// or on. On, a frame of `deflate_bytes_min` or more costs its publisher 10 µs to 100 µs, once for all tabs, and
+    /// its compressed form within `bytes_budget`; text becomes about half as long.
+    /// Memory: each thread that publishes 400 KiB, each shard 112 KiB and a message more, 6 MiB for large frames.
     deflate: Deflate = Deflate::Off;
     /// Bytes of JSON from which a frame is compressed. Default 512: below it there is little to win. Files are not
     /// compressed, nor what is over 1 MiB.
     deflate_bytes_min: usize = HubLimits::default().deflate_bytes_min;
 
-    /// Posts that may wait in one shard's inbox. Default 4096. Each costs 64 bytes, taken at the start.
-    inbox_posts_max: usize = 4096;
+    ["Publishing"]
+    /// Posts that may wait in one shard's inbox. Default 4096.
+    /// Memory: each 64 bytes a shard.
+    inbox_posts_max: usize ["posts"] = 4096;
     /// Bytes of frames that may wait in one shard's inbox. Default 64MiB a shard.
+    /// Memory: all of it, a shard.
     inbox_bytes_max: usize = 64 << 20;
     /// Bytes of frames and queue entries in the whole process. Default 256MiB. Past it the fattest queues are cut.
+    /// Memory: all of it.
     bytes_budget: usize = 256 << 20;
     /// How long a publish waits for room in an inbox before it is refused as overloaded. Default 1s.
     publish_deadline: Duration = Duration::from_secs(1);
 
-    /// Connections that are not sessions (requests, and sockets between requests), and so requests under way. Default 1024.
-    /// Each costs up to `header_bytes_max` and 16 KiB. Past it the one that has waited longest for a request is closed.
-    http_connections_max: usize = 1024;
-    /// Those of one address, or one /64 of IPv6; not of `trusted_proxies`. Default 256; 0: no limit, as in development mode.
-    /// Past it a connection is answered 429 and closed, with TLS just closed. Each address costs up to 40 bytes.
-    connections_per_address_max: usize = 256;
+    ["Requests"]
+    /// Connections that are not sessions (requests, and sockets between requests), and so requests under way. Default
+    /// 1024. Past it the one that has waited longest for a request is closed.
+    /// Memory: each up to `header_bytes_max` and 16 KiB; with TLS 128 KiB more.
+    http_connections_max: usize ["connections"] = 1024;
+    /// Those of one address, or one /64 of IPv6; not of `trusted_proxies`. Default 256; 0: no limit, as in development
+    /// mode. Past it a connection is answered 429 and closed, with TLS just closed.
+    /// Memory: each address up to 40 bytes.
+    connections_per_address_max: usize ["connections"] = 256;
     /// How long a client may take to send the head of a request, and for the TLS handshake. Default 10s.
     header_timeout: Duration = Duration::from_secs(10);
     /// Bytes of the head of a request. Default 16KiB.
+    /// Memory: this much for each of `http_connections_max`.
     header_bytes_max: usize = 16 << 10;
     /// How long a client may take to send the body of a request, and to take some of a response. Default 60s.
     body_timeout: Duration = Duration::from_secs(60);
     /// Bytes of the body of a request. Default 24MiB.
-    body_bytes_max: usize = 24 << 20;
-    /// Bytes of all bodies that are held at one time. Default 128MiB. Past it a request is answered 503. Each byte
-    /// costs up to three: a body grows by doubling, and what its base64 and its texts decode to stands beside it.
+    /// Memory: within `bodies_bytes_max`; while it is parsed up to three times as much, on each of two threads.
+    body_bytes_max: usize = 24 << 20, live;
+    /// Bytes of all bodies that are held at one time. Default 128MiB. Past it a request is answered 503.
+    /// Memory: each byte up to three: a body grows by doubling, and what its base64 and its texts decode to stands
+    /// beside it.
     bodies_bytes_max: usize = 128 << 20;
     /// Lines of one batch. Default 10000.
-    batch_lines_max: usize = 10_000;
+    batch_lines_max: usize ["lines"] = 10_000;
     /// Bytes of one line of a batch. Default 2MiB: a file of 1 MiB in base64 fits.
+    /// Memory: within `bodies_bytes_max`.
     batch_line_bytes_max: usize = 2 << 20;
+
+    ["Files"]
     /// Bytes of one file that a worker sends, decoded. Default 16MiB.
+    /// Memory: within `bytes_budget`; with Redis sixteen files of other nodes beside that.
     file_bytes_max: usize = 16 << 20;
-    /// Bytes of files that are kept so that their links resolve, with their names. Default 64MiB; 0 keeps none. Past
-    /// it the oldest go; a file larger than the whole is not kept. What is still being fetched counts.
+    /// Bytes of files that are kept so that their links resolve, with their names. Default 64MiB; 0 keeps none. Past it
+    /// the oldest go; a file larger than the whole is not kept. What is still being fetched counts.
+    /// Memory: all of it.
     files_bytes_max: usize = FileLimits::default().bytes_max;
-    /// Files that are kept. Default 10000. Each costs up to 256 bytes beside its own.
-    files_max: usize = FileLimits::default().files_max;
+    /// Files that are kept. Default 10000.
+    /// Memory: each up to 256 bytes beside its own.
+    files_max: usize ["files"] = FileLimits::default().files_max;
     /// How long a file is kept. Default 1h. Memory is bounded without it.
     files_time: Duration = FileLimits::default().time;
-    /// Answers that are remembered for 10 minutes by Idempotency-Key. Default 10000. They cost 1 KiB each at most,
-    /// all together: past the count or the bytes the oldest are forgotten, before their 10 minutes are over. An
-    /// answer of more than a tenth of those bytes (a batch of some 9,000 lines by default) is not remembered.
-    idempotency_keys_max: usize = 10_000;
-    /// Client ids that are remembered for 5 minutes against doubles. Default 100000. Each costs up to 640 bytes; past
-    /// it the oldest is forgotten.
-    client_ids_max: usize = 100_000;
 
+    ["Repeats"]
+    /// Answers that are remembered for 10 minutes by Idempotency-Key. Default 10000. Past the count or the bytes the
+    /// oldest are forgotten, before their 10 minutes are over. An answer of more than a tenth of those bytes (a batch
+    /// of some 9,000 lines by default) is not remembered.
+    /// Memory: 1 KiB each at most, all together.
+    idempotency_keys_max: usize ["answers"] = 10_000;
+    /// Client ids that are remembered for 5 minutes against doubles. Default 100000. Past it the oldest is forgotten.
+    /// Memory: each up to 640 bytes.
+    client_ids_max: usize ["ids"] = 100_000;
+
+    ["The worker"]
     /// Who answers what browsers send: demo (default), webhook, redis or none.
     worker: Worker = Worker::Demo;
     /// Where messages are POSTed with `worker = "webhook"`: an http or https URL. Default none. Its query is shown
@@ -369,19 +233,26 @@ settings! {
     /// How long one attempt may take. Default 30s.
     webhook_timeout: Duration = Duration::from_secs(30);
     /// Attempts for one message before it is given up. Default 6.
-    webhook_attempts_max: u32 = 6;
+    webhook_attempts_max: u32 ["attempts"] = 6;
     /// The pause after the first failed attempt; it doubles with each. Default 500ms.
     webhook_backoff_min: Duration = Duration::from_millis(500);
     /// The longest pause between two attempts. Default 30s.
     webhook_backoff_max: Duration = Duration::from_secs(30);
     /// Attempts that may be under way at one time, one a channel. Default 64.
-    webhook_in_flight_max: usize = 64;
+    webhook_in_flight_max: usize ["requests"] = 64;
     /// Messages that may wait for the worker. Default 1024. Past it a tab is told `overloaded`.
-    worker_queue_max: usize = 1024;
+    /// Memory: within `worker_queue_bytes_max`.
+    worker_queue_max: usize ["messages"] = 1024;
     /// Bytes of messages that may wait for the worker. Default 64MiB.
+    /// Memory: all of it.
     worker_queue_bytes_max: usize = 64 << 20;
+    /// Whether what a user sends goes to all tabs of that user. Default true.
+    echo_to_tabs: bool = true;
+
+    ["Redis"]
     /// Redis, through which this gateway is one node of many: a URL such as `redis://user:password@host:6379/0`,
     /// `rediss://` for TLS; several are the seeds of a cluster. Default none: a node on its own.
+    /// Memory: 64 MiB for what waits for workers, beside `redis_spool_bytes_max` and `file_bytes_max`.
     redis: Vec<SecretUrl> = Vec::new();
     /// Whether `redis` is a Redis Cluster. Default false.
     redis_cluster: bool = false;
@@ -395,6 +266,7 @@ settings! {
     redis_canary_deadline: Duration = Duration::from_secs(3);
     /// Bytes of frames for other nodes that may wait for Redis, and as much again from them that may wait for the
     /// shards. Default 64MiB. Past it a frame with nobody here to take it is refused.
+    /// Memory: twice this.
     redis_spool_bytes_max: usize = 64 << 20;
     /// The stream that workers read. Default none: the prefix and stream:inbound.
     redis_inbound_stream: Option<String> = None;
@@ -404,75 +276,84 @@ settings! {
     redis_outbound_stream: Option<String> = None;
     /// The gateways' group. Default none: the prefix and gateway:webchat.
     redis_outbound_group: Option<String> = None;
-    /// About how many entries a stream keeps (MAXLEN ~); outbound, those that are not acknowledged stay. Default 100000, at
-    /// least 1000.
-    redis_stream_entries_max: usize = 100_000;
+    /// About how many entries a stream keeps (MAXLEN ~); outbound, those that are not acknowledged stay. Default
+    /// 100000, at least 1000.
+    redis_stream_entries_max: usize ["entries"] = 100_000;
     /// How inbound envelopes are written: json (default) or msgpack.
     redis_envelope: EnvelopeForm = EnvelopeForm::Json;
     /// Where the other nodes find this one, such as `http://10.0.0.7:8080`: for the files that it keeps. Default none:
     /// `listen`, if that is an address and not all of them. With TLS it needs a name that the certificate has.
     node_url: Option<String> = None;
-    /// Whether what a user sends goes to all tabs of that user. Default true.
-    echo_to_tabs: bool = true;
 
-    /// Whether what a `/v1` client asks, and what it is answered, also goes to the open tabs of its user. Default false.
-    mirror_to_tabs: bool = false;
+    ["OpenAI's clients"]
+    /// Whether what a `/v1` client asks, and what it is answered, also goes to the open tabs of its user. Default
+    /// false.
+    mirror_to_tabs: bool = false, live;
     /// Models that `/v1/models` lists; the first is that of a request that names none. Any name is taken, and told to
     /// the worker. Default tabcast.
-    models: Vec<String> = vec!["tabcast".to_owned()];
-    /// Bytes of the body of one `/v1` request, if `body_bytes_max` is not less. Default 8MiB; parsed it costs up to ten times as much while it waits
-    /// for the worker, within `worker_queue_bytes_max`.
-    completion_bytes_max: usize = 8 << 20;
+    models: Vec<String> = vec!["tabcast".to_owned()], live;
+    /// Bytes of the body of one `/v1` request, if `body_bytes_max` is not less. Default 8MiB.
+    /// Memory: parsed up to ten times as much while it waits for the worker, within `worker_queue_bytes_max`.
+    completion_bytes_max: usize = 8 << 20, live;
     /// How long the worker may be silent before an answer of `/v1` ends with a timeout. Default 5m.
-    answer_timeout: Duration = Duration::from_secs(300);
-    /// Answers of `/v1` that are under way on this node. Default 20000. Each costs about 1 KiB, and its text within
-    /// `bytes_budget`.
-    answers_max: usize = 20_000;
+    answer_timeout: Duration = Duration::from_secs(300), live;
+    /// Answers of `/v1` that are under way on this node. Default 20000.
+    /// Memory: each about 1 KiB, and its text within `bytes_budget`.
+    answers_max: usize ["answers"] = 20_000;
     /// Answers of one user that are under way on this node. Default 128.
-    answers_per_user_max: usize = 128;
+    answers_per_user_max: usize ["answers"] = 128;
     /// Bytes of JSON of one answer that its client may leave and find again (`x-tabcast-detach`). Default 1MiB, within
     /// `answers_bytes_max`.
+    /// Memory: within `answers_bytes_max`.
     answer_bytes_max: usize = 1 << 20;
     /// Memory of all answers that may be left and found again, within `bytes_budget`. Default 64MiB. Past it the next
     /// one that says something cannot be found again.
+    /// Memory: all of it, within `bytes_budget`.
     answers_bytes_max: usize = 64 << 20;
 
+    ["Recovery"]
     /// Where frames are kept for tabs that come back: memory (default), redis or off.
     recovery: Recovery = Recovery::Memory;
     /// Frames that are kept for one user. Default 64.
-    recovery_frames_max: usize = RecoveryLimits::default().frames_max;
+    /// Memory: within `recovery_total_bytes_max`.
+    recovery_frames_max: usize ["frames"] = RecoveryLimits::default().frames_max;
     /// Bytes of JSON of frames that are kept for one user. Default 64KiB.
+    /// Memory: within `recovery_total_bytes_max`.
     recovery_bytes_max: usize = RecoveryLimits::default().bytes_max;
     /// How long a frame, or an answer that has ended, is kept. Default 2m. A user's newest message is kept up to thirty
     /// times as long.
     recovery_time: Duration = RecoveryLimits::default().lifetime;
-    /// Memory of all frames that are kept for users, within `bytes_budget`. Default 64MiB, in 64 equal parts for as many
-    /// parts of the users. Past its part those are forgotten whose last frame is the oldest.
+    /// Memory of all frames that are kept for users, within `bytes_budget`. Default 64MiB, in 64 equal parts for as
+    /// many parts of the users. Past its part those are forgotten whose last frame is the oldest.
+    /// Memory: all of it, within `bytes_budget`.
     recovery_total_bytes_max: usize = RecoveryLimits::default().total_bytes_max;
     /// Whether a worker's `fetch_history` gets what recovery keeps. Default false: it gets nothing.
     history_from_recovery: bool = false;
 
+    ["Keys"]
     /// Keys that verify users' tokens: tables of kid, alg (HS256, RS256, ES256, EdDSA) and secret, secret_file or
     /// public_key_file; in a flag or a variable `kid=main,alg=HS256,secret=…`, separated by semicolons. Default none.
-    token_keys: Vec<TokenKey> = Vec::new();
+    token_keys: Vec<TokenKey> = Vec::new(), live;
     /// Issuers that a token may name (`iss`). Default none: not looked at.
-    token_issuer: Vec<String> = Vec::new();
+    token_issuer: Vec<String> = Vec::new(), live;
     /// Audiences of which a token must name one (`aud`). Default none: a token that names an audience is refused.
-    token_audience: Vec<String> = Vec::new();
+    token_audience: Vec<String> = Vec::new(), live;
     /// How far clocks may differ when a token's times are checked. Default 30s, at most 10m.
-    token_leeway: Duration = Duration::from_secs(30);
-    /// Keys of workers, for /api: each in clear, as `sha256:` and its digest in hexadecimal, or `file:PATH`. Default none.
-    api_keys: Vec<KeyDigest> = Vec::new();
+    token_leeway: Duration = Duration::from_secs(30), live;
+    /// Keys of workers, for /api: each in clear, as `sha256:` and its digest in hexadecimal, or `file:PATH`. Default
+    /// none.
+    api_keys: Vec<KeyDigest> = Vec::new(), live;
     /// Keys for /v1, each naming a user: `user:key`, the key as in `api_keys`. Default none.
-    openai_keys: Vec<UserKey> = Vec::new();
+    openai_keys: Vec<UserKey> = Vec::new(), live;
     /// Keys for /status, /metrics and for cutting users, as in `api_keys`. Default none.
-    operator_keys: Vec<KeyDigest> = Vec::new();
+    operator_keys: Vec<KeyDigest> = Vec::new(), live;
     /// Origins of pages that may connect beside our own, such as `https://example.org`, or `*` for any. Default none.
-    allowed_origins: Vec<String> = Vec::new();
+    allowed_origins: Vec<String> = Vec::new(), live;
     /// Where browsers find this gateway, such as `https://chat.example.org`: for links and as our own origin. Default
     /// none: the Host of the request.
-    public_url: Option<String> = None;
+    public_url: Option<String> = None, live;
 
+    ["The bot"]
     /// The bot's user id: the sender of its messages; no token may name it. Default star.
     bot_user_id: UserId = star();
     /// The bot's name for people. Default Star.
@@ -480,17 +361,21 @@ settings! {
     /// How the bot is addressed in a text. Default @Star.
     bot_mention: String = "@Star".to_owned();
 
-    /// Over which time tabs are closed at shutdown, evenly; longer if `drain_closes_per_second_max` asks for it. Default
-    /// 10s.
-    drain_spread: Duration = Duration::from_secs(10);
+    ["Shutdown"]
+    /// Over which time tabs are closed at shutdown, evenly; longer if `drain_closes_per_second_max` asks for it.
+    /// Default 10s.
+    drain_spread: Duration = Duration::from_secs(10), live;
     /// Tabs that are closed in a second at shutdown, at most: they come back, to the other nodes. Default 2000: 19,000
-    /// tabs fit into 10 s. With more the drain takes longer, up to `drain_deadline` less `close_timeout`; that wins, and
-    /// with more tabs than fit into it they are closed faster. Costs no memory.
-    drain_closes_per_second_max: u32 = 2_000;
+    /// tabs fit into 10 s. With more the drain takes longer, up to `drain_deadline` less `close_timeout`; that wins,
+    /// and with more tabs than fit into it they are closed faster.
+    /// Memory: none.
+    drain_closes_per_second_max: u32 ["tabs a second"] = 2_000, live;
     /// When the process leaves after the signal to shut down, whatever is left. Default 30s.
-    drain_deadline: Duration = Duration::from_secs(30);
+    drain_deadline: Duration = Duration::from_secs(30), live;
+
+    ["Logs"]
     /// What is logged: error, warn, info, debug, or rules such as `info,tabcast::gateway=debug`. Default info.
-    log: String = "info".to_owned();
+    log: String = "info".to_owned(), live;
     /// How log lines look: text (default) or json.
     log_format: LogFormat = LogFormat::Text;
 }

@@ -48,6 +48,8 @@ impl fmt::Debug for Secret {
 }
 
 impl Value for Secret {
+    const FORM: &'static str = "secret, or file:PATH";
+
     fn from_text(text: &str) -> Result<Self, String> {
         let text = secret_text(text)?;
         if text.is_empty() { Err("the secret is empty".to_owned()) } else { Ok(Self::from(text.as_str())) }
@@ -75,6 +77,8 @@ impl SecretUrl {
 }
 
 impl Entry for SecretUrl {
+    const LIST_FORM: &'static str = "list of URLs";
+
     fn read(text: &str) -> Result<Vec<Self>, String> {
         Self::from_text(text).map(|url| vec![url])
     }
@@ -105,6 +109,8 @@ impl fmt::Debug for SecretUrl {
 }
 
 impl Value for SecretUrl {
+    const FORM: &'static str = "URL";
+
     fn from_text(text: &str) -> Result<Self, String> {
         String::from_text(text).map(|text| Self::from(text.as_str()))
     }
@@ -187,6 +193,9 @@ fn read_lines<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Resul
 }
 
 impl Entry for KeyDigest {
+    const LIST_FORM: &'static str = "list of keys";
+    const IS_SECRET: bool = true;
+
     fn read(text: &str) -> Result<Vec<Self>, String> {
         read_lines(text, Self::parse)
     }
@@ -215,6 +224,9 @@ impl UserKey {
 }
 
 impl Entry for UserKey {
+    const LIST_FORM: &'static str = "list of user:key";
+    const IS_SECRET: bool = true;
+
     fn read(text: &str) -> Result<Vec<Self>, String> {
         read_lines(text, Self::parse)
     }
@@ -300,6 +312,8 @@ impl TokenKey {
 /// In a flag or a variable: `kid=main,alg=HS256,secret=…`, several separated by `;`. A secret with a comma or a
 /// semicolon goes into a file: `secret=file:PATH`, or `secret_file=PATH`.
 impl Entry for TokenKey {
+    const LIST_FORM: &'static str = "list of tables";
+    const IS_SECRET: bool = true;
     const SEPARATOR: char = ';';
 
     fn read(text: &str) -> Result<Vec<Self>, String> {

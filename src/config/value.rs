@@ -8,7 +8,11 @@ use ipnet::IpNet;
 use crate::id::UserId;
 
 /// A type that a setting may have.
-pub(super) trait Value: Sized {
+pub(super) trait Value: Sized + PartialEq + Clone {
+    /// What values look like, in a few words.
+    const FORM: &'static str;
+    /// The unit of all values of the type; empty if it has none.
+    const UNIT: &'static str = "";
     /// Whether the setting is a list: the flag may be repeated, and TOML takes an array.
     const IS_LIST: bool = false;
     /// Whether the value is a whole number.
@@ -35,6 +39,11 @@ pub(super) trait Value: Sized {
 
     /// The value as TOML, secrets masked.
     fn to_toml(&self) -> String;
+
+    /// This value and the one that takes its place, for the log: no secret is in it.
+    fn change_to(&self, new: &Self) -> String {
+        format!("{} → {}", self.to_toml(), new.to_toml())
+    }
 }
 
 pub(super) fn wrong_type(expected: &str, value: &toml::Value) -> String {
@@ -76,6 +85,7 @@ fn number(text: &str) -> Result<u64, String> {
 macro_rules! numbers {
     ($($kind:ty),*) => {
         $(impl Value for $kind {
+            const FORM: &'static str = "whole number";
             const IS_NUMBER: bool = true;
 
             fn from_text(text: &str) -> Result<Self, String> {
@@ -103,6 +113,8 @@ macro_rules! numbers {
 numbers!(u8, u32, usize);
 
 impl Value for bool {
+    const FORM: &'static str = "true or false";
+
     fn from_text(text: &str) -> Result<Self, String> {
         match text.trim() {
             "true" => Ok(true),
@@ -121,6 +133,8 @@ impl Value for bool {
 }
 
 impl Value for String {
+    const FORM: &'static str = "text";
+
     fn from_text(text: &str) -> Result<Self, String> {
         if text.chars().any(char::is_control) {
             return Err("has a control character".to_owned());
@@ -134,6 +148,9 @@ impl Value for String {
 }
 
 impl Value for Duration {
+    const FORM: &'static str = "duration";
+    const UNIT: &'static str = "ms, s, m, h, d";
+
     fn from_text(text: &str) -> Result<Self, String> {
         humantime::parse_duration(text.trim())
             .map_err(|_| format!("expected a duration with its unit, such as 25s or 500ms, found `{text}`"))
@@ -145,6 +162,8 @@ impl Value for Duration {
 }
 
 impl Value for SocketAddr {
+    const FORM: &'static str = "address:port";
+
     fn from_text(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
@@ -159,6 +178,8 @@ impl Value for SocketAddr {
 }
 
 impl Value for UserId {
+    const FORM: &'static str = "user id";
+
     fn from_text(text: &str) -> Result<Self, String> {
         Self::parse(text).map_err(|error| error.to_string())
     }
@@ -170,6 +191,9 @@ impl Value for UserId {
 
 /// Absent is the empty text.
 impl<T: Value> Value for Option<T> {
+    const FORM: &'static str = T::FORM;
+    const UNIT: &'static str = T::UNIT;
+
     fn from_text(text: &str) -> Result<Self, String> {
         if text.is_empty() { Ok(None) } else { T::from_text(text).map(Some) }
     }
@@ -180,7 +204,11 @@ impl<T: Value> Value for Option<T> {
 }
 
 /// What a list may hold.
-pub(super) trait Entry: Sized {
+pub(super) trait Entry: Sized + PartialEq + Clone {
+    /// What a list of them is called.
+    const LIST_FORM: &'static str;
+    /// Of secrets only their number is shown in the log.
+    const IS_SECRET: bool = false;
     /// What stands between two entries in a flag or a variable.
     const SEPARATOR: char = ',';
 
@@ -200,6 +228,8 @@ pub(super) trait Entry: Sized {
 }
 
 impl<T: Entry> Value for Vec<T> {
+    const FORM: &'static str = T::LIST_FORM;
+
     const IS_LIST: bool = true;
 
     fn from_text(text: &str) -> Result<Self, String> {
@@ -233,9 +263,20 @@ impl<T: Entry> Value for Vec<T> {
         let entries: Vec<String> = self.iter().map(T::show).collect();
         format!("[{}]", entries.join(", "))
     }
+
+    fn change_to(&self, new: &Self) -> String {
+        if !T::IS_SECRET {
+            return format!("{} → {}", self.to_toml(), new.to_toml());
+        }
+        let added = new.iter().filter(|entry| !self.contains(entry)).count();
+        let gone = self.iter().filter(|entry| !new.contains(entry)).count();
+        format!("{} → {} ({added} added, {gone} taken away)", self.len(), new.len())
+    }
 }
 
 impl Entry for String {
+    const LIST_FORM: &'static str = "list of texts";
+
     fn read(text: &str) -> Result<Vec<Self>, String> {
         if text.is_empty() {
             return Err("an entry of the list is empty".to_owned());
@@ -250,6 +291,8 @@ impl Entry for String {
 
 /// An address alone is a network of one.
 impl Entry for IpNet {
+    const LIST_FORM: &'static str = "list of addresses or networks";
+
     fn read(text: &str) -> Result<Vec<Self>, String> {
         let text = text.trim();
         let network = text.parse().or_else(|_| text.parse().map(|address: IpAddr| Self::from(address.to_canonical())));
@@ -286,6 +329,8 @@ macro_rules! words {
         }
 
         impl $crate::config::value::Value for $name {
+            const FORM: &'static str = $crate::config::value::one_of!($($text),+);
+
             fn from_text(text: &str) -> Result<Self, String> {
                 match text.trim() {
                     $($text => Ok(Self::$value),)+
@@ -300,6 +345,14 @@ macro_rules! words {
     };
 }
 
+/// `a, b or c`.
+macro_rules! one_of {
+    ($last:literal) => { $last };
+    ($one:literal, $last:literal) => { concat!($one, " or ", $last) };
+    ($one:literal, $($rest:literal),+) => { concat!($one, ", ", $crate::config::value::one_of!($($rest),+)) };
+}
+
+pub(super) use one_of;
 pub(super) use words;
 
 #[cfg(test)]
