@@ -38,6 +38,7 @@
 //! | [`driver`] | runs shards on threads: runtimes, sockets, clocks | `driver` |
 //! | [`config`] | file, environment and flags into typed settings, checked once | `gateway` |
 //! | [`gateway`] | the HTTP edge: who may what, the routes, the page, where replies come from | `gateway` |
+//! | [`logs`] | the binary's log lines: text or JSON, by rules that can be replaced, no more than can be read | `cli` |
 //! | [`bench`](mod@bench) | `tabcast bench`: clients by the hundred thousand, every delivery checked, what the server spends on it | `cli` |
 //! | [`guide`] | documentation: concepts, guarantees, sizing, tuning, from FastAPI | |
 //!
@@ -131,6 +132,8 @@ pub mod fanout;
 pub mod gateway;
 pub mod guide;
 pub mod id;
+#[cfg(feature = "cli")]
+pub mod logs;
 pub mod metrics;
 pub mod platform;
 pub mod proto;

@@ -1,7 +1,6 @@
 //! The tabcast binary: arguments, logging and the start; no decisions.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,14 +10,16 @@ use clap::Parser;
 use clap::{Arg, ArgAction, Command};
 use tabcast::bench;
 use tabcast::config::ConfigError;
-use tabcast::config::LogFormat;
 use tabcast::config::Machine;
+use tabcast::config::ReferenceForm;
 use tabcast::config::Settings;
 use tabcast::config::Sources;
 use tabcast::gateway::auth::Keys;
 use tabcast::gateway::certificate_files::CertificateFiles;
+use tabcast::gateway::reload::Reload;
 use tabcast::gateway::serve;
-use tracing_subscriber::EnvFilter;
+use tabcast::logs;
+use tabcast::logs::Logs;
 
 // A sanitizer watches the heap by an allocator of its own.
 #[cfg(not(tabcast_sanitizer))]
@@ -39,6 +40,17 @@ fn command() -> Command {
         .subcommand(Command::new("serve").about("Run the gateway (also without a subcommand)"))
         .subcommand(bench_entry())
         .subcommand(Command::new("check-config").about("Check the settings and print them, secrets masked"))
+        .subcommand(
+            Command::new("config-reference")
+                .about("Print what every setting is: spellings, unit, default, memory, whether SIGHUP changes it")
+                .arg(
+                    Arg::new("format")
+                        .long("format")
+                        .value_parser(["markdown", "toml"])
+                        .default_value("markdown")
+                        .help("toml: a file with every default"),
+                ),
+        )
         .arg(
             Arg::new("config")
                 .long("config")
@@ -79,17 +91,6 @@ fn load(matches: &ArgMatches, variables: Vec<(OsString, OsString)>) -> Result<Se
     sources.load(Machine::here())
 }
 
-fn start_logging(settings: &Settings) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&settings.log).map_err(|error| format!("log: {error}"))?;
-    let is_terminal = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(is_terminal);
-    match settings.log_format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
-    Ok(())
-}
-
 /// `bytes` for people, with three digits that count.
 fn binary_size(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -126,6 +127,21 @@ fn announce(settings: &Settings) {
     }
 }
 
+/// The file and what `file:` names are read anew; flags and variables stay what they were.
+fn reload(matches: ArgMatches, variables: Vec<(OsString, OsString)>, logs: Logs) -> Reload {
+    let read = move || {
+        let settings = load(&matches, variables.clone()).map_err(|error| error.to_string())?;
+        logs::rules(&settings.log)?;
+        Ok(settings)
+    };
+    Reload::new(read).with_log(move |rules| logs.replace(rules))
+}
+
+fn print(text: &str) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    std::io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
     // Where standard error is gone, the exit code still tells.
     let _ = writeln!(std::io::stderr(), "tabcast: {error}");
@@ -136,24 +152,26 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Box<dyn std::error::Error>> {
     if matches.subcommand_name() == Some("bench") {
         return Err("bench comes first, and takes no settings: tabcast bench --help".into());
     }
-    let settings = load(matches, std::env::vars_os().collect())?;
+    if let Some(("config-reference", wanted)) = matches.subcommand() {
+        let is_toml = wanted.get_one::<String>("format").is_some_and(|format| format == "toml");
+        let form = if is_toml { ReferenceForm::Toml } else { ReferenceForm::Markdown };
+        return print(&Settings::reference(form));
+    }
+    let variables: Vec<_> = std::env::vars_os().collect();
+    let settings = load(matches, variables.clone())?;
     // A key that cannot verify, and a certificate that nobody would accept, are found before anything is opened.
     let _keys = Keys::new(&settings)?;
     let _certificates = CertificateFiles::open(&settings)?;
     if matches.subcommand_name() == Some("check-config") {
-        EnvFilter::try_new(&settings.log).map_err(|error| format!("log: {error}"))?;
-        let mut out = std::io::stdout().lock();
-        out.write_all(settings.to_toml().as_bytes())?;
-        for warning in settings.warnings() {
-            writeln!(out, "# {warning}")?;
-        }
-        return Ok(ExitCode::SUCCESS);
+        logs::rules(&settings.log)?;
+        let warnings = settings.warnings().into_iter().map(|warning| format!("# {warning}\n"));
+        return print(&(settings.to_toml() + &warnings.collect::<String>()));
     }
-    start_logging(&settings)?;
+    let logs = logs::start(&settings.log, settings.log_format)?;
     announce(&settings);
     // Many small sessions in sparse huge pages take half as much memory again. Refused, it only costs that.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
-    match serve::run(settings) {
+    match serve::run_reloading(settings, None, Some(reload(matches.clone(), variables, logs))) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             tracing::error!("{error}");

@@ -54,9 +54,9 @@ fn with_open_tabs() {
 }
 
 #[test]
-fn without_tls_nothing_happens() {
+fn without_tls_nothing_changes() {
     let gateway = Gateway::start(&[]);
     gateway.signal(Signal::HUP);
-    gateway.wait_for_log("there is nothing to read again");
+    gateway.wait_for_log("SIGHUP: no setting has changed");
     gateway.tab("user=u").send(&json!({"type": "ping"}));
 }

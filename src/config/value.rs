@@ -381,7 +381,7 @@ mod tests {
 
     #[test]
     fn a_number_is_shown_as_something_that_is_read_again() {
-        for number in [0, i64::MAX as usize, i64::MAX as usize + 1, usize::MAX] {
+        for number in [0, usize::MAX >> 1, (usize::MAX >> 1) + 1, usize::MAX] {
             let shown = toml::from_str::<toml::Table>(&format!("it = {}", number.to_toml())).unwrap();
             assert_eq!(usize::from_toml(shown["it"].clone()), Ok(number));
         }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use dashmap::Entry;
@@ -54,7 +55,11 @@ pub struct TooManyOfAddress {
 /// that there was at once.
 #[derive(Debug)]
 pub struct AddressCounts {
-    max: usize,
+    /// 0: no limit.
+    ///
+    /// # Ordering
+    /// Relaxed: it says nothing about any other memory.
+    max: AtomicUsize,
     counts: DashMap<AddressKey, u32, RandomState>,
 }
 
@@ -62,8 +67,19 @@ impl AddressCounts {
     /// At most `max` for each address. None if that is 0: then nothing is counted.
     #[must_use]
     pub fn new(max: usize) -> Option<Arc<Self>> {
+        (max > 0).then(|| Self::counting(max))
+    }
+
+    /// At most `max` for each address; with 0 they are counted and not limited.
+    #[must_use]
+    pub fn counting(max: usize) -> Arc<Self> {
         let counts = DashMap::with_capacity_and_hasher_and_shard_amount(0, RandomState::default(), MAP_SHARDS);
-        (max > 0).then(|| Arc::new(Self { max, counts }))
+        Arc::new(Self { max: AtomicUsize::new(max), counts })
+    }
+
+    /// From now on at most `max`, 0: no limit. Who has more keeps them.
+    pub fn limit(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
     }
 
     /// Takes a place for `address`, until it is dropped.
@@ -72,9 +88,10 @@ impl AddressCounts {
     /// [`TooManyOfAddress`]: nothing was taken.
     pub fn take(self: &Arc<Self>, address: IpAddr) -> Result<Place, TooManyOfAddress> {
         let key = AddressKey::of(address);
+        let max = self.max.load(Ordering::Relaxed);
         let mut count = self.counts.entry(key).or_insert(0);
-        if *count as usize >= self.max {
-            return Err(TooManyOfAddress { max: self.max });
+        if max > 0 && *count as usize >= max {
+            return Err(TooManyOfAddress { max });
         }
         *count += 1;
         drop(count);

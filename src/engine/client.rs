@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -11,6 +12,7 @@ use crate::metrics::{InboundKind, Metrics, ShardMetrics};
 use crate::platform::inbound::{Command, InboundLimits, Scratch, parse};
 use crate::proto::event::{ErrorCode, Notice};
 use crate::proto::frame::Frame;
+use crate::proto::limits::SessionLimits;
 
 /// A message or a press on its way from a tab to the worker.
 #[derive(Debug)]
@@ -40,7 +42,7 @@ impl Default for HandoverLimits {
 #[derive(Debug, Clone)]
 pub struct ClientTexts {
     metrics: Arc<Metrics>,
-    limits: InboundLimits,
+    limits: Arc<ArcSwap<SessionLimits>>,
     handed: mpsc::Sender<Handed>,
     room: Arc<Semaphore>,
 }
@@ -48,12 +50,16 @@ pub struct ClientTexts {
 impl ClientTexts {
     pub(crate) fn new(
         metrics: Arc<Metrics>,
-        limits: InboundLimits,
+        limits: Arc<ArcSwap<SessionLimits>>,
         handover: HandoverLimits,
     ) -> (Self, mpsc::Receiver<Handed>) {
         let (handed, intake) = mpsc::channel(handover.messages_max);
         let room = Arc::new(Semaphore::new(handover.bytes_max.min(Semaphore::MAX_PERMITS)));
         (Self { metrics, limits, handed, room }, intake)
+    }
+
+    fn limits(&self) -> InboundLimits {
+        InboundLimits::from(&**self.limits.load())
     }
 
     /// The one for shard `index`.
@@ -81,14 +87,14 @@ pub struct ClientText {
 impl Inbound for ClientText {
     fn text(&mut self, session: &SessionRef, text: &mut [u8]) -> Reaction {
         let bytes = text.len();
-        match parse(text, &mut self.scratch, &self.shared.limits) {
+        match parse(text, &mut self.scratch, &self.shared.limits()) {
             Ok(command) => self.react(session, command, bytes),
             Err(error) => Reaction::Bad(error_frame(error.code, &error.message, error.client_id.as_deref())),
         }
     }
 
     fn limited(&mut self, text: &mut [u8]) -> Frame {
-        match parse(text, &mut self.scratch, &self.shared.limits) {
+        match parse(text, &mut self.scratch, &self.shared.limits()) {
             Ok(command) => limited_frame(command.client_id()),
             Err(error) => limited_frame(error.client_id.as_deref()),
         }

@@ -18,7 +18,7 @@ use crate::id::{ChannelId, MessageId, UserId};
 use crate::metrics::WorkerOutcome;
 use crate::platform::adapter::{BotIdentity, BoxFuture, Outlet};
 use crate::platform::dispatch::Inlet;
-use crate::platform::inbound::{Author, Command, InboundLimits};
+use crate::platform::inbound::{Author, Command};
 use crate::platform::message::IncomingMessage;
 use crate::proto::event::{ErrorCode, Event, Notice, Timestamp};
 use crate::proto::frame::Frame;
@@ -82,7 +82,7 @@ impl Intake {
     /// An intake that feeds `inlet`, and what the shards need to feed it.
     #[must_use]
     pub fn new(engine: Engine, inlet: Inlet, settings: IntakeSettings) -> (Self, ClientTexts) {
-        let limits = InboundLimits::from(&engine.settings().sessions);
+        let limits = Arc::clone(engine.session_limits());
         let (texts, handed) = ClientTexts::new(engine.metrics().clone(), limits, settings.handover);
         let seen = Seen::new(settings.client_ids_max);
         (Self { engine, settings, inlet, handed, seen }, texts)

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use event_listener::EventListener;
 use smallvec::SmallVec;
 
@@ -109,6 +110,7 @@ struct Inner {
     node: NodeId,
     files: Arc<FileStore>,
     settings: EngineSettings,
+    sessions: Arc<ArcSwap<SessionLimits>>,
     /// Held while a frame is posted here and offered to the other nodes: one of them for a channel.
     sequences: [Mutex<()>; SEQUENCES],
     // Keeps the node on its broker for as long as the engine lives.
@@ -149,7 +151,8 @@ impl Engine {
         hub.set_edges(Box::new(PresenceEdges { broker: Arc::clone(&broker), node }));
         let files = Arc::new(FileStore::new(settings.files.clone()));
         let sequences = std::array::from_fn(|_| Mutex::default());
-        Self { inner: Arc::new(Inner { hub, broker, node, files, settings, sequences, _peer: peer }) }
+        let sessions = Arc::new(ArcSwap::from_pointee(settings.sessions.clone()));
+        Self { inner: Arc::new(Inner { hub, broker, node, files, settings, sessions, sequences, _peer: peer }) }
     }
 
     /// Where frames go in: the registry and the shards' inboxes.
@@ -168,6 +171,19 @@ impl Engine {
     #[must_use]
     pub fn settings(&self) -> &EngineSettings {
         &self.inner.settings
+    }
+
+    /// The limits of sessions that are in effect.
+    pub(crate) fn session_limits(&self) -> &Arc<ArcSwap<SessionLimits>> {
+        &self.inner.sessions
+    }
+
+    /// From now on these are the limits of all sessions, also of those that are open. A message that is being received,
+    /// and is already longer than it may be now, ends its session. The limits of streams stay what they were.
+    pub fn limit_sessions(&self, limits: SessionLimits) {
+        let limits = Arc::new(limits);
+        self.inner.sessions.store(Arc::clone(&limits));
+        self.inner.hub.limit_sessions(&limits);
     }
 
     /// What joins this node to the others.

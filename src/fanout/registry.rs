@@ -33,7 +33,9 @@ pub struct TooManyTabs {
 pub struct Registry {
     users: Map<UserId, Sessions, RandomState>,
     sessions: AtomicUsize,
-    tabs_per_user_max: usize,
+    /// # Ordering
+    /// Relaxed: it says nothing about any other memory; who sees a new one late goes by the one before.
+    tabs_per_user_max: AtomicUsize,
 }
 
 impl Registry {
@@ -41,7 +43,12 @@ impl Registry {
     #[must_use]
     pub fn new(tabs_per_user_max: usize) -> Self {
         let users = Map::with_capacity_and_hasher_and_shard_amount(0, RandomState::default(), MAP_SHARDS);
-        Self { users, sessions: AtomicUsize::new(0), tabs_per_user_max }
+        Self { users, sessions: AtomicUsize::new(0), tabs_per_user_max: AtomicUsize::new(tabs_per_user_max) }
+    }
+
+    /// From now on a user may have so many sessions. Those who have more keep them.
+    pub fn limit_tabs_per_user(&self, tabs_max: usize) {
+        self.tabs_per_user_max.store(tabs_max, Ordering::Relaxed);
     }
 
     /// Adds a session behind the user's others.
@@ -49,14 +56,13 @@ impl Registry {
     /// # Errors
     /// [`TooManyTabs`]: nothing was added.
     pub fn connect(&self, session: SessionRef) -> Result<(), TooManyTabs> {
+        let tabs_max = self.tabs_per_user_max.load(Ordering::Relaxed);
         let displaced = match self.users.entry(session.user().clone()) {
             Entry::Vacant(entry) => {
                 drop(entry.insert(Arc::from([session])));
                 None
             }
-            Entry::Occupied(entry) if entry.get().len() >= self.tabs_per_user_max => {
-                return Err(TooManyTabs { tabs_max: self.tabs_per_user_max });
-            }
+            Entry::Occupied(entry) if entry.get().len() >= tabs_max => return Err(TooManyTabs { tabs_max }),
             Entry::Occupied(mut entry) => {
                 let list = entry.get().iter().cloned().chain([session]).collect();
                 Some(entry.insert(list))

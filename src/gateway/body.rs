@@ -64,7 +64,6 @@ impl BodyError {
 /// How much may be read.
 #[derive(Debug, Clone)]
 pub(crate) struct BodyLimits {
-    pub(crate) bytes_max: usize,
     pub(crate) timeout: Duration,
     pub(crate) budget: Arc<Semaphore>,
     /// Where bodies are counted for which there was no room.
@@ -72,25 +71,20 @@ pub(crate) struct BodyLimits {
 }
 
 impl BodyLimits {
-    /// The same with another limit for one body.
-    pub(crate) fn with_bytes_max(&self, bytes_max: usize) -> Self {
-        Self { bytes_max, ..self.clone() }
-    }
-
-    /// Reads the whole body.
+    /// Reads the whole body, of `bytes_max` bytes at the most.
     ///
     /// # Errors
     /// See [`BodyError`].
-    pub(crate) async fn read(&self, request: Request<Incoming>) -> Result<Held, BodyError> {
+    pub(crate) async fn read(&self, request: Request<Incoming>, bytes_max: usize) -> Result<Held, BodyError> {
         let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        if announced.is_some_and(|bytes: u64| bytes > self.bytes_max as u64) {
-            return Err(self.too_large());
+        if announced.is_some_and(|bytes: u64| bytes > bytes_max as u64) {
+            return Err(BodyError::TooLarge { bytes_max });
         }
-        let read = self.collect(request.into_body());
+        let read = self.collect(request.into_body(), bytes_max);
         tokio::time::timeout(self.timeout, read).await.map_err(|_| BodyError::Timeout)?
     }
 
-    async fn collect(&self, mut body: Incoming) -> Result<Held, BodyError> {
+    async fn collect(&self, mut body: Incoming, bytes_max: usize) -> Result<Held, BodyError> {
         let mut first = Bytes::new();
         let mut whole = BytesMut::new();
         let mut places: Option<OwnedSemaphorePermit> = None;
@@ -101,15 +95,15 @@ impl BodyLimits {
                 Some(places) => places.merge(place),
                 None => places = Some(place),
             }
-            if first.len() + whole.len() + chunk.len() > self.bytes_max {
-                return Err(self.too_large());
+            if first.len() + whole.len() + chunk.len() > bytes_max {
+                return Err(BodyError::TooLarge { bytes_max });
             }
             if first.is_empty() && whole.is_empty() {
                 first = chunk;
                 continue;
             }
             if !first.is_empty() {
-                let rest = usize::try_from(body.size_hint().lower()).unwrap_or(0).min(self.bytes_max);
+                let rest = usize::try_from(body.size_hint().lower()).unwrap_or(0).min(bytes_max);
                 whole.reserve(first.len() + chunk.len() + rest);
                 whole.extend_from_slice(&std::mem::take(&mut first));
             }
@@ -126,9 +120,5 @@ impl BodyLimits {
             self.metrics.engine.refusals.of(Refusal::Bodies).increment();
         }
         place
-    }
-
-    fn too_large(&self) -> BodyError {
-        BodyError::TooLarge { bytes_max: self.bytes_max }
     }
 }

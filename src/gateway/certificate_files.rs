@@ -129,17 +129,12 @@ impl CertificateFiles {
     }
 }
 
-/// Looks at the files every 30 seconds, and on SIGHUP: for ever. Without files, a SIGHUP does nothing.
+/// Looks at the files every 30 seconds, and on SIGHUP: for ever. Without files there is nothing to look at.
 ///
 /// # Cancel safety
 /// Dropped, a look that has begun ends by itself, and no other begins.
 pub(crate) async fn keep(files: Option<CertificateFiles>, hangup: &mut Signal) -> Infallible {
-    let Some(mut files) = files else {
-        loop {
-            hangup.recv().await;
-            tracing::info!("SIGHUP: there is nothing to read again without tls_cert");
-        }
-    };
+    let Some(mut files) = files else { return std::future::pending().await };
     let mut interval = tokio::time::interval(LOOK_INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

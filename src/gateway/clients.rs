@@ -45,12 +45,23 @@ impl Clients {
         let limit = |limit| settings.outside_development(limit);
         Self {
             proxies: proxies(settings),
-            sessions: AddressCounts::new(limit(settings.tabs_per_address_max)),
+            // Without a limit they are counted all the same: one that comes later holds for all of them.
+            sessions: (!settings.is_development()).then(|| AddressCounts::counting(settings.tabs_per_address_max)),
             handshakes: TotalRate::new(limit(settings.handshakes_per_second_max)),
             handshakes_of_address: AddressRates::new(limit(settings.handshakes_per_address_per_second_max)),
             start: clock::now(),
             is_told: AtomicBool::new(false),
         }
+    }
+
+    /// Takes over the limits of `settings`, for whoever comes from now on. In development mode there stay none.
+    pub(crate) fn reload(&self, settings: &Settings) {
+        let limit = |limit| settings.outside_development(limit);
+        if let Some(sessions) = &self.sessions {
+            sessions.limit(limit(settings.tabs_per_address_max));
+        }
+        self.handshakes.limit(limit(settings.handshakes_per_second_max));
+        self.handshakes_of_address.limit(limit(settings.handshakes_per_address_per_second_max));
     }
 
     /// The client's address: that of the peer, or what trusted proxies say, from the last to the first. Whoever is not

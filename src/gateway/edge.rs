@@ -48,7 +48,8 @@ const USERS_LISTED_MAX: usize = 10_000;
 /// What all shards' edges share.
 pub(crate) struct Gateway {
     pub(crate) engine: Engine,
-    pub(crate) settings: Settings,
+    /// As they are in effect: what a reload may change is looked up for each request.
+    pub(crate) settings: ArcSwap<Settings>,
     pub(crate) keys: ArcSwap<Keys>,
     pub(crate) api: Api<Engine>,
     pub(crate) texts: ClientTexts,
@@ -264,7 +265,8 @@ impl ShardEdge {
             return method_not_allowed("POST");
         }
         let (method, headers) = (request.method().clone(), request.headers().clone());
-        let body = match self.gateway.bodies.read(request).await {
+        let bytes_max = self.gateway.settings.load().body_bytes_max;
+        let body = match self.gateway.bodies.read(request, bytes_max).await {
             Ok(body) => body,
             Err(error) => return error.answer(),
         };

@@ -12,6 +12,7 @@ mod http_client;
 pub mod metrics_text;
 mod openai;
 mod pages;
+pub mod reload;
 mod response;
 pub mod security;
 pub mod serve;

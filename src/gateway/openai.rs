@@ -145,13 +145,15 @@ impl ShardEdge {
     }
 
     fn models(&self) -> Answered {
-        let data = self.gateway.settings.models.iter().map(|model| self.described(model)).collect();
+        let settings = self.gateway.settings.load();
+        let data = settings.models.iter().map(|model| self.described(model)).collect();
         written(&Models { object: "list", data })
     }
 
     fn model(&self, encoded: &str) -> Result<Answered, Failed> {
         let name = percent_encoding::percent_decode_str(encoded).decode_utf8_lossy();
-        let model = self.gateway.settings.models.iter().find(|model| **model == *name);
+        let settings = self.gateway.settings.load();
+        let model = settings.models.iter().find(|model| **model == *name);
         let model = model.ok_or_else(|| Failed::not_found("there is no such model"))?;
         Ok(written(&self.described(model)))
     }
@@ -196,9 +198,11 @@ impl ShardEdge {
 
     async fn read_chat(&self, request: Request<Incoming>) -> Result<ChatRequest, Failed> {
         let gateway = &self.gateway;
-        let settings = &gateway.settings;
-        let limits = gateway.bodies.with_bytes_max(settings.completion_bytes_max.min(settings.body_bytes_max));
-        let body = limits.read(request).await.map_err(Failed::from)?;
+        let bytes_max = {
+            let settings = gateway.settings.load();
+            settings.completion_bytes_max.min(settings.body_bytes_max)
+        };
+        let body = gateway.bodies.read(request, bytes_max).await.map_err(Failed::from)?;
         let bytes = body.bytes.len();
         let parse = move || ChatRequest::parse(&body.bytes);
         let parsed: Result<ChatRequest, BadRequest> = if bytes > PARSE_APART_BYTES {
@@ -211,7 +215,7 @@ impl ShardEdge {
     }
 
     fn want(&self, user: UserId, mut chat: ChatRequest, headers: &HeaderMap) -> Wanted {
-        let settings = &self.gateway.settings;
+        let settings = self.gateway.settings.load();
         let default = settings.models.first().map_or("tabcast", String::as_str);
         let head = CompletionHead {
             id: RequestId::random_with_prefix(ID_PREFIX),
@@ -234,12 +238,13 @@ impl ShardEdge {
 
     /// Where the links of files lead: to `public_url`, or to where the client found us.
     fn files_url(&self, headers: &HeaderMap) -> Arc<str> {
-        if let Some(url) = &self.gateway.settings.public_url {
+        let settings = self.gateway.settings.load();
+        if let Some(url) = &settings.public_url {
             return url.trim_end_matches('/').into();
         }
-        let listen = self.gateway.settings.listen.to_string();
+        let listen = settings.listen.to_string();
         let host = headers.get(HOST).and_then(|host| host.to_str().ok()).filter(|host| is_authority(host));
-        format!("{}://{}", self.gateway.settings.scheme(), host.unwrap_or(&listen)).into()
+        format!("{}://{}", settings.scheme(), host.unwrap_or(&listen)).into()
     }
 
     /// An answer as a stream: from here on its shard writes it.
@@ -359,7 +364,7 @@ impl ShardEdge {
 
     /// Shows the question to its user's tabs, where that is wanted: before the worker can answer.
     fn mirror(&self, message: &IncomingMessage) {
-        if !self.gateway.settings.mirror_to_tabs {
+        if !self.gateway.settings.load().mirror_to_tabs {
             return;
         }
         let Ok(user) = UserId::parse(&message.user_id) else { return };

@@ -33,6 +33,7 @@ use crate::gateway::files::remote::RemoteFiles;
 use crate::gateway::metrics_text::MetricsText;
 use crate::gateway::openai::{self, Answers};
 use crate::gateway::pages::Pages;
+use crate::gateway::reload::{self, Reload};
 use crate::gateway::serve::redis::Node;
 use crate::gateway::worker;
 use crate::gateway::worker::demo::Demo;
@@ -103,6 +104,18 @@ pub fn run(settings: Settings) -> Result<(), ServeError> {
 /// # Errors
 /// As [`run`].
 pub fn run_with(settings: Settings, handler: Option<Arc<dyn MessageHandler>>) -> Result<(), ServeError> {
+    run_reloading(settings, handler, None)
+}
+
+/// The same with settings that are read again on SIGHUP. The signal is caught from the first moment on.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_reloading(
+    settings: Settings,
+    handler: Option<Arc<dyn MessageHandler>>,
+    reload: Option<Reload>,
+) -> Result<(), ServeError> {
     raise_open_files();
     let control =
         Builder::new_multi_thread().worker_threads(CONTROL_THREADS).thread_name("control").enable_all().build()?;
@@ -110,23 +123,26 @@ pub fn run_with(settings: Settings, handler: Option<Arc<dyn MessageHandler>>) ->
         let _entered = control.enter();
         (Signals::new()?, Running::start(&control, settings, handler)?)
     };
-    let (scheme, address) = (running.gateway.settings.scheme(), running.threads.address());
+    let (scheme, address) = (running.gateway.settings.load().scheme(), running.threads.address());
     tracing::info!(%address, "ready: {scheme}://{address}/");
-    control.block_on(running.until(signals));
+    control.block_on(running.until(signals, reload));
     control.shutdown_timeout(Duration::from_millis(100));
     Ok(())
 }
 
 struct Signals {
     leave: Leave,
-    /// What is in files is to be read again.
-    hangup: Signal,
+    /// The certificate is to be read again.
+    certificates: Signal,
+    /// The settings are to be read again.
+    settings: Signal,
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        Ok(Self { leave: Leave { terminate, interrupt }, hangup: signal(SignalKind::hangup())? })
+        let (certificates, settings) = (signal(SignalKind::hangup())?, signal(SignalKind::hangup())?);
+        Ok(Self { leave: Leave { terminate, interrupt }, certificates, settings })
     }
 }
 
@@ -191,7 +207,6 @@ impl Running {
             texts,
             answers,
             bodies: BodyLimits {
-                bytes_max: settings.body_bytes_max,
                 timeout: settings.body_timeout,
                 budget: Arc::new(Semaphore::new(settings.bodies_bytes_max.min(Semaphore::MAX_PERMITS))),
                 metrics: Arc::clone(engine.metrics()),
@@ -203,9 +218,9 @@ impl Running {
             is_draining: AtomicBool::new(false),
             control: control.handle().clone(),
             engine,
-            settings,
+            settings: ArcSwap::from_pointee(settings),
         });
-        let settings = &gateway.settings;
+        let settings = &*gateway.settings.load_full();
         let start = Start {
             listen: settings.listen,
             own_file_tables: settings.file_tables == FileTables::PerShard,
@@ -225,15 +240,16 @@ impl Running {
         let listen = settings.listen;
         let threads = ShardThreads::start(gateway.engine.hub(), &start, &edges)
             .map_err(|error| ServeError::Listen { listen, error })?;
-        node.listens_at(&gateway.settings, threads.address());
+        node.listens_at(settings, threads.address());
         Ok(Self { gateway, threads, inlet, node, certificates })
     }
 
-    async fn until(mut self, signals: Signals) {
-        let Signals { mut leave, mut hangup } = signals;
+    async fn until(mut self, signals: Signals, reload: Option<Reload>) {
+        let Signals { mut leave, mut certificates, settings } = signals;
         tokio::select! {
             () = leave.next() => {}
-            never = certificate_files::keep(self.certificates.take(), &mut hangup) => match never {},
+            never = certificate_files::keep(self.certificates.take(), &mut certificates) => match never {},
+            never = reload::keep(reload, Arc::clone(&self.gateway), settings) => match never {},
         }
         tokio::select! {
             () = self.drain() => {}
@@ -245,7 +261,7 @@ impl Running {
     /// answers still find those who are there; then tabs are told and closed. The workers' routes answer to the end.
     async fn drain(self) {
         self.gateway.is_draining.store(true, Ordering::Relaxed);
-        let settings = &self.gateway.settings;
+        let settings = self.gateway.settings.load_full();
         let (deadline, closing) = (settings.drain_deadline, settings.close_timeout);
         let sessions = Drain {
             spread: settings.drain_spread,

@@ -66,7 +66,7 @@ impl ShardEdge {
     /// What is answered to the extensions that a client offers. What is not text is no offer.
     fn extensions(&self, headers: &HeaderMap) -> Option<Accepted> {
         let offers = headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter().filter_map(|offers| offers.to_str().ok());
-        match self.gateway.settings.deflate {
+        match self.gateway.settings.load().deflate {
             Deflate::On => deflate::accept(offers),
             Deflate::Off => None,
         }
@@ -113,7 +113,7 @@ impl ShardEdge {
     }
 
     fn hello(&self, address: Address) -> Frame {
-        let limits = &self.gateway.engine.settings().sessions;
+        let limits = self.gateway.engine.session_limits().load();
         Frame::notice(&Notice::Hello {
             session: address.as_u64(),
             server_time: self.gateway.engine.now(),
@@ -184,7 +184,8 @@ impl ShardEdge {
             let response = error_with(status, "limit_reached", message, (RETRY_AFTER, "5"));
             Box::new(self.refuse(HandshakeOutcome::LimitReached, response))
         };
-        let is_full = || self.gateway.engine.hub().registry().total_connections() >= self.gateway.settings.tabs_max;
+        let is_full =
+            || self.gateway.engine.hub().registry().total_connections() >= self.gateway.settings.load().tabs_max;
         let all = || {
             self.count_refusal(Refusal::Tabs);
             full(StatusCode::SERVICE_UNAVAILABLE, "this node has as many tabs as it may have")

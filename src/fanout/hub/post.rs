@@ -8,6 +8,7 @@ use crate::fanout::rooms::Room;
 use crate::fanout::session::Address;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::{Frame, Moment};
+use crate::proto::limits::SessionLimits;
 
 /// What crosses threads.
 pub(crate) enum Post {
@@ -23,6 +24,8 @@ pub(crate) enum Post {
     RoomsMissed,
     /// Every session of the shard ends, paced; see [`Drain`](crate::fanout::hub::Drain).
     Drain(Box<Pace>),
+    /// From now on these are the limits of the shard's sessions.
+    Limits(Arc<SessionLimits>),
     /// Shards to wake: the one at `place` and, through it, those behind it.
     Ring { parked: Arc<[u16]>, place: usize },
 }
@@ -32,7 +35,7 @@ impl Post {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Session { frame, .. } | Self::Sessions { frame, .. } | Self::Room { frame, .. } => frame.bytes(),
-            Self::End { .. } | Self::RoomsMissed | Self::Drain(_) | Self::Ring { .. } => 0,
+            Self::End { .. } | Self::RoomsMissed | Self::Drain(_) | Self::Limits(_) | Self::Ring { .. } => 0,
         }
     }
 
@@ -40,7 +43,7 @@ impl Post {
     pub(crate) fn accepted(&self) -> Option<Moment> {
         match self {
             Self::Session { frame, .. } | Self::Sessions { frame, .. } | Self::Room { frame, .. } => frame.accepted(),
-            Self::End { .. } | Self::RoomsMissed | Self::Drain(_) | Self::Ring { .. } => None,
+            Self::End { .. } | Self::RoomsMissed | Self::Drain(_) | Self::Limits(_) | Self::Ring { .. } => None,
         }
     }
 

@@ -1,12 +1,15 @@
 //! Sessions come and go: registered together with what they have missed, and told of to whoever wants to know.
 
-use crate::fanout::hub::Hub;
+use std::sync::Arc;
+
+use crate::fanout::hub::{Hub, Post, shard_number};
 use crate::fanout::registry::TooManyTabs;
 use crate::fanout::returning::Missed;
 use crate::fanout::session::SessionRef;
 use crate::fanout::shard::Resume;
 use crate::id::{ChannelId, MessageId, UserId};
 use crate::proto::frame::Frame;
+use crate::proto::limits::SessionLimits;
 
 /// Whoever wants to know that a user's sessions have changed: a hint to look at what is true.
 pub(crate) trait Edges: Send + Sync {
@@ -15,6 +18,14 @@ pub(crate) trait Edges: Send + Sync {
 }
 
 impl Hub {
+    /// From now on these are the limits of all sessions: shards take them in their own time, in order.
+    pub(crate) fn limit_sessions(&self, limits: &Arc<SessionLimits>) {
+        for (shard, inbox) in self.inboxes.iter().enumerate() {
+            inbox.room.take(1, 0);
+            self.push(&[shard_number(shard)], || Post::Limits(Arc::clone(limits)));
+        }
+    }
+
     /// Registers a session and finds what it has missed, as one step: what is posted from here on reaches it live. The
     /// inner None says that it is not known.
     ///

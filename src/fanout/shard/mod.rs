@@ -291,6 +291,7 @@ impl Shard {
             }
             Post::RoomsMissed => self.tell_members_of_gap(),
             Post::Drain(pace) => self.start_drain(*pace, now),
+            Post::Limits(limits) => self.limits = SessionLimits::clone(&limits),
             Post::Ring { parked, place } => self.hub.pass_ring(&parked, place),
         }
     }

@@ -24,13 +24,31 @@ struct Rate {
     interval_nanos: u64,
 }
 
-impl Rate {
-    /// None for 0: no limit.
-    fn new(per_second: usize) -> Option<Self> {
-        let per_second = (per_second > 0).then_some(per_second as u64)?;
-        Some(Self { interval_nanos: (BURST_NANOS / per_second).max(1) })
+/// A rate that may become another.
+///
+/// # Ordering
+/// Relaxed: one number, which says nothing about any other memory.
+#[derive(Debug)]
+struct Limit(AtomicU64);
+
+impl Limit {
+    /// So many a second; 0: no limit.
+    fn new(per_second: usize) -> Self {
+        Self(AtomicU64::new(per_second as u64))
     }
 
+    fn replace(&self, per_second: usize) {
+        self.0.store(per_second as u64, Ordering::Relaxed);
+    }
+
+    /// None: no limit.
+    fn rate(&self) -> Option<Rate> {
+        let per_second = self.0.load(Ordering::Relaxed);
+        (per_second > 0).then(|| Rate { interval_nanos: (BURST_NANOS / per_second).max(1) })
+    }
+}
+
+impl Rate {
     /// One more at `now`, when all before it are worked off at `due`: until when it is. None if that is too far ahead.
     fn next(self, due: u64, now: u64) -> Option<u64> {
         let next = due.max(now) + self.interval_nanos;
@@ -45,14 +63,19 @@ fn nanos(now: Duration) -> u64 {
 /// A rate for all together.
 #[derive(Debug)]
 pub(super) struct TotalRate {
-    rate: Option<Rate>,
+    limit: Limit,
     due: AtomicU64,
 }
 
 impl TotalRate {
     /// So many a second, and as many at once; 0: no limit.
     pub(super) fn new(per_second: usize) -> Self {
-        Self { rate: Rate::new(per_second), due: AtomicU64::new(0) }
+        Self { limit: Limit::new(per_second), due: AtomicU64::new(0) }
+    }
+
+    /// From now on so many.
+    pub(super) fn limit(&self, per_second: usize) {
+        self.limit.replace(per_second);
     }
 
     /// Counts one at `now`. False if it is one too many: nothing was counted.
@@ -60,7 +83,7 @@ impl TotalRate {
     /// # Ordering
     /// Relaxed: one number, which says nothing about any other memory.
     pub(super) fn take(&self, now: Duration) -> bool {
-        let Some(rate) = self.rate else { return true };
+        let Some(rate) = self.limit.rate() else { return true };
         let now = nanos(now);
         self.due.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |due| rate.next(due, now)).is_ok()
     }
@@ -70,7 +93,7 @@ impl TotalRate {
 /// there are up to 57,344 of them, in 1.1 MiB: past that a new one is not limited, but for all together.
 #[derive(Debug)]
 pub(super) struct AddressRates {
-    rate: Option<Rate>,
+    limit: Limit,
     state: RandomState,
     parts: Box<[Mutex<HashMap<AddressKey, u64, RandomState>>]>,
 }
@@ -79,12 +102,17 @@ impl AddressRates {
     /// So many a second, and as many at once; 0: no limit.
     pub(super) fn new(per_second: usize) -> Self {
         let parts = (0..PARTS).map(|_| Mutex::default()).collect();
-        Self { rate: Rate::new(per_second), state: RandomState::default(), parts }
+        Self { limit: Limit::new(per_second), state: RandomState::default(), parts }
+    }
+
+    /// From now on so many.
+    pub(super) fn limit(&self, per_second: usize) {
+        self.limit.replace(per_second);
     }
 
     /// Counts one of `address` at `now`. False if it is one too many: nothing was counted.
     pub(super) fn take(&self, address: IpAddr, now: Duration) -> bool {
-        let Some(rate) = self.rate else { return true };
+        let Some(rate) = self.limit.rate() else { return true };
         let now = nanos(now);
         let key = AddressKey::of(address);
         let part = usize::try_from(self.state.hash_one(key) % PARTS as u64).unwrap_or(0);
