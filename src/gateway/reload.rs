@@ -14,10 +14,12 @@ use crate::config::Settings;
 use crate::gateway::auth::Keys;
 use crate::gateway::edge::Gateway;
 
+type ApplyLog = Box<dyn Fn(&str) -> Result<(), String> + Send>;
+
 /// Where settings come from when they are read again.
 pub struct Reload {
     read: Box<dyn Fn() -> Result<Settings, String> + Send>,
-    apply_log: Box<dyn Fn(&str) -> Result<(), String> + Send>,
+    apply_log: ApplyLog,
 }
 
 impl std::fmt::Debug for Reload {
