@@ -43,7 +43,7 @@ const COME_BACK_REST: Duration = Duration::from_millis(100);
 /// Connections that the kernel may hold for one listener until they are accepted.
 const BACKLOG: i32 = 4096;
 /// Unsent bytes that the kernel may hold for one socket before it says "full": lag then stays in our bounded queue.
-const NOTSENT_BYTES_MAX: u32 = 64 << 10;
+pub(super) const NOTSENT_BYTES_MAX: u32 = 64 << 10;
 /// What a client gets that began a request's head and did not end it in time.
 const SLOW_HEAD: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: 85\r\n\
     connection: close\r\ncache-control: no-store\r\n\r\n\

@@ -39,10 +39,13 @@
 pub mod addresses;
 pub mod clock;
 mod connections;
+pub mod embed;
 mod exit;
+pub(crate) mod handshake;
 mod head;
 pub mod listener;
 pub mod proxies;
+pub(crate) mod response;
 pub mod shard_thread;
 pub mod socket;
 pub mod start;

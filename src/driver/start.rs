@@ -69,6 +69,26 @@ pub struct DrainPlan {
     pub deadline: Duration,
 }
 
+impl DrainPlan {
+    /// A plan that is over within `deadline`: sessions are told over a quarter of it, 2,000 a second at most if that is
+    /// enough for all of them, and have the last quarter to close.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tabcast::driver::start::DrainPlan;
+    ///
+    /// let plan = DrainPlan::within(Duration::from_secs(20));
+    /// assert_eq!((plan.sessions.spread, plan.sessions.latest), (Duration::from_secs(5), Duration::from_secs(15)));
+    /// assert_eq!((plan.answers, plan.deadline), (Duration::from_secs(15), Duration::from_secs(20)));
+    /// ```
+    #[must_use]
+    pub fn within(deadline: Duration) -> Self {
+        let latest = deadline / 4 * 3;
+        let sessions = Drain { spread: deadline / 4, closes_per_second_max: 2_000, latest };
+        Self { sessions, answers: latest, deadline }
+    }
+}
+
 /// The shards' threads. Dropping it does not end them: [`ShardThreads::drain`] does.
 pub struct ShardThreads {
     address: SocketAddr,
@@ -198,7 +218,7 @@ struct Together {
 }
 
 /// A shard whose thread is gone would leave its tabs silent for ever: better no process than that one.
-struct AbortOnPanic;
+pub(super) struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {

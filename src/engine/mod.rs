@@ -11,6 +11,7 @@ pub mod intake;
 mod peer;
 mod posted;
 mod resume;
+pub mod worker;
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -39,7 +40,7 @@ use crate::platform::adapter::{BoxFuture, OutgoingFile, Outlet, StreamError};
 use crate::platform::webchat::parse_file_url;
 use crate::proto::delivery::{Delivery, PublishError};
 use crate::proto::disconnect::Disconnect;
-use crate::proto::event::{Event, Timestamp};
+use crate::proto::event::{Event, Notice, Timestamp};
 use crate::proto::frame::{Frame, Kind, Moment};
 use crate::proto::limits::{FileLimits, HubLimits, SessionLimits};
 
@@ -245,6 +246,18 @@ impl Engine {
             reading = broker.kept(*node, user);
         }
         Resume::Missed(Arc::new(missed))
+    }
+
+    /// What a tab is told first that asks for it: which session it is, the time here, and its limits.
+    #[must_use]
+    pub fn hello(&self, session: Address) -> Frame {
+        let limits = self.session_limits().load();
+        Frame::notice(&Notice::Hello {
+            session: session.as_u64(),
+            server_time: self.now(),
+            message_bytes_max: limits.message_bytes_max,
+            attachment_bytes_max: limits.attachment_bytes_max,
+        })
     }
 
     /// Takes this node out of those that others publish to, and waits until what waits for them is sent: put it under a

@@ -19,6 +19,7 @@ use serde_json::json;
 
 use crate::config::{KeyDigest, Settings};
 use crate::driver::addresses::{Place, TooManyOfAddress};
+use crate::driver::handshake;
 use crate::driver::listener::{Answer, AnswerFuture, Edge};
 use crate::driver::shard_thread::LocalShard;
 use crate::driver::start::EdgeFactory;
@@ -120,11 +121,9 @@ impl Asked {
         self.parameter(name).is_some_and(|value| value == "1")
     }
 
-    /// The first parameter of that name in the query, decoded; what is not UTF-8 then is as it came.
+    /// The first parameter of that name in the query.
     pub(crate) fn parameter(&self, name: &str) -> Option<Cow<'_, str>> {
-        let pairs = self.query.as_deref().unwrap_or_default().split('&');
-        let value = pairs.filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name)?.1;
-        Some(percent_decode_str(value).decode_utf8().unwrap_or(Cow::Borrowed(value)))
+        handshake::parameter(self.query.as_deref(), name)
     }
 }
 

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use futures_core::Stream;
 use http::header::{HOST, HeaderName, HeaderValue};
@@ -20,11 +20,9 @@ use http::{HeaderMap, Method, StatusCode, Version};
 use hyper::Request;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
-use tokio::time::MissedTickBehavior;
 
 use crate::driver::addresses::Place;
 use crate::driver::listener;
-use crate::engine::Engine;
 use crate::fanout::mailbox::Mailbox;
 use crate::fanout::shard::{Answer, OpenError};
 use crate::fanout::streams::{self, StreamOptions};
@@ -38,7 +36,6 @@ use crate::gateway::response::{self, Answered};
 use crate::id::{ChannelId, RequestId, UserId};
 use crate::metrics::{HandshakeOutcome, Refusal};
 use crate::platform::adapter::Outlet;
-use crate::platform::dispatch::Inlet;
 use crate::platform::message::IncomingMessage;
 use crate::platform::openai::{BadRequest, ChatRequest};
 use crate::proto::completion::{Completion, CompletionHead, Failure, WholeCompletion, estimated_tokens};
@@ -75,9 +72,6 @@ fn written(body: &impl serde::Serialize) -> Answered {
     let body = serde_json::to_vec(body).unwrap_or_default();
     response::typed(StatusCode::OK, HeaderValue::from_static("application/json"), body)
 }
-
-/// How often answers are looked through for those that are due.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A request for an answer, as it was understood.
 struct Wanted {
@@ -391,22 +385,6 @@ async fn next(mailbox: &mut Mailbox) -> Option<crate::proto::frame::Frame> {
 /// A host and perhaps a port, as it may stand in a link.
 fn is_authority(host: &str) -> bool {
     !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte))
-}
-
-/// Looks after answers for as long as the gateway runs: ends those whose worker is silent, and tells the worker of each
-/// that nobody waits for any more.
-pub(crate) async fn look_after(engine: Engine, inlet: Inlet) {
-    let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
-    sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            cancelled = engine.hub().next_cancelled() => {
-                let cancel = IncomingMessage::cancel(&cancelled.request, &cancelled.owner, engine.now());
-                inlet.cancel(cancel);
-            }
-            _ = sweeps.tick() => engine.hub().sweep_streams(),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use crate::gateway::clients::{self, Clients};
 use crate::gateway::edge::{Edges, Gateway};
 use crate::gateway::files::remote::RemoteFiles;
 use crate::gateway::metrics_text::MetricsText;
-use crate::gateway::openai::{self, Answers};
+use crate::gateway::openai::Answers;
 use crate::gateway::pages::Pages;
 use crate::gateway::reload::{self, Reload};
 use crate::gateway::serve::redis::Node;
@@ -39,9 +39,8 @@ use crate::gateway::worker;
 use crate::gateway::worker::demo::Demo;
 use crate::gateway::worker::webhook::{Webhook, WebhookError, WebhookSettings};
 use crate::metrics::Metrics;
-use crate::platform::adapter::{BotIdentity, BoxFuture, MessageHandler, Outlet, PlatformAdapter};
+use crate::platform::adapter::{BotIdentity, MessageHandler, Outlet, PlatformAdapter, Unanswered};
 use crate::platform::dispatch::{DispatchLimits, Inlet, dispatch};
-use crate::platform::message::IncomingMessage;
 use crate::platform::webchat::{History, WebChat};
 use crate::proto::limits::{HubLimits, RecoveryLimits};
 
@@ -198,7 +197,7 @@ impl Running {
         let (intake, texts) = Intake::new(engine.clone(), inlet.clone(), intake);
         control.spawn(worker::run(runner));
         control.spawn(intake.run());
-        control.spawn(openai::look_after(engine.clone(), inlet.clone()));
+        control.spawn(worker::look_after(engine.clone(), inlet.clone()));
         let answers = Answers::new(inlet.clone(), engine.now().as_micros() / 1_000_000);
         let metrics_text = MetricsText::new(Arc::clone(engine.metrics()), engine.broker().metrics().cloned());
         let gateway = Arc::new(Gateway {
@@ -386,15 +385,6 @@ fn worker_of(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Arc<dyn Mess
             };
             Arc::new(Webhook::new(webhook, Arc::clone(metrics))?)
         }
-        (Worker::Webhook | Worker::Redis | Worker::None, _) => Arc::new(Nobody),
+        (Worker::Webhook | Worker::Redis | Worker::None, _) => Arc::new(Unanswered),
     })
-}
-
-/// `worker = "none"`: people write to each other, and workers only send.
-struct Nobody;
-
-impl MessageHandler for Nobody {
-    fn handle(&self, _message: IncomingMessage, _adapter: Arc<dyn PlatformAdapter>) -> BoxFuture<'static, ()> {
-        Box::pin(std::future::ready(()))
-    }
 }

@@ -1,22 +1,17 @@
 //! From a request to a session: the WebSocket handshake (RFC 6455 §4.2), its extension, and event streams.
 
-use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use base64_simd::STANDARD as BASE64;
-use http::header::{
-    CONNECTION, HeaderName, RETRY_AFTER, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
-};
+use http::header::{HeaderName, RETRY_AFTER, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL};
 use http::{HeaderMap, Method, StatusCode, Version};
 use hyper::Request;
-use hyper::body::Body;
 use hyper::body::Incoming;
 
 use crate::config::Deflate;
 use crate::driver::addresses::Place;
 use crate::driver::clock;
+use crate::driver::handshake;
 use crate::driver::listener::Answer;
 use crate::fanout::session::{Address, Identity};
 use crate::fanout::shard::{OpenError, Opening, Resume, Wire};
@@ -24,14 +19,12 @@ use crate::gateway::auth::{AuthError, Claims, Credential};
 use crate::gateway::clients::TooFast;
 use crate::gateway::cors::Cors;
 use crate::gateway::edge::{Asked, ShardEdge};
-use crate::gateway::response::{Answered, draining, error, error_with, has_token, method_not_allowed, refused};
+use crate::gateway::response::{Answered, draining, error, error_with, method_not_allowed, refused};
 use crate::id::ChannelId;
 use crate::metrics::{HandshakeOutcome, Refusal};
 use crate::platform::adapter::Outlet;
-use crate::proto::deflate;
 use crate::proto::deflate::Accepted;
-use crate::proto::event::{Notice, Timestamp};
-use crate::proto::frame::Frame;
+use crate::proto::event::Timestamp;
 use crate::proto::sse;
 
 impl ShardEdge {
@@ -42,7 +35,7 @@ impl ShardEdge {
             Ok(identified) => identified,
             Err(answer) => return answer,
         };
-        if let Some(response) = handshake_fault(&request) {
+        if let Some(response) = handshake::fault(&request) {
             return self.refuse(HandshakeOutcome::BadRequest, response);
         }
         // It writes the answer's headers; the connection is taken from hyper in our own way.
@@ -63,11 +56,10 @@ impl ShardEdge {
         Answer::Session { address, head, status: 101, place }
     }
 
-    /// What is answered to the extensions that a client offers. What is not text is no offer.
+    /// What is answered to the extensions that a client offers.
     fn extensions(&self, headers: &HeaderMap) -> Option<Accepted> {
-        let offers = headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter().filter_map(|offers| offers.to_str().ok());
         match self.gateway.settings.load().deflate {
-            Deflate::On => deflate::accept(offers),
+            Deflate::On => handshake::extensions(headers),
             Deflate::Off => None,
         }
     }
@@ -98,28 +90,13 @@ impl ShardEdge {
             Ok((claims, _)) => claims,
             Err(answer) => return answer,
         };
-        let position = match request.headers().get("last-event-id") {
-            // What is not text is no position of ours; an empty one is how a reader says that it has none.
-            Some(position) => Some(Cow::Borrowed(position.to_str().unwrap_or("?"))).filter(|text| !text.is_empty()),
-            None => asked.parameter("after"),
-        };
-        let resume = Resume::from_position(position.as_deref());
+        let resume = handshake::resume_of_reader(request.headers(), asked.parameter("after"));
         let (address, place) = match self.open(claims, (Wire::EventStream, resume), &asked).await {
             Ok(opened) => opened,
             Err(answer) => return *answer,
         };
         self.count(HandshakeOutcome::Events);
         Answer::Session { address, head: sse::response_head(&cors.headers()), status: 200, place }
-    }
-
-    fn hello(&self, address: Address) -> Frame {
-        let limits = self.gateway.engine.session_limits().load();
-        Frame::notice(&Notice::Hello {
-            session: address.as_u64(),
-            server_time: self.gateway.engine.now(),
-            message_bytes_max: limits.message_bytes_max,
-            attachment_bytes_max: limits.attachment_bytes_max,
-        })
     }
 
     pub(super) fn count(&self, outcome: HandshakeOutcome) {
@@ -203,12 +180,9 @@ impl ShardEdge {
             return Err(all());
         }
         let now = engine.now();
-        let identity = identity(claims, now);
-        let expires_in = identity
-            .expires_at
-            .map(|at| std::time::Duration::from_micros(at.as_micros().saturating_sub(now.as_micros())));
-        let greet = |address| asked.has_flag("hello").then(|| self.hello(address));
-        let opened = self.local.open(Opening { identity, wire, expires_in, resume }, greet);
+        let opening = Opening { resume, ..Opening::at(now, identity(claims, now), wire) };
+        let greet = |address| asked.has_flag("hello").then(|| engine.hello(address));
+        let opened = self.local.open(opening, greet);
         opened.map(|address| (address, place)).map_err(|error| match error {
             OpenError::Draining => Box::new(self.refuse(HandshakeOutcome::Draining, draining())),
             OpenError::TooManyTabs(limit) => {
@@ -227,35 +201,6 @@ fn identity(claims: Claims, now: Timestamp) -> Identity {
     let Claims { user, name, avatar, rooms, expires_at } = claims;
     let name = if name == user.as_str() { user.shared() } else { name.into() };
     Identity { user, name, avatar: avatar.into(), connected_at: now, expires_at, rooms }
-}
-
-/// What a client's opening handshake lacks (RFC 6455 §4.2.1).
-fn handshake_fault(request: &Request<Incoming>) -> Option<Answered> {
-    let headers = request.headers();
-    if request.method() != Method::GET {
-        return Some(method_not_allowed("GET"));
-    }
-    let is_upgrade = has_token(headers, UPGRADE, "websocket") && has_token(headers, CONNECTION, "upgrade");
-    if !is_upgrade || request.version() != Version::HTTP_11 {
-        let message = "this is a WebSocket endpoint: ask for an upgrade to websocket over HTTP/1.1";
-        return Some(error_with(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message, (UPGRADE, "websocket")));
-    }
-    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        let message = "only version 13 of the WebSocket protocol is spoken here";
-        let version = (SEC_WEBSOCKET_VERSION, "13");
-        return Some(error_with(StatusCode::UPGRADE_REQUIRED, "websocket_version", message, version));
-    }
-    let is_key = |key: &[u8]| BASE64.decode_to_vec(key).is_ok_and(|key| key.len() == 16);
-    if !request.body().is_end_stream() {
-        return Some(error(StatusCode::BAD_REQUEST, "bad_handshake", "the handshake has a body"));
-    }
-    let mut keys = headers.get_all(SEC_WEBSOCKET_KEY).iter();
-    match (keys.next(), keys.next()) {
-        (Some(key), None) if is_key(key.as_bytes()) => None,
-        _ => {
-            Some(error(StatusCode::BAD_REQUEST, "bad_handshake", "Sec-WebSocket-Key must be 16 bytes in base64, once"))
-        }
-    }
 }
 
 fn switching_protocols(headers: &HeaderMap, protocol: Option<&str>, extensions: Option<&str>) -> Vec<u8> {

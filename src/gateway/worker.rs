@@ -8,34 +8,6 @@ pub mod demo;
 pub mod redis;
 pub mod webhook;
 
-use tokio::task::{JoinError, JoinSet};
+pub use crate::engine::worker::run;
 
-use crate::platform::dispatch::Runner;
-
-/// Runs the lanes of a worker's queue, each on a task of its own, until the inlet is closed and all is handled.
-///
-/// # Cancel safety
-/// Dropping it ends the lanes where they are: what they were handling is lost, and what waits is not handled.
-pub async fn run(mut runner: Runner) {
-    let mut lanes = JoinSet::new();
-    loop {
-        tokio::select! {
-            lane = runner.next() => match lane {
-                Some(lane) => {
-                    lanes.spawn(lane.run());
-                }
-                None => break,
-            },
-            Some(ended) = lanes.join_next(), if !lanes.is_empty() => report(ended),
-        }
-    }
-    while let Some(ended) = lanes.join_next().await {
-        report(ended);
-    }
-}
-
-fn report(ended: Result<(), JoinError>) {
-    if let Err(error) = ended {
-        tracing::error!(%error, "a message handler panicked; its message is lost");
-    }
-}
+pub(crate) use crate::engine::worker::look_after;

@@ -157,6 +157,16 @@ where
     }
 }
 
+/// The handler of whoever has none: people write to each other, and workers only send.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unanswered;
+
+impl MessageHandler for Unanswered {
+    fn handle(&self, _message: IncomingMessage, _adapter: Arc<dyn PlatformAdapter>) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
 /// What a platform needs from below: somewhere to publish to. The engine implements it.
 pub trait Outlet: Send + Sync + 'static {
     /// The reading end of a stream: frames in order, then the end.

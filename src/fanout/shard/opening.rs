@@ -15,7 +15,7 @@ use crate::fanout::shard::timers::Timers;
 use crate::fanout::streams::{self, AttachError, StreamOptions};
 use crate::id::{MessageId, UserId};
 use crate::proto::disconnect::Disconnect;
-use crate::proto::event::{GapReason, Notice};
+use crate::proto::event::{GapReason, Notice, Timestamp};
 use crate::proto::frame::Frame;
 
 /// The most ids that one position has.
@@ -107,6 +107,14 @@ impl Opening {
     #[must_use]
     pub fn new(identity: Identity, wire: Wire) -> Self {
         Self { identity, wire, expires_in: None, resume: Resume::Fresh }
+    }
+
+    /// A session that begins at `now`, and expires when its identity says.
+    #[must_use]
+    pub fn at(now: Timestamp, identity: Identity, wire: Wire) -> Self {
+        let good_for = |at: Timestamp| Duration::from_micros(at.as_micros().saturating_sub(now.as_micros()));
+        let expires_in = identity.expires_at.map(good_for);
+        Self { expires_in, ..Self::new(identity, wire) }
     }
 }
 

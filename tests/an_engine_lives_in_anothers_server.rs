@@ -1,0 +1,163 @@
+//! An engine in the servers of others: axum's and hyper's, with their own authentication, as the examples have them.
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+#[allow(dead_code, reason = "its main is the program's")]
+#[path = "examples/in_axum.rs"]
+mod in_axum;
+mod support;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use in_axum::App;
+use serde_json::json;
+use support::{Client, Response, Seen, handshake, masked, with_lines};
+use tabcast::driver::start::DrainPlan;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+const ANN: &str = "Cookie: theme=dark; session=s-ann\r\n";
+const BEN: &str = "Cookie: session=s-ben\r\n";
+
+/// The example's app, served as its main serves it.
+struct Served {
+    runtime: Runtime,
+    app: App,
+    address: SocketAddr,
+}
+
+impl Served {
+    fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (app, address) = runtime.block_on(async {
+            let app = App::start().unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let serving = axum::serve(listener, app.clone().router());
+            #[expect(clippy::disallowed_methods, reason = "it lives as long as the runtime")]
+            tokio::spawn(async { serving.await.unwrap() });
+            (app, address)
+        });
+        Self { runtime, app, address }
+    }
+
+    fn tab(&self, query: &str, lines: &str) -> Client {
+        let mut client = Client::connect(self.address);
+        client.write(&with_lines(&handshake(query), lines));
+        client.expect_switch();
+        client
+    }
+
+    fn answer(&self, request: &[u8]) -> Response {
+        let mut client = Client::connect(self.address);
+        client.write(request);
+        client.response()
+    }
+
+    fn notify(&self, user: &str, text: &str) -> String {
+        let length = text.len();
+        let request = format!(
+            "POST /notify/{user} HTTP/1.1\r\nHost: localhost\r\n{BEN}Content-Type: text/plain\r\n\
+             Content-Length: {length}\r\n\r\n{text}"
+        );
+        self.answer(request.as_bytes()).text()
+    }
+
+    /// Waits until a user has so many tabs: a 101 is written before the shard has the tab.
+    fn wait_for_tabs(&self, count: usize) {
+        let registry = self.app.tabs.engine().hub().registry();
+        let deadline = support::now() + Duration::from_secs(20);
+        while registry.total_connections() != count {
+            assert!(support::now() < deadline, "{} tabs, not {count}", registry.total_connections());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+#[test]
+fn axum_makes_tabs_of_whom_its_own_sessions_name() {
+    let served = Served::start();
+    assert_eq!(served.answer(&with_lines(&handshake(""), "Cookie: session=nobodys\r\n")).status, 401);
+    let mut ann = served.tab("hello=1", ANN);
+    let mut another = served.tab("hello=1", ANN);
+    let mut ben = served.tab("hello=1", BEN);
+    for tab in [&mut ann, &mut another, &mut ben] {
+        assert_eq!(tab.json()["type"], "hello");
+    }
+    served.wait_for_tabs(3);
+    assert_eq!(served.notify("ann", "for ann"), "2 tabs");
+    for tab in [&mut ann, &mut another] {
+        assert_eq!(tab.json()["text"], "for ann");
+    }
+    // Answered by the handler; the echo goes to the tabs of whoever said it, and to nobody else's.
+    ben.send(&json!({"type": "message", "text": "hi", "client_id": "1"}));
+    let seen: Vec<_> = std::iter::from_fn(|| Some(ben.json())).take(3).collect();
+    assert_eq!(seen[0]["type"], "ack");
+    assert_eq!((&seen[1]["text"], &seen[1]["sender"]), (&json!("hi"), &json!("ben")));
+    assert_eq!((&seen[2]["text"], &seen[2]["sender"]), (&json!("ben said: hi"), &json!("star")));
+    ann.send(&json!({"type": "ping"}));
+    assert_eq!(ann.json(), json!({"type": "pong"}), "nothing came between");
+    // The router goes on as it was.
+    assert_eq!(served.answer(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").text(), "an app of one's own");
+}
+
+#[test]
+fn what_a_client_sends_with_its_handshake_and_what_it_missed_are_not_lost() {
+    let served = Served::start();
+    let mut client = Client::connect(served.address);
+    let ping = masked(1, br#"{"type":"ping","client_id":"early"}"#);
+    client.write(&[with_lines(&handshake(""), ANN), ping].concat());
+    client.expect_switch();
+    assert_eq!(client.json(), json!({"type": "pong", "client_id": "early"}));
+    served.notify("ann", "one");
+    let position = client.json()["id"].as_str().unwrap().to_owned();
+    client.write(&masked(8, &1000_u16.to_be_bytes()));
+    assert_eq!(client.closed().0, 1000);
+    served.wait_for_tabs(0);
+    served.notify("ann", "two");
+    let mut back = served.tab(&format!("after={position}"), ANN);
+    assert_eq!(back.json()["text"], "two");
+    let mut unknown = served.tab("after=4d7e1b1c-0000-4000-8000-000000000000", ANN);
+    assert_eq!(unknown.json()["type"], "gap");
+}
+
+#[test]
+fn a_handshake_that_is_none_is_answered_as_at_the_gateway() {
+    let served = Served::start();
+    let check = |from: &str, to: &str, status: u16, code: &str| {
+        let request = String::from_utf8(with_lines(&handshake(""), ANN)).unwrap();
+        assert!(request.contains(from), "{from}");
+        let response = served.answer(request.replace(from, to).as_bytes());
+        assert_eq!((response.status, &*response.code()), (status, code), "{from} became {to}");
+    };
+    check("Upgrade: websocket", "Upgrade: h2c", 426, "upgrade_required");
+    check("Connection: Upgrade", "Connection: keep-alive", 426, "upgrade_required");
+    check("Version: 13", "Version: 8", 426, "websocket_version");
+    check("dGhlIHNhbXBsZSBub25jZQ==", "c2hvcnQ=", 400, "bad_handshake");
+    check("GET", "POST", 405, "method_not_allowed");
+    assert_eq!(served.app.tabs.engine().hub().registry().total_connections(), 0);
+}
+
+#[test]
+fn a_shutdown_writes_what_is_queued_closes_and_waits_for_the_sockets() {
+    let served = Served::start();
+    let mut tabs: Vec<Client> = (0..20).map(|_| served.tab("", ANN)).collect();
+    served.wait_for_tabs(20);
+    assert_eq!(served.notify("ann", "last words"), "20 tabs");
+    let shutdown = {
+        let tabs = served.app.tabs.clone();
+        served.runtime.spawn(async move { tabs.shutdown(DrainPlan::within(Duration::from_secs(8))).await })
+    };
+    for tab in &mut tabs {
+        assert_eq!(tab.json()["text"], "last words");
+        assert_eq!(tab.json()["type"], "draining");
+        assert_eq!(tab.closed(), (1012, "service restart".to_owned()));
+        tab.write(&masked(8, &1012_u16.to_be_bytes()));
+        assert_eq!(tab.frame(), Seen::End);
+    }
+    assert_eq!(served.runtime.block_on(shutdown).unwrap(), 0);
+    assert!(served.app.tabs.is_draining());
+    let refused = served.answer(&with_lines(&handshake(""), ANN));
+    assert_eq!((refused.status, &*refused.code()), (503, "draining"));
+}
