@@ -122,6 +122,62 @@ fn what_a_client_sends_with_its_handshake_and_what_it_missed_are_not_lost() {
     assert_eq!(unknown.json()["type"], "gap");
 }
 
+/// The next chunk's content; empty for the last one.
+fn chunk(client: &mut Client) -> String {
+    let mut size = String::new();
+    while !size.ends_with("\r\n") {
+        size.push(char::from(client.take(1)[0]));
+    }
+    let bytes = usize::from_str_radix(size.trim_end(), 16).unwrap();
+    let content = client.take(bytes + 2);
+    String::from_utf8(content[..bytes].to_vec()).unwrap()
+}
+
+fn reader(served: &Served, query: &str, lines: &str) -> Client {
+    let mut client = Client::connect(served.address);
+    let request = format!("GET /events?{query} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    client.write(&with_lines(request.as_bytes(), lines));
+    let head = client.head();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(head.contains("content-type: text/event-stream; charset=utf-8\r\n"), "{head}");
+    client
+}
+
+#[test]
+fn axum_answers_readers_of_events_with_what_tabs_hear() {
+    let served = Served::start();
+    let mut events = reader(&served, "hello=1", ANN);
+    let mut tab = served.tab("hello=1", ANN);
+    assert!(chunk(&mut events).starts_with(r#"data: {"type":"hello","#));
+    tab.json();
+    assert_eq!(served.notify("ann", "one\u{2028}line"), "2 tabs");
+    let record = chunk(&mut events);
+    let id = tab.json()["id"].as_str().unwrap().to_owned();
+    let data = record.strip_prefix(&format!("id: {id}\ndata: ")).and_then(|rest| rest.strip_suffix("\n\n")).unwrap();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(data).unwrap()["text"], "one\u{2028}line");
+    assert!(!data.contains('\u{2028}'), "some clients split lines there");
+    // Who goes away is no tab any more; who comes back gets what it missed.
+    drop(events);
+    served.wait_for_tabs(1);
+    served.notify("ann", "two");
+    let mut back = reader(&served, "", &format!("{ANN}Last-Event-ID: {id}\r\n"));
+    assert!(chunk(&mut back).contains(r#""text":"two""#));
+    assert_eq!(served.answer(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").status, 401);
+    let shutdown = {
+        let tabs = served.app.tabs.clone();
+        served.runtime.spawn(async move { tabs.shutdown(DrainPlan::within(Duration::from_secs(8))).await })
+    };
+    assert!(chunk(&mut back).starts_with(r#"data: {"type":"draining","#));
+    assert!(chunk(&mut back).starts_with("retry: "));
+    assert_eq!(chunk(&mut back), "", "its end is the body's");
+    let mut rest = tab.json();
+    assert_eq!(std::mem::take(&mut rest["text"]), "two");
+    assert_eq!(tab.json()["type"], "draining");
+    assert_eq!(tab.closed().0, 1012);
+    drop(tab);
+    assert_eq!(served.runtime.block_on(shutdown).unwrap(), 0);
+}
+
 #[test]
 fn a_handshake_that_is_none_is_answered_as_at_the_gateway() {
     let served = Served::start();

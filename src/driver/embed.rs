@@ -12,8 +12,10 @@
 //! `serve_connection_with_upgrades` of hyper-util, `axum::serve` as it is. WebSockets are HTTP/1.1 only.
 
 mod carry;
+mod events;
 mod threads;
 
+use std::future::Future;
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -21,23 +23,25 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{RETRY_AFTER, SEC_WEBSOCKET_EXTENSIONS};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, RETRY_AFTER, SEC_WEBSOCKET_EXTENSIONS};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
+pub use crate::driver::embed::events::EventsBody;
 use crate::driver::embed::threads::{Arrival, Threads};
 use crate::driver::handshake;
-use crate::driver::response::{Answered, draining, error, error_with};
+use crate::driver::response::{Answered, draining, error, error_with, method_not_allowed};
 use crate::driver::start::DrainPlan;
 use crate::engine::Engine;
+use crate::engine::mailboxes::{self, ConnectError, Mailboxes};
 use crate::engine::worker::{NoRuntime, Worker, WorkerSettings};
 use crate::fanout::hub::Drain;
 use crate::fanout::registry::TooManyTabs;
 use crate::fanout::session::Identity;
-use crate::fanout::shard::{Resume, Wire};
+use crate::fanout::shard::{OpenError, Resume, Wire};
 use crate::metrics::{HandshakeOutcome, Refusal};
 use crate::platform::adapter::MessageHandler;
 
@@ -80,10 +84,16 @@ pub enum StartError {
     /// The engine's shards were started before, and are not started twice: it takes a new engine.
     #[error("the engine's shards were started before, and are not started twice")]
     Started,
+    /// Its mailboxes cannot be started.
+    #[error(transparent)]
+    Mailboxes(#[from] mailboxes::StartError),
     /// The kernel has no threads or descriptors left.
     #[error("cannot start the shards' threads: {0}")]
     Io(#[from] io::Error),
 }
+
+/// Why there is no tab: what is counted, and what is answered.
+type Refused = (HandshakeOutcome, Answered);
 
 /// The tabs of an engine inside of another's HTTP server. Clones are the same tabs.
 ///
@@ -124,6 +134,7 @@ struct Shared {
     engine: Engine,
     worker: Worker,
     threads: Threads,
+    mailboxes: Mailboxes,
     arriving: Arc<Semaphore>,
     settings: TabsSettings,
     next: AtomicUsize,
@@ -153,10 +164,12 @@ impl Tabs {
             return Err(StartError::Started);
         }
         let worker = Worker::start_with(engine, handler, settings.worker.clone())?;
+        let mailboxes = Mailboxes::start_with(engine, worker.texts())?;
         let threads = Threads::start(engine, worker.texts(), &settings)?;
         let arriving = Arc::new(Semaphore::new(settings.arriving_max.get().min(Semaphore::MAX_PERMITS)));
         let (next, is_draining) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let shared = Shared { engine: engine.clone(), worker, threads, arriving, settings, next, is_draining };
+        let engine = engine.clone();
+        let shared = Shared { engine, worker, threads, mailboxes, arriving, settings, next, is_draining };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -175,21 +188,20 @@ impl Tabs {
     #[must_use = "the handshake is answered by it"]
     pub fn websocket<B: Body>(&self, request: &mut Request<B>, identity: Identity) -> Response<Full<Bytes>> {
         let outcome = self.switch(request, identity);
-        let counted = outcome.as_ref().map_or_else(|(counted, _)| *counted, |_| HandshakeOutcome::WebSocket);
-        self.shared.engine.metrics().engine.handshakes.of(counted).increment();
+        self.count(outcome.as_ref().map_or_else(|(counted, _)| *counted, |_| HandshakeOutcome::WebSocket));
         outcome.unwrap_or_else(|(_, refusal)| refusal)
     }
 
-    fn switch<B: Body>(
-        &self,
-        request: &mut Request<B>,
-        identity: Identity,
-    ) -> Result<Answered, (HandshakeOutcome, Answered)> {
+    fn switch<B: Body>(&self, request: &mut Request<B>, identity: Identity) -> Result<Answered, Refused> {
         let bad = |response| (HandshakeOutcome::BadRequest, response);
         if let Some(response) = handshake::fault(request) {
             return Err(bad(response));
         }
-        let room = self.admit(&identity)?;
+        self.admit(&identity)?;
+        let room = Arc::clone(&self.shared.arriving).try_acquire_owned().map_err(|_| {
+            let message = "too many connections are on their way; try again later";
+            self.full(StatusCode::SERVICE_UNAVAILABLE, Refusal::Tabs, message)
+        })?;
         let upgrading = request.extensions().get::<OnUpgrade>().is_some().then(|| hyper::upgrade::on(&mut *request));
         // It writes the answer's headers; the connection is taken in our own way.
         let (Some(upgrading), Ok((head, _))) = (upgrading, fastwebsockets::upgrade::upgrade(&mut *request)) else {
@@ -218,31 +230,96 @@ impl Tabs {
         Ok(response)
     }
 
-    /// Whether there may be one more tab of that user, and room for its arrival.
-    fn admit(&self, identity: &Identity) -> Result<OwnedSemaphorePermit, (HandshakeOutcome, Answered)> {
+    /// Answers a reader of events: with the records of a tab of `identity`, or with why there are none. Over HTTP/1.1 and
+    /// HTTP/2 alike. `Last-Event-ID` or `?after=`, and `?hello=1`, mean what they do at the gateway; CORS is the caller's.
+    ///
+    /// It is a [`mailbox`](Mailboxes), which the server reads and writes: it costs what the server takes for a response.
+    ///
+    /// # Cancel safety
+    /// Dropped, it leaves no tab behind.
+    pub fn events<B>(
+        &self,
+        request: &Request<B>,
+        identity: Identity,
+    ) -> impl Future<Output = Response<EventsBody>> + Send + use<B> {
+        // Nothing of the request is kept: bodies need not be shared between threads.
+        let (tabs, wanted) = (self.clone(), self.wanted(request, &identity));
+        async move {
+            let outcome = match wanted {
+                Ok(wanted) => tabs.open_events(wanted, identity).await,
+                Err(refused) => Err(refused),
+            };
+            tabs.count(outcome.as_ref().map_or_else(|(counted, _)| *counted, |_| HandshakeOutcome::Events));
+            outcome.unwrap_or_else(|(_, refusal)| refusal.map(EventsBody::refusal))
+        }
+    }
+
+    /// Where a reader goes on, and whether it wants to be greeted.
+    fn wanted<B>(&self, request: &Request<B>, identity: &Identity) -> Result<(Resume, bool), Refused> {
+        if request.method() != Method::GET {
+            return Err((HandshakeOutcome::BadRequest, method_not_allowed("GET")));
+        }
+        self.admit(identity)?;
+        let parameter = |name| handshake::parameter(request.uri().query(), name);
+        let resume = handshake::resume_of_reader(request.headers(), parameter("after"));
+        Ok((resume, parameter("hello").is_some_and(|value| value == "1")))
+    }
+
+    async fn open_events(
+        &self,
+        (resume, wants_hello): (Resume, bool),
+        identity: Identity,
+    ) -> Result<Response<EventsBody>, Refused> {
+        let opened = self.shared.mailboxes.open_events(identity, resume, wants_hello).await;
+        let tab = opened.map_err(|error| match error {
+            ConnectError::Open(OpenError::TooManyTabs(limit)) => {
+                self.full(StatusCode::TOO_MANY_REQUESTS, Refusal::TabsOfUser, &limit.to_string())
+            }
+            ConnectError::Open(OpenError::Draining) | ConnectError::Ended => (HandshakeOutcome::Draining, draining()),
+            ConnectError::Open(error) => self.full(StatusCode::SERVICE_UNAVAILABLE, Refusal::Tabs, &error.to_string()),
+        })?;
+        let mut response = Response::new(EventsBody::of(tab));
+        let lines = [
+            (CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+            (CACHE_CONTROL, "no-cache"),
+            (HeaderName::from_static("x-accel-buffering"), "no"),
+        ];
+        response.headers_mut().extend(lines.map(|(name, value)| (name, HeaderValue::from_static(value))));
+        Ok(response)
+    }
+
+    /// Tabs for a transport of one's own, beside those of this server.
+    #[must_use]
+    pub fn mailboxes(&self) -> &Mailboxes {
+        &self.shared.mailboxes
+    }
+
+    /// Whether there may be one more tab of that user.
+    fn admit(&self, identity: &Identity) -> Result<(), Refused> {
         let Shared { engine, settings, .. } = &*self.shared;
         if self.is_draining() {
             return Err((HandshakeOutcome::Draining, draining()));
         }
-        let full = |status, refusal, message: &str| {
-            engine.metrics().engine.refusals.of(refusal).increment();
-            let response = error_with(status, "limit_reached", message, (RETRY_AFTER, "5"));
-            (HandshakeOutcome::LimitReached, response)
-        };
         let registry = engine.hub().registry();
         if registry.total_connections() >= settings.tabs_max {
             let message = "this node has as many tabs as it may have";
-            return Err(full(StatusCode::SERVICE_UNAVAILABLE, Refusal::Tabs, message));
+            return Err(self.full(StatusCode::SERVICE_UNAVAILABLE, Refusal::Tabs, message));
         }
         let tabs_max = engine.settings().hub.tabs_per_user_max;
         if registry.get_sessions(&identity.user).is_some_and(|sessions| sessions.len() >= tabs_max) {
             let message = TooManyTabs { tabs_max }.to_string();
-            return Err(full(StatusCode::TOO_MANY_REQUESTS, Refusal::TabsOfUser, &message));
+            return Err(self.full(StatusCode::TOO_MANY_REQUESTS, Refusal::TabsOfUser, &message));
         }
-        Arc::clone(&self.shared.arriving).try_acquire_owned().map_err(|_| {
-            let message = "too many connections are on their way; try again later";
-            full(StatusCode::SERVICE_UNAVAILABLE, Refusal::Tabs, message)
-        })
+        Ok(())
+    }
+
+    fn full(&self, status: StatusCode, refusal: Refusal, message: &str) -> Refused {
+        self.shared.engine.metrics().engine.refusals.of(refusal).increment();
+        (HandshakeOutcome::LimitReached, error_with(status, "limit_reached", message, (RETRY_AFTER, "5")))
+    }
+
+    fn count(&self, outcome: HandshakeOutcome) {
+        self.shared.engine.metrics().engine.handshakes.of(outcome).increment();
     }
 
     /// Whether [`Tabs::shutdown`] has begun: no tab is opened any more.
@@ -261,7 +338,7 @@ impl Tabs {
     /// # Cancel safety
     /// Dropped once it has begun, it leaves tabs that are not told until the last clone is dropped.
     pub async fn shutdown(&self, plan: DrainPlan) -> usize {
-        let Shared { engine, worker, threads, is_draining, .. } = &*self.shared;
+        let Shared { engine, worker, threads, mailboxes, is_draining, .. } = &*self.shared;
         is_draining.store(true, Ordering::Relaxed);
         let hub = engine.hub();
         let time = plan.sessions.time_for(hub.registry().total_connections());
@@ -280,10 +357,10 @@ impl Tabs {
                 let _ = tokio::time::timeout(plan.answers, ended).await;
                 hub.end_streams();
             };
-            tokio::join!(answers, threads.ended());
+            tokio::join!(answers, threads.ended(), mailboxes.ended());
         };
         let _ = tokio::time::timeout(plan.deadline, drained).await;
-        threads.running()
+        threads.running() + usize::from(mailboxes.is_running())
     }
 }
 

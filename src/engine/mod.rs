@@ -8,6 +8,7 @@ mod contract;
 mod deflate;
 pub mod files;
 pub mod intake;
+pub mod mailboxes;
 mod peer;
 mod posted;
 mod resume;
@@ -66,6 +67,8 @@ pub struct EngineSettings {
     pub files: FileLimits,
     /// How long a publish waits for room before it is refused as overloaded. Default 1 s.
     pub publish_deadline: Duration,
+    /// Whether tabs may be [mailboxes](mailboxes): one shard more, which costs an inbox and 4 bytes a room. Default true.
+    pub has_mailboxes: bool,
 }
 
 impl Default for EngineSettings {
@@ -76,6 +79,7 @@ impl Default for EngineSettings {
             hub: HubLimits::default(),
             files: FileLimits::default(),
             publish_deadline: Duration::from_secs(1),
+            has_mailboxes: true,
         }
     }
 }
@@ -146,7 +150,8 @@ impl Engine {
     /// As [`Engine::new`].
     #[must_use]
     pub fn with_broker(settings: EngineSettings, broker: Arc<dyn Broker>) -> Self {
-        let hub = Hub::new(settings.shards, &settings.hub, &settings.sessions);
+        let make = if settings.has_mailboxes { Hub::with_mailbox_shard } else { Hub::new };
+        let hub = make(settings.shards, &settings.hub, &settings.sessions);
         let peer: Arc<dyn Peer> = Arc::new(LocalPeer(Arc::clone(&hub)));
         let node = broker.attach(&peer);
         hub.set_edges(Box::new(PresenceEdges { broker: Arc::clone(&broker), node }));

@@ -5,6 +5,7 @@
 //! that is held only for those pushes, so that all tabs of a channel see its frames in one order; a post to one shard
 //! needs no sequence beyond its inbox.
 
+mod consumer;
 mod deflating;
 mod draining;
 mod missed;
@@ -19,14 +20,14 @@ pub(crate) use crate::fanout::hub::sessions::Edges;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::Waker;
+use std::time::Instant;
 
 use atomic_waker::AtomicWaker;
 use event_listener::{Event, EventListener};
 use smallvec::SmallVec;
 
 use crate::fanout::backlog::{Backlog, Displaced};
-use crate::fanout::inbox::{Batch, Pushed, Queue, Room as InboxRoom};
+use crate::fanout::inbox::{Pushed, Queue, Room as InboxRoom};
 use crate::fanout::mailbox::Mailbox;
 use crate::fanout::registry::{Registry, Sessions};
 use crate::fanout::returning::Returning;
@@ -106,6 +107,10 @@ pub struct Hub {
     deflating: Deflating,
     returning: Arc<Returning>,
     edges: OnceLock<Box<dyn Edges>>,
+    /// When its time began.
+    started: OnceLock<Instant>,
+    /// The last shard has mailboxes instead of sockets.
+    has_mailbox_shard: bool,
     metrics: Arc<Metrics>,
 }
 
@@ -116,7 +121,21 @@ impl Hub {
     /// If `shards` is 0 or over [`SHARDS_MAX`].
     #[must_use]
     pub fn new(shards: usize, limits: &HubLimits, sessions: &SessionLimits) -> Arc<Self> {
+        Self::build(shards, false, limits, sessions)
+    }
+
+    /// The same with one shard more, whose sessions are mailboxes.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub(crate) fn with_mailbox_shard(shards: usize, limits: &HubLimits, sessions: &SessionLimits) -> Arc<Self> {
+        Self::build(shards, true, limits, sessions)
+    }
+
+    fn build(shards: usize, has_mailbox_shard: bool, limits: &HubLimits, sessions: &SessionLimits) -> Arc<Self> {
         assert!((1..=SHARDS_MAX).contains(&shards), "1 to {SHARDS_MAX} shards");
+        let shards = shards + usize::from(has_mailbox_shard);
         let inbox = || Inbox {
             queue: Queue::new(),
             room: InboxRoom::new(limits.inbox_posts_max, limits.inbox_bytes_max),
@@ -137,6 +156,8 @@ impl Hub {
             deflating: Deflating::new(limits.deflate_bytes_min),
             returning: Arc::default(),
             edges: OnceLock::new(),
+            started: OnceLock::new(),
+            has_mailbox_shard,
             metrics,
         })
     }
@@ -153,10 +174,15 @@ impl Hub {
         &self.metrics
     }
 
-    /// How many shards there are.
+    /// How many shards there are for sockets.
     #[must_use]
     pub fn shard_count(&self) -> usize {
-        self.inboxes.len()
+        self.inboxes.len() - usize::from(self.has_mailbox_shard)
+    }
+
+    /// The shard whose sessions are mailboxes, if there is one.
+    pub(crate) fn mailbox_shard(&self) -> Option<u16> {
+        self.has_mailbox_shard.then(|| shard_number(self.inboxes.len() - 1))
     }
 
     /// How many rooms have a member on this node.
@@ -274,12 +300,6 @@ impl Hub {
     #[must_use]
     pub fn recovery_bytes(&self) -> usize {
         self.stripes.bytes() + self.streams.bytes()
-    }
-
-    /// What a shard has to do about once a second: `now` counts seconds from any beginning.
-    pub(crate) fn handle_second(&self, now: u64) {
-        self.stripes.sweep(now);
-        self.returning.sweep(now);
     }
 
     /// Ends streams that were silent for too long, and forgets those that ended long ago: to be called about once a
@@ -504,45 +524,6 @@ impl Hub {
     pub(crate) fn pass_ring(&self, parked: &Arc<[u16]>, place: usize) {
         self.ring_at(parked, 2 * place + 1);
         self.ring_at(parked, 2 * place + 2);
-    }
-
-    // What follows is the consumer's side, called by the shard's own thread only.
-
-    /// Makes the caller the one consumer of a shard's inbox.
-    ///
-    /// # Panics
-    /// If there is no such shard or it has a consumer.
-    pub(crate) fn claim(&self, shard: u16) {
-        let claimed = self.inboxes[usize::from(shard)].claimed.swap(true, Ordering::AcqRel);
-        assert!(!claimed, "shard {shard} has a consumer already");
-    }
-
-    /// Whether any shard has, or had, its consumer.
-    #[must_use]
-    pub fn is_claimed(&self) -> bool {
-        self.inboxes.iter().any(|inbox| inbox.claimed.load(Ordering::Acquire))
-    }
-
-    pub(crate) fn take(&self, shard: u16) -> Batch<Post> {
-        self.inboxes[usize::from(shard)].queue.take()
-    }
-
-    /// Posts and bytes that wait in a shard's inbox, those included that it has taken and not released.
-    pub(crate) fn waiting(&self, shard: u16) -> (usize, usize) {
-        let room = &self.inboxes[usize::from(shard)].room;
-        (room.posts(), room.bytes())
-    }
-
-    pub(crate) fn release(&self, shard: u16, posts: usize, bytes: usize) {
-        let inbox = &self.inboxes[usize::from(shard)];
-        inbox.room.release(posts, bytes);
-        inbox.freed.notify(usize::MAX);
-    }
-
-    pub(crate) fn park(&self, shard: u16, waker: &Waker) -> bool {
-        let inbox = &self.inboxes[usize::from(shard)];
-        inbox.bell.register(waker);
-        inbox.queue.park()
     }
 }
 

@@ -331,7 +331,8 @@ fn engine_settings(settings: &Settings) -> EngineSettings {
         recovery: recovery_limits(settings),
     };
     let (sessions, files) = (settings.session_limits(), settings.file_limits());
-    EngineSettings { shards: settings.shards, sessions, hub, files, publish_deadline: settings.publish_deadline }
+    let (shards, publish_deadline) = (settings.shards, settings.publish_deadline);
+    EngineSettings { shards, sessions, hub, files, publish_deadline, has_mailboxes: false }
 }
 
 /// What is kept of users' frames, wherever that is.

@@ -124,6 +124,23 @@ pub struct EventStream<'a> {
     pub body: &'a [u8],
 }
 
+impl<'a> EventStream<'a> {
+    /// The record without the chunk around it: two slices, nothing between.
+    ///
+    /// ```
+    /// use tabcast::proto::event::Event;
+    /// use tabcast::proto::frame::Frame;
+    /// let frame = Frame::encode(&Event::Typing { active: true });
+    /// let record = frame.event_stream().map(|form| form.record().concat());
+    /// assert_eq!(record.as_deref(), Some(&b"data: {\"type\":\"typing\",\"active\":true}\n\n"[..]));
+    /// ```
+    #[must_use]
+    pub fn record(&self) -> [&'a [u8]; 2] {
+        let size = memchr::memchr(b'\n', self.prefix).map_or(0, |end| end + 1);
+        [&self.prefix[size..], self.body.strip_suffix(b"\r\n").unwrap_or(self.body)]
+    }
+}
+
 /// One event, encoded once: one allocation behind a thin pointer. A clone is one count.
 ///
 /// ```

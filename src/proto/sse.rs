@@ -59,6 +59,13 @@ pub fn chunk(content: &[u8]) -> Vec<u8> {
     chunk
 }
 
+/// The content of one whole chunk as [`chunk`] writes it.
+#[must_use]
+pub(crate) fn unchunked(chunk: &[u8]) -> &[u8] {
+    let content = memchr::memchr(b'\n', chunk).map_or(chunk, |end| &chunk[end + 1..]);
+    content.strip_suffix(b"\r\n").unwrap_or(content)
+}
+
 /// A record that only says how long a reader waits before it connects again (whole milliseconds): for a drain. It has
 /// no data, so it is no event.
 #[must_use]
@@ -91,6 +98,15 @@ mod tests {
         let head = String::from_utf8(response_head(&[("a", "b"), ("vary", "origin")])).unwrap();
         assert!(head.ends_with("chunked\r\na: b\r\nvary: origin\r\n\r\n"), "{head}");
         assert_eq!(head.matches("\r\n\r\n").count(), 1);
+    }
+
+    #[test]
+    fn a_chunks_content_is_found_again() {
+        for content in ["x", ": keep-alive\n\n", "retry: 1\n\n", "ends with\r\n"] {
+            assert_eq!(unchunked(&chunk(content.as_bytes())), content.as_bytes());
+        }
+        assert_eq!(unchunked(KEEP_ALIVE), b": keep-alive\n\n");
+        assert_eq!(unchunked(LAST_CHUNK), b"");
     }
 
     #[test]

@@ -68,6 +68,7 @@ impl App {
         axum::Router::new()
             .route("/", get("an app of one's own"))
             .route("/ws", any(websocket))
+            .route("/events", get(events))
             .route("/notify/{user}", post(notify))
             .with_state(self)
     }
@@ -75,6 +76,10 @@ impl App {
 
 async fn websocket(State(app): State<App>, asker: Asker, mut request: Request) -> Response {
     app.tabs.websocket(&mut request, app.identity(asker)).into_response()
+}
+
+async fn events(State(app): State<App>, asker: Asker, request: Request) -> Response {
+    app.tabs.events(&request, app.identity(asker)).await.into_response()
 }
 
 /// Says something to all tabs of a user. How many there were is the answer.

@@ -58,9 +58,19 @@ impl Hub {
     /// until they end or [`Self::end_streams`] ends them.
     pub fn drain(&self, drain: Drain) {
         let pace = Pace { time: drain.time_for(self.registry.total_connections()), latest: drain.latest };
-        for (shard, inbox) in self.inboxes.iter().enumerate() {
-            inbox.room.take(1, 0);
-            self.push(&[shard_number(shard)], || Post::Drain(Box::new(pace)));
+        for shard in 0..self.inboxes.len() {
+            self.post_drain(shard_number(shard), pace);
         }
+    }
+
+    /// The same for one shard.
+    pub(crate) fn drain_shard(&self, shard: u16, drain: Drain) {
+        let sessions = usize::try_from(self.metrics.shard(usize::from(shard)).sessions.value()).unwrap_or(usize::MAX);
+        self.post_drain(shard, Pace { time: drain.time_for(sessions), latest: drain.latest });
+    }
+
+    fn post_drain(&self, shard: u16, pace: Pace) {
+        self.inboxes[usize::from(shard)].room.take(1, 0);
+        self.push(&[shard], || Post::Drain(Box::new(pace)));
     }
 }

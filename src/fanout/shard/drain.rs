@@ -137,7 +137,7 @@ impl Shard {
         let retry_after_ms = retry_after(address, spread);
         let wire = session.wire;
         self.send(slot, Frame::notice(&Notice::Draining { retry_after_ms }));
-        if wire == Wire::EventStream {
+        if matches!(wire, Wire::EventStream | Wire::Frames) {
             let handle = self.frames.insert(Local::Bytes(sse::retry(Duration::from_millis(retry_after_ms)).into()));
             self.offer_one(slot, handle);
             self.frames.release(handle);

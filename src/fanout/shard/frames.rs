@@ -16,6 +16,8 @@ pub enum Wire {
     EventStream,
     /// The chunks of an OpenAI answer, in HTTP/1.1 chunks: frames become bytes when they are written.
     Completion,
+    /// Whole frames, to a reader in this process.
+    Frames,
 }
 
 impl Wire {
@@ -42,7 +44,7 @@ impl Wire {
         match self {
             Self::DeflatedWebSocket => Some(Window::FULL),
             Self::NarrowWebSocket(window) => Some(window),
-            Self::WebSocket | Self::EventStream | Self::Completion => None,
+            Self::WebSocket | Self::EventStream | Self::Completion | Self::Frames => None,
         }
     }
 }
@@ -112,7 +114,8 @@ impl Local {
     #[inline]
     pub(crate) fn parts(&self, wire: Wire) -> [&[u8]; 2] {
         match (self, wire) {
-            (Self::Frame(frame), Wire::WebSocket) => [frame.websocket(), &[]],
+            // What a whole frame weighs; it is never written so.
+            (Self::Frame(frame), Wire::WebSocket | Wire::Frames) => [frame.websocket(), &[]],
             (Self::Frame(frame), Wire::DeflatedWebSocket) => [frame.deflated().unwrap_or(frame.websocket()), &[]],
             (Self::Frame(frame), Wire::NarrowWebSocket(window)) => {
                 [frame.deflated_within(window).unwrap_or(frame.websocket()), &[]]
@@ -123,7 +126,7 @@ impl Local {
             },
             // What it weighs until it is translated; it is never written so.
             (Self::Frame(frame), Wire::Completion) => [frame.json(), &[]],
-            (Self::Bytes(bytes), Wire::EventStream | Wire::Completion) => [bytes, &[]],
+            (Self::Bytes(bytes), Wire::EventStream | Wire::Completion | Wire::Frames) => [bytes, &[]],
             (Self::Bytes(_), Wire::WebSocket | Wire::DeflatedWebSocket | Wire::NarrowWebSocket(_)) => [&[], &[]],
         }
     }

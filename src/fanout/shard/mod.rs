@@ -11,6 +11,7 @@ mod allowance;
 mod answer;
 mod drain;
 mod frames;
+mod handing;
 mod members;
 mod offer;
 mod opening;
@@ -34,6 +35,7 @@ pub use crate::fanout::shard::answer::Answer;
 use crate::fanout::shard::drain::Draining;
 pub use crate::fanout::shard::frames::Wire;
 use crate::fanout::shard::frames::{Frames, Handle, Local};
+pub(crate) use crate::fanout::shard::handing::Given;
 use crate::fanout::shard::members::LocalRooms;
 pub use crate::fanout::shard::opening::{OpenError, Opening, Resume};
 use crate::fanout::shard::queue::Pool;
@@ -106,7 +108,7 @@ impl Shard {
     /// If the hub has no such shard or somebody runs it already.
     #[must_use]
     pub fn new(hub: Arc<Hub>, index: u16, limits: SessionLimits, bytes_budget: usize, now: Instant) -> Self {
-        hub.claim(index);
+        hub.claim(index, now);
         let mut frames = Frames::default();
         let ping = frames.insert(Local::Frame(Frame::ping()));
         let keep_alive = frames.insert(Local::Bytes(Box::from(sse::KEEP_ALIVE)));
@@ -339,9 +341,7 @@ impl Shard {
             self.handle_timer(slot);
         }
         self.due = due;
-        if self.index == 0 {
-            self.hub.handle_second(self.timers.tick());
-        }
+        self.hub.handle_second(self.index, now);
         self.go_on_draining(now);
         self.look_elsewhere();
         self.keep_to_budget();
@@ -416,6 +416,7 @@ impl Shard {
         let session = self.slab.get_mut(slot);
         session.rooms = Vec::new();
         session.state = State::Closing;
+        session.ending = Some(ending);
         self.allow_time_to_close(slot);
     }
 

@@ -82,7 +82,7 @@ impl Run {
     #[inline]
     const fn bytes(&self, wire: Wire) -> Option<usize> {
         match wire {
-            Wire::WebSocket => Some(self.websocket_bytes),
+            Wire::WebSocket | Wire::Frames => Some(self.websocket_bytes),
             Wire::DeflatedWebSocket => Some(self.deflated_bytes),
             Wire::NarrowWebSocket(_) | Wire::EventStream | Wire::Completion => None,
         }

@@ -118,6 +118,17 @@ impl Shard {
         }
     }
 
+    /// A whole text from the reader of whole frames, who has made sure that it is not too long. It is a sign of life.
+    pub(crate) fn handle_text(&mut self, slot: u32, text: &mut [u8], inbound: &mut dyn Inbound) {
+        self.metrics.read_bytes.add(text.len() as u64);
+        let session = self.slab.get_mut(slot);
+        session.awaiting = false;
+        if session.deaf || session.state != State::Open {
+            return;
+        }
+        self.hear(slot, Heard::Text, text, inbound);
+    }
+
     /// The driver keeps `now` bytes of what came over the connection of `slot` and is not whole yet, after `before`. They
     /// count as an incomplete message. False if there is no room for more of them: nothing is kept, and the session is
     /// told and ended.
@@ -140,7 +151,7 @@ impl Shard {
     pub fn handle_end_of_input(&mut self, slot: u32) {
         let ending = match self.slab.get(slot).wire {
             // Readers of streams leave without a word.
-            Wire::EventStream | Wire::Completion => Disconnect::Normal,
+            Wire::EventStream | Wire::Completion | Wire::Frames => Disconnect::Normal,
             _ => Disconnect::ConnectionLost,
         };
         self.handle_lost(slot, ending);

@@ -7,6 +7,7 @@ use crate::fanout::shard::allowance::Allowance;
 use crate::fanout::shard::answer::Answer;
 use crate::fanout::shard::frames::Wire;
 use crate::fanout::shard::queue::Queue;
+use crate::proto::disconnect::Disconnect;
 use crate::proto::websocket::Partial;
 
 /// Sessions of one piece.
@@ -46,6 +47,8 @@ pub(crate) struct Session {
     pub(crate) deaf: bool,
     /// Bad frames since `bad_since`.
     pub(crate) bad: u8,
+    /// Why it ends, once it does.
+    pub(crate) ending: Option<Disconnect>,
     /// Bytes that wait, each shared frame counted in full.
     pub(crate) queue_bytes: usize,
     /// Bytes of the first queued frame that the kernel has taken.
@@ -88,6 +91,7 @@ impl Session {
             unlisted: false,
             deaf: false,
             bad: 0,
+            ending: None,
             queue_bytes: 0,
             written: 0,
             queue: Queue::default(),

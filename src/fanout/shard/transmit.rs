@@ -189,10 +189,10 @@ impl Outcome {
 }
 
 impl Shard {
-    /// The next session that has something to write, direct work first, and what to write.
+    /// The next session that has something to write and may be written to, direct work first.
     #[inline]
-    pub fn poll_transmit(&mut self) -> Option<Transmit<'_>> {
-        let slot = loop {
+    pub(super) fn next_to_write(&mut self) -> Option<u32> {
+        loop {
             // Direct work goes first, but does not keep the rest waiting for ever.
             self.picks = self.picks.wrapping_add(1);
             let turn_of_the_rest = self.picks.is_multiple_of(DIRECT_PICKS) && !self.broadcast.is_empty();
@@ -217,9 +217,15 @@ impl Shard {
                 continue;
             }
             if session.wire != Wire::Completion || self.translate(slot) {
-                break slot;
+                return Some(slot);
             }
-        };
+        }
+    }
+
+    /// The next session that has something to write, direct work first, and what to write.
+    #[inline]
+    pub fn poll_transmit(&mut self) -> Option<Transmit<'_>> {
+        let slot = self.next_to_write()?;
         let (session, frames) = (self.slab.get(slot), &self.frames);
         self.gathered.prepare(session, frames);
         let Gathered { scratch, pieces, .. } = &self.gathered;

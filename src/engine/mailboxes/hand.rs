@@ -1,0 +1,200 @@
+//! Where frames change threads: from the mailboxes' shard to whoever reads, a few at a time.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll};
+
+use atomic_waker::AtomicWaker;
+
+use crate::fanout::session::Address;
+use crate::fanout::shard::Given;
+use crate::proto::disconnect::Disconnect;
+use crate::proto::frame::Frame;
+
+/// What is handed over ahead of the reader: the rest waits in the session's queue, by whose rules it may be replaced.
+const PIECES_MAX: usize = 16;
+const BYTES_MAX: usize = 64 << 10;
+
+/// What a reader gets.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    Frame(Frame),
+    /// A part of an event stream that is no event, as one chunk.
+    Chunk(Box<[u8]>),
+}
+
+/// Whether a reader wants what is no frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Chunks {
+    #[cfg_attr(not(feature = "driver"), expect(dead_code, reason = "event streams are the driver's"))]
+    Wanted,
+    Ignored,
+}
+
+/// One tab's hand-over.
+#[derive(Debug)]
+pub(super) struct Hand {
+    address: OnceLock<Address>,
+    chunks: Chunks,
+    lane: Mutex<Lane>,
+    reader: AtomicWaker,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    pieces: VecDeque<Piece>,
+    bytes: usize,
+    /// The shard has more, for which there was no room.
+    is_short: bool,
+    /// It is on the list of those that the shard is to look at.
+    is_stirred: bool,
+    /// The reader is gone.
+    is_left: bool,
+    ending: Option<Disconnect>,
+}
+
+impl Hand {
+    pub(super) fn new(chunks: Chunks) -> Self {
+        Self { address: OnceLock::new(), chunks, lane: Mutex::default(), reader: AtomicWaker::new() }
+    }
+
+    /// No code that can panic runs under the lock, so a poisoned lane is still whole.
+    fn lane(&self) -> MutexGuard<'_, Lane> {
+        self.lane.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the tab lives, once it is opened.
+    pub(super) fn address(&self) -> Option<Address> {
+        self.address.get().copied()
+    }
+
+    pub(super) fn opened(&self, address: Address) {
+        let _ = self.address.set(address);
+    }
+
+    /// Takes one more piece, if there is room for it: an empty lane has room for any.
+    pub(super) fn take(&self, given: &Given<'_>) -> bool {
+        let bytes = match given {
+            Given::Chunk(_) if self.chunks == Chunks::Ignored => return true,
+            Given::Chunk(chunk) => chunk.len(),
+            Given::Frame(frame) => frame.bytes(),
+        };
+        let mut lane = self.lane();
+        if !lane.pieces.is_empty() && (lane.pieces.len() >= PIECES_MAX || lane.bytes + bytes > BYTES_MAX) {
+            lane.is_short = true;
+            return false;
+        }
+        lane.bytes += bytes;
+        lane.pieces.push_back(match given {
+            Given::Frame(frame) => Piece::Frame(Frame::clone(frame)),
+            Given::Chunk(chunk) => Piece::Chunk(Box::from(*chunk)),
+        });
+        drop(lane);
+        self.reader.wake();
+        true
+    }
+
+    /// The tab is over.
+    pub(super) fn end(&self, ending: Disconnect) {
+        self.lane().ending.get_or_insert(ending);
+        self.reader.wake();
+    }
+
+    pub(super) fn ending(&self) -> Option<Disconnect> {
+        let lane = self.lane();
+        lane.ending.filter(|_| lane.pieces.is_empty())
+    }
+
+    /// The reader is gone: what it did not read goes with it.
+    pub(super) fn leave(&self) {
+        let mut lane = self.lane();
+        lane.is_left = true;
+        let displaced = std::mem::take(&mut lane.pieces);
+        drop(lane);
+        drop(displaced);
+    }
+
+    /// Whether the reader is gone, asked by the shard that was told to look.
+    pub(super) fn look(&self) -> bool {
+        let mut lane = self.lane();
+        lane.is_stirred = false;
+        lane.is_left
+    }
+
+    pub(super) fn poll(self: &Arc<Self>, context: &mut Context<'_>, stirred: &Stirred) -> Poll<Option<Piece>> {
+        self.reader.register(context.waker());
+        let mut lane = self.lane();
+        let Some(piece) = lane.pieces.pop_front() else {
+            return if lane.ending.is_some() { Poll::Ready(None) } else { Poll::Pending };
+        };
+        lane.bytes -= match &piece {
+            Piece::Frame(frame) => frame.bytes(),
+            Piece::Chunk(chunk) => chunk.len(),
+        };
+        let wants_more = lane.pieces.is_empty() && std::mem::take(&mut lane.is_short);
+        drop(lane);
+        if wants_more {
+            stirred.stir(self);
+        }
+        Poll::Ready(Some(piece))
+    }
+}
+
+/// Hands that the shard is to look at: a reader wants more, or is gone. Each is there once, so that tabs bound it.
+#[derive(Debug, Default)]
+pub(super) struct Stirred {
+    hands: Mutex<Vec<Arc<Hand>>>,
+    thread: AtomicWaker,
+}
+
+impl Stirred {
+    pub(super) fn stir(&self, hand: &Arc<Hand>) {
+        if std::mem::replace(&mut hand.lane().is_stirred, true) {
+            return;
+        }
+        self.hands.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(hand));
+        self.thread.wake();
+    }
+
+    /// Takes all of them; from then on the thread is woken for the next.
+    pub(super) fn take(&self, context: &mut Context<'_>) -> Vec<Arc<Hand>> {
+        self.thread.register(context.waker());
+        std::mem::take(&mut *self.hands.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    #[test]
+    fn a_reader_that_was_short_asks_once_for_more_and_an_empty_lane_takes_anything() {
+        let (hand, stirred) = (Arc::new(Hand::new(Chunks::Ignored)), Stirred::default());
+        let mut context = Context::from_waker(Waker::noop());
+        let mut take = |frame: &Frame| hand.take(&Given::Frame(frame));
+        assert!(take(&Frame::text(&"x".repeat(2 * BYTES_MAX))), "an empty lane");
+        assert!(!take(&Frame::text("x")), "no room in bytes");
+        assert!(hand.take(&Given::Chunk(b"1\r\nx\r\n")), "nobody wants it");
+        assert!(stirred.take(&mut context).is_empty());
+        assert!(matches!(hand.poll(&mut context, &stirred), Poll::Ready(Some(Piece::Frame(_)))));
+        assert_eq!(stirred.take(&mut context).len(), 1);
+        assert!(!hand.look());
+        for _ in 0..PIECES_MAX {
+            assert!(take(&Frame::text("x")));
+        }
+        assert!(!take(&Frame::text("x")), "no room in pieces");
+        for left in (0..PIECES_MAX).rev() {
+            assert!(stirred.take(&mut context).is_empty(), "{left} were left to read");
+            assert!(hand.poll(&mut context, &stirred).is_ready());
+        }
+        hand.end(Disconnect::Kicked);
+        assert!(matches!(hand.poll(&mut context, &stirred), Poll::Ready(None)));
+        hand.leave();
+        stirred.stir(&hand);
+        assert_eq!(stirred.take(&mut context).len(), 1, "it is there once");
+        assert!(hand.look());
+        assert_eq!(hand.ending(), Some(Disconnect::Kicked));
+    }
+}
