@@ -137,12 +137,12 @@ fn drain(engine: &Engine, user: &str, mut heard: impl FnMut(usize) + Send + 'sta
         shard.handle_writable(slot);
         let _ = opened.send(());
         loop {
-            let before = shard.metrics().offered_frames.value();
+            let before = shard.metrics().offered_frames.total();
             if !shard.handle_inbox(now()) {
                 std::thread::sleep(Duration::from_micros(50));
                 continue;
             }
-            heard(usize::try_from(shard.metrics().offered_frames.value() - before).unwrap_or_default());
+            heard(usize::try_from(shard.metrics().offered_frames.total() - before).unwrap_or_default());
             loop {
                 let Some(transmit) = shard.poll_transmit() else { break };
                 let (slot, bytes) = (transmit.slot, transmit.slices.iter().map(|slice| slice.len()).sum());

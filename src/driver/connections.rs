@@ -3,9 +3,12 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Waker;
 
 use tokio::sync::Notify;
+
+use crate::metrics::ShardMetrics;
 
 /// Connections of this thread that hyper holds.
 #[derive(Default)]
@@ -19,12 +22,23 @@ pub(crate) struct Connections {
     waits: Cell<u64>,
     /// One is over, or waits for a request.
     changed: Notify,
+    metrics: Arc<ShardMetrics>,
 }
 
 impl Connections {
+    /// None yet; their number is told to `metrics`, which are this thread's.
+    pub(crate) fn counted_in(metrics: Arc<ShardMetrics>) -> Self {
+        Self { metrics, ..Self::default() }
+    }
+
+    fn count(&self, open: usize) {
+        self.open.set(open);
+        self.metrics.http_connections.store(open as u64);
+    }
+
     /// One more, until it is dropped.
     pub(crate) fn enter(self: &Rc<Self>) -> Counted {
-        self.open.set(self.open.get() + 1);
+        self.count(self.open.get() + 1);
         Counted { connections: Rc::clone(self), seat: Rc::default() }
     }
 
@@ -84,7 +98,7 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         let Self { connections, seat } = self;
-        connections.open.set(connections.open.get() - 1);
+        connections.count(connections.open.get() - 1);
         connections.leaving.set(connections.leaving.get() - usize::from(seat.is_wanted.get()));
         connections.changed.notify_waiters();
     }
@@ -184,6 +198,7 @@ mod tests {
         assert!(room.as_mut().poll(&mut context).is_ready());
         drop(room);
         assert_eq!((told, connections.open()), (1, 2));
+        assert_eq!(connections.metrics.http_connections.value(), 2);
         drop((first, places));
         assert_eq!(connections.open(), 0);
     }

@@ -297,9 +297,9 @@ impl ShardThread {
     ) -> io::Result<()> {
         let table = if self.start.own_file_tables { Some(own_table(&listener)?) } else { None };
         let listener = TcpListener::from_std(listener)?;
-        let connections = Rc::new(Connections::default());
-        let (close, closing) = watch::channel(false);
         let metrics = self.hub.metrics().shard(usize::from(self.index));
+        let connections = Rc::new(Connections::counted_in(Arc::clone(&metrics)));
+        let (close, closing) = watch::channel(false);
         let serving = Rc::new(Serving {
             edge: self.factory.edge(Rc::clone(&local)),
             local,

@@ -194,7 +194,8 @@ impl ShardEdge {
 
     fn metrics(&self) -> Answered {
         let content_type = HeaderValue::from_static(metrics_text::CONTENT_TYPE);
-        typed(StatusCode::OK, content_type, self.gateway.metrics_text.render())
+        let is_ready = !self.gateway.is_draining() && self.gateway.engine.broker().health().is_ok();
+        typed(StatusCode::OK, content_type, self.gateway.metrics_text.render(is_ready))
     }
 
     async fn users(&self) -> Answered {

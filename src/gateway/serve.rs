@@ -30,7 +30,7 @@ use crate::gateway::certificate_files::{self, CertificateFiles, CertificateFiles
 use crate::gateway::clients::{self, Clients};
 use crate::gateway::edge::{Edges, Gateway};
 use crate::gateway::files::remote::RemoteFiles;
-use crate::gateway::metrics_text::MetricsText;
+use crate::gateway::metrics_text::{Ceilings, MetricsText};
 use crate::gateway::openai::Answers;
 use crate::gateway::pages::Pages;
 use crate::gateway::reload::{self, Reload};
@@ -200,6 +200,7 @@ impl Running {
         control.spawn(worker::look_after(engine.clone(), inlet.clone()));
         let answers = Answers::new(inlet.clone(), engine.now().as_micros() / 1_000_000);
         let metrics_text = MetricsText::new(Arc::clone(engine.metrics()), engine.broker().metrics().cloned());
+        let metrics_text = metrics_text.with_ceilings(ceilings(&settings));
         let gateway = Arc::new(Gateway {
             keys: ArcSwap::from_pointee(Keys::new(&settings)?),
             api: Api::new(chat, api_limits(&settings)),
@@ -359,6 +360,16 @@ fn bot(settings: &Settings) -> BotIdentity {
         display_name: settings.bot_display_name.clone(),
         mention: settings.bot_mention.clone(),
         ..BotIdentity::default()
+    }
+}
+
+fn ceilings(settings: &Settings) -> Ceilings {
+    Ceilings {
+        sessions_max: settings.tabs_max,
+        held_bytes_max: settings.bytes_budget,
+        inbox_posts_max: settings.inbox_posts_max,
+        inbox_bytes_max: settings.inbox_bytes_max,
+        spool_bytes_max: settings.redis_spool_bytes_max,
     }
 }
 

@@ -1,31 +1,12 @@
 //! What is counted between nodes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
-use crate::metrics::SharedCounter;
-
-/// A level that any thread writes.
-///
-/// # Ordering
-/// Relaxed: a statistic, publishes nothing.
-#[derive(Debug, Default)]
-pub struct SharedGauge(AtomicU64);
-
-impl SharedGauge {
-    /// Replaces the level.
-    pub fn store(&self, level: u64) {
-        self.0.store(level, Ordering::Relaxed);
-    }
-
-    /// The level now.
-    #[must_use]
-    pub fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+use crate::metrics::{Histogram, LATENCY_MICROS_BOUNDS, SharedCounter, SharedGauge};
 
 /// What a broker between processes counts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct BrokerMetrics {
     /// Frames of streams that were published for whoever holds them.
     pub stream_frames: SharedCounter,
@@ -59,4 +40,80 @@ pub struct BrokerMetrics {
     pub nodes: SharedGauge,
     /// How long the last message to oneself took, in microseconds.
     pub canary_micros: SharedGauge,
+    /// How long messages to oneself took, in microseconds: through the spool, to the server and back.
+    pub round_trip_micros: Histogram<{ LATENCY_MICROS_BOUNDS.len() }, SharedCounter>,
+    /// When the broker began, and from then on in microseconds when the message to oneself was sent that came last.
+    begun: OnceLock<Instant>,
+    canary_sent_micros: SharedGauge,
+}
+
+impl Default for BrokerMetrics {
+    fn default() -> Self {
+        Self {
+            stream_frames: SharedCounter::default(),
+            packed_frames: SharedCounter::default(),
+            packed_messages: SharedCounter::default(),
+            received_frames: SharedCounter::default(),
+            lost_messages: SharedCounter::default(),
+            doubled_messages: SharedCounter::default(),
+            unreadable_messages: SharedCounter::default(),
+            dropped_frames: SharedCounter::default(),
+            refused_frames: SharedCounter::default(),
+            undeliverable_frames: SharedCounter::default(),
+            refused_commands: SharedCounter::default(),
+            failures: SharedCounter::default(),
+            resubscriptions: SharedCounter::default(),
+            spool_bytes: SharedGauge::default(),
+            nodes: SharedGauge::default(),
+            canary_micros: SharedGauge::default(),
+            round_trip_micros: Histogram::new(&LATENCY_MICROS_BOUNDS),
+            begun: OnceLock::new(),
+            canary_sent_micros: SharedGauge::default(),
+        }
+    }
+}
+
+impl BrokerMetrics {
+    /// Those of a broker that begins now.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self { begun: OnceLock::from(now), ..Self::default() }
+    }
+
+    /// A message to oneself came home: it was sent `sent` after the beginning, and took `time`.
+    pub fn canary_came(&self, sent: Duration, time: Duration) {
+        self.canary_sent_micros.store(micros(sent));
+        self.canary_micros.store(micros(time));
+        self.round_trip_micros.record(micros(time));
+    }
+
+    /// How long ago that message to oneself was sent which came home last, or the broker began if none ever did: it grows
+    /// for as long as the server does not answer.
+    #[must_use]
+    pub fn canary_age(&self, now: Instant) -> Duration {
+        let since = self.begun.get().map_or(Duration::ZERO, |begun| now.saturating_duration_since(*begun));
+        since.saturating_sub(Duration::from_micros(self.canary_sent_micros.value()))
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_canary_is_the_older_the_longer_none_comes_home() {
+        #[expect(clippy::disallowed_methods, reason = "an arbitrary start")]
+        let start = Instant::now();
+        let (metrics, second) = (BrokerMetrics::new(start), Duration::from_secs(1));
+        assert_eq!(metrics.canary_age(start + 3 * second), 3 * second, "none ever came");
+        metrics.canary_came(4 * second, second / 1_000);
+        assert_eq!(metrics.canary_age(start + 5 * second), second);
+        assert_eq!(metrics.canary_age(start + 64 * second), 60 * second);
+        assert_eq!((metrics.canary_micros.value(), metrics.round_trip_micros.sum().count()), (1_000, 1));
+        assert_eq!(BrokerMetrics::default().canary_age(start), Duration::ZERO, "it has not begun");
+    }
 }

@@ -1,6 +1,7 @@
 //! Labels of the edge: what became of TLS handshakes and requests, and why something was refused.
 
 use crate::metrics::Label;
+use crate::metrics::label::label;
 
 label! {
     /// What became of a TLS handshake.

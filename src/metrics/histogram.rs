@@ -1,35 +1,32 @@
 //! How values are spread over fixed bounds, and what can be read from that.
 
-use crate::metrics::Counter;
+use crate::metrics::{Add, Counter};
 
-/// How values are spread over `N` fixed bounds. One thread writes it.
+/// How values are spread over `N` fixed bounds. One thread writes it, or any if `C` is a [`SharedCounter`].
+///
+/// [`SharedCounter`]: crate::metrics::SharedCounter
 #[derive(Debug)]
-pub struct Histogram<const N: usize> {
+pub struct Histogram<const N: usize, C = Counter> {
     bounds: &'static [u64; N],
-    counts: [Counter; N],
-    over: Counter,
-    sum: Counter,
+    counts: [C; N],
+    over: C,
+    sum: C,
 }
 
-impl<const N: usize> Histogram<N> {
+impl<const N: usize, C: Add> Histogram<N, C> {
     /// An empty one; `bounds` are inclusive upper ends, ascending.
     #[must_use]
     pub fn new(bounds: &'static [u64; N]) -> Self {
-        Self {
-            bounds,
-            counts: std::array::from_fn(|_| Counter::default()),
-            over: Counter::default(),
-            sum: Counter::default(),
-        }
+        Self { bounds, counts: std::array::from_fn(|_| C::default()), over: C::default(), sum: C::default() }
     }
 
-    /// Counts `value` in its bucket. Only from the one thread that writes this histogram.
+    /// Counts `value` in its bucket.
     #[inline]
     pub fn record(&self, value: u64) {
         self.record_many(value, 1);
     }
 
-    /// Counts the same `value` as often as `times` says. Only from the one thread that writes this histogram.
+    /// Counts the same `value` as often as `times` says.
     #[inline]
     pub fn record_many(&self, value: u64, times: u64) {
         let bucket = self.bounds.iter().position(|bound| value <= *bound);
@@ -43,13 +40,21 @@ impl<const N: usize> Histogram<N> {
         self.bounds
     }
 
+    /// What it holds now.
+    #[must_use]
+    pub fn sum(&self) -> HistogramSum<N> {
+        let mut total = HistogramSum::new(self.bounds);
+        self.add_to(&mut total);
+        total
+    }
+
     /// Adds what this histogram holds to `total`, which has the same bounds.
     pub fn add_to(&self, total: &mut HistogramSum<N>) {
         for (sum, count) in total.counts.iter_mut().zip(&self.counts) {
-            *sum += count.value();
+            *sum += count.reading();
         }
-        total.over += self.over.value();
-        total.sum += self.sum.value();
+        total.over += self.over.reading();
+        total.sum += self.sum.reading();
     }
 }
 
@@ -94,15 +99,12 @@ impl<const N: usize> HistogramSum<N> {
     /// evenly spread, and what is over the last bound counts as that. None if there are no values. `share` is from 0 to 1.
     ///
     /// ```
-    /// use tabcast::metrics::{Histogram, HistogramSum};
-    /// let histogram = Histogram::new(&[10, 100, 1_000]);
-    /// let mut before = HistogramSum::new(histogram.bounds());
-    /// histogram.add_to(&mut before);
+    /// use tabcast::metrics::Histogram;
+    /// let histogram: Histogram<3> = Histogram::new(&[10, 100, 1_000]);
+    /// let before = histogram.sum();
     /// (0..99).for_each(|_| histogram.record(5));
     /// histogram.record(700);
-    /// let mut after = HistogramSum::new(histogram.bounds());
-    /// histogram.add_to(&mut after);
-    /// let interval = after.since(&before);
+    /// let interval = histogram.sum().since(&before);
     /// assert_eq!((interval.quantile(0.5), interval.quantile(0.99)), (Some(5), Some(10)));
     /// assert_eq!((interval.quantile(1.0), before.quantile(0.5)), (Some(1_000), None));
     /// ```
@@ -134,13 +136,12 @@ mod tests {
 
     #[test]
     fn a_value_falls_into_the_first_bucket_that_holds_it() {
-        let histogram = Histogram::new(&[1, 10, 100]);
+        let histogram: Histogram<3> = Histogram::new(&[1, 10, 100]);
         for value in [0, 1, 2, 10, 11, 100, 101] {
             histogram.record(value);
         }
         histogram.record_many(5, 3);
-        let mut total = HistogramSum::new(histogram.bounds());
-        histogram.add_to(&mut total);
+        let mut total = histogram.sum();
         histogram.add_to(&mut total);
         assert_eq!((total.counts, total.over, total.sum), ([4, 10, 4], 2, 480));
         assert_eq!(total.count(), 20);

@@ -510,7 +510,10 @@ pub(crate) fn bearer(key: &str) -> String {
 
 /// What a metric counts in the text of `/metrics`; all its labels together if `name` has none.
 pub(crate) fn metric_in(text: &str, name: &str) -> u64 {
-    let values = text.lines().filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
+    // A name with labels may be a part of them; one without is whole.
+    let is_meant = |rest: &&str| name.contains('{') || rest.starts_with([' ', '{']);
+    let rests = text.lines().filter_map(|line| line.strip_prefix(name)).filter(is_meant);
+    let values = rests.filter_map(|rest| rest.rsplit_once(' '));
     values.map(|(_, value)| value.parse::<u64>().unwrap()).sum()
 }
 

@@ -237,7 +237,8 @@ impl Shared {
             Record::Seen => self.members.seen_by(publisher),
             Record::Canary { micros } => {
                 self.canary.store(micros, Ordering::Relaxed);
-                self.metrics.canary_micros.store(self.micros().saturating_sub(micros));
+                let (sent, now) = (Duration::from_micros(micros), self.begun.elapsed());
+                self.metrics.canary_came(sent, now.saturating_sub(sent));
             }
         }
     }
@@ -288,7 +289,8 @@ impl RedisBroker {
     pub fn new(settings: RedisSettings, runtime: Handle) -> Result<Arc<Self>, redis::RedisError> {
         let me = NodeName::random();
         let endpoint = Endpoint::new(&settings.server, &format!("tabcast-{me}"))?;
-        let metrics = Arc::new(BrokerMetrics::default());
+        let begun = Instant::now();
+        let metrics = Arc::new(BrokerMetrics::new(begun.into_std()));
         let keys = Keys::new(&settings.prefix);
         let shared = Shared {
             commands: Link::new(endpoint.clone(), "commands"),
@@ -303,7 +305,7 @@ impl RedisBroker {
             arrivals: Arrivals::new(settings.spool_bytes_max, Arc::clone(&metrics)),
             heard: Mutex::default(),
             peer: OnceLock::new(),
-            begun: Instant::now(),
+            begun,
             canary_deadline: settings.canary_deadline,
             canary: AtomicU64::new(0),
             refusal_logged: Mutex::new(None),

@@ -310,10 +310,14 @@ impl Shard {
     /// # Ordering
     /// See [`crate::fanout::hub`]: parking is an exchange on the inbox itself.
     pub fn park(&mut self, waker: &Waker) -> bool {
+        self.note_levels();
+        self.hub.park(self.index, waker)
+    }
+
+    fn note_levels(&self) {
         self.metrics.queue_frames.store(self.queued.frames as u64);
         self.metrics.queue_bytes.store(self.queued.bytes as u64);
         self.note_inbox();
-        self.hub.park(self.index, waker)
     }
 
     /// Whether there is something to do at once: posts that were taken, or writes.
@@ -342,6 +346,8 @@ impl Shard {
         }
         self.due = due;
         self.hub.handle_second(self.index, now);
+        // Under load a shard does not park for long.
+        self.note_levels();
         self.go_on_draining(now);
         self.look_elsewhere();
         self.keep_to_budget();
@@ -367,6 +373,8 @@ impl Shard {
         }
         let is_due = session.ping_due <= tick;
         let next = if is_due {
+            self.metrics.session_queue_frames.record(session.queue.len() as u64);
+            self.metrics.session_queue_bytes.record(session.queue_bytes as u64);
             session.awaiting = true;
             session.ping_due = tick + interval;
             tick + timeout

@@ -111,7 +111,16 @@ impl Shard {
     pub(super) fn offer_one(&mut self, slot: u32, handle: Handle) {
         let offered = self.offered(handle, Urgency::Direct);
         self.offer(slot, &offered);
-        self.metrics.offered_frames.increment();
+        self.count_offered(handle, 1);
+    }
+
+    /// Counts offers of one frame by its kind.
+    #[inline]
+    pub(super) fn count_offered(&self, handle: Handle, sessions: u64) {
+        match self.frames.get(handle) {
+            Local::Frame(frame) => self.metrics.offered_frames.of(frame.kind()).add(sessions),
+            Local::Bytes(_) => self.metrics.keep_alives.add(sessions),
+        }
     }
 
     /// Offers a frame to those of a user's sessions that live on this shard.
@@ -125,7 +134,7 @@ impl Shard {
                 count += 1;
             }
         }
-        self.metrics.offered_frames.add(count);
+        self.count_offered(handle, count);
         self.frames.release(handle);
     }
 
@@ -175,7 +184,7 @@ impl Shard {
             }
             run.offered.iter().for_each(|offered| self.offer(slot, offered));
         }
-        self.metrics.offered_frames.add((count * run.offered.len()) as u64);
+        run.entries.iter().for_each(|entry| self.count_offered(entry.handle, count as u64));
         run.entries.iter().for_each(|entry| self.frames.hold_for(entry.handle, unheld));
     }
 

@@ -234,7 +234,7 @@ impl Shard {
         let offered = self.offered(handle, Urgency::Direct);
         let bytes = self.frames.get(handle).wire_bytes(self.slab.get(slot).wire);
         self.push(slot, &offered, bytes);
-        self.metrics.offered_frames.increment();
+        self.count_offered(handle, 1);
         self.frames.release(handle);
         if is_last {
             self.end(slot, Disconnect::Normal);

@@ -1,15 +1,15 @@
-//! How long frames took: from the publish to the shard, and to the kernel.
+//! What is counted of frames: how long they took, of which kinds they were, and how many of them waited.
 
 use std::time::Duration;
 
-use super::rig::{Got, Rig, message};
+use super::rig::{Got, Rig, message, typing};
 use crate::fanout::shard::Resume;
 use crate::fanout::streams::StreamOptions;
 use crate::id::ChannelId;
 use crate::metrics::HistogramSum;
 use crate::metrics::LATENCY_MICROS_BOUNDS;
 use crate::proto::event::Notice;
-use crate::proto::frame::{Frame, Moment};
+use crate::proto::frame::{Frame, Kind, Moment};
 use crate::proto::limits::SessionLimits;
 
 const MS: Duration = Duration::from_millis(1);
@@ -112,4 +112,37 @@ fn what_nobody_published_and_what_is_said_again_is_not_timed() {
     rig.turn();
     assert_eq!(rig.texts(back), ["2"]);
     assert_eq!(counts(&rig), (2, 4));
+}
+
+#[test]
+fn offers_are_counted_by_kind_once_a_session() {
+    let mut rig = Rig::new(2);
+    for shard in [0, 0, 1] {
+        let tab = rig.tab(shard, "ann");
+        rig.say(tab, "join r");
+    }
+    rig.reader(0, "ann");
+    rig.publish("ann", &message("for tabs and the stream"));
+    rig.publish("room:r", &message("for the members"));
+    rig.publish("ann", &typing(true, "ann"));
+    let offered = |rig: &Rig, kind| rig.hub.metrics().sum(|shard| shard.offered_frames.of(kind));
+    assert_eq!((offered(&rig, Kind::Message), offered(&rig, Kind::Typing), offered(&rig, Kind::PingFrame)), (7, 4, 0));
+    rig.wait(SessionLimits::default().heartbeat_interval.as_secs() + 1);
+    assert_eq!((offered(&rig, Kind::PingFrame), rig.hub.metrics().sum(|shard| &shard.keep_alives)), (3, 1));
+}
+
+#[test]
+fn what_waits_for_a_session_is_sampled_at_its_heartbeat() {
+    let mut rig = Rig::new(1);
+    let (slow, _fast) = (rig.tab(0, "ann"), rig.tab(0, "bob"));
+    rig.stall(slow, 0);
+    for text in ["1", "2", "3"] {
+        rig.publish("ann", &message(text));
+    }
+    let bytes = rig.shards[0].queued().1 as u64;
+    rig.wait(SessionLimits::default().heartbeat_interval.as_secs());
+    let metrics = rig.hub.metrics();
+    let frames = metrics.histogram(|shard| &shard.session_queue_frames);
+    assert_eq!((frames.count(), frames.sum), (2, 3), "one sample of three, and one of none");
+    assert_eq!(metrics.histogram(|shard| &shard.session_queue_bytes).sum, bytes);
 }
