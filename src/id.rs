@@ -112,6 +112,13 @@ impl UserId {
     }
 }
 
+impl RoomName {
+    /// What those who watch something are found by: nobody parses it, and no room of that name is meant.
+    pub(crate) fn of_watchers(watched: &str) -> Self {
+        Self(Arc::from(watched))
+    }
+}
+
 impl RequestId {
     /// A fresh id of 128 random bits in hexadecimal: nobody guesses another's.
     #[must_use]

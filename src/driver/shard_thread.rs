@@ -22,6 +22,7 @@ use tokio::time::Sleep;
 use crate::driver::addresses::Place;
 use crate::driver::clock;
 use crate::driver::socket::{Rest, Socket};
+use crate::fanout::hub::Watched;
 use crate::fanout::session::Address;
 use crate::fanout::shard::{Answer, Inbound, OpenError, Opening, Outcome, Shard, Transmit};
 use crate::fanout::streams::StreamOptions;
@@ -136,6 +137,14 @@ impl LocalShard {
     /// As [`Shard::open`].
     pub fn open(&self, opening: Opening, greet: impl FnOnce(Address) -> Option<Frame>) -> Result<Address, OpenError> {
         self.state().shard.open(opening, greet)
+    }
+
+    /// The same for an event stream that shows what goes by.
+    ///
+    /// # Errors
+    /// As [`Shard::open_watcher`].
+    pub fn open_watcher(&self, watched: &Watched) -> Result<Address, OpenError> {
+        self.state().shard.open_watcher(watched)
     }
 
     /// The same for the reader of a new answer.

@@ -8,17 +8,22 @@
 mod consumer;
 mod deflating;
 mod draining;
+mod incomplete;
 mod missed;
 mod post;
 mod sessions;
+mod watching;
 
 pub(crate) use crate::fanout::hub::deflating::Deflating;
 pub use crate::fanout::hub::draining::Drain;
 pub(crate) use crate::fanout::hub::draining::Pace;
+pub(crate) use crate::fanout::hub::incomplete::Incomplete;
 pub(crate) use crate::fanout::hub::post::Post;
 pub(crate) use crate::fanout::hub::sessions::Edges;
+use crate::fanout::hub::watching::Watching;
+pub use crate::fanout::hub::watching::{TooManyWatchers, WATCHERS_MAX, Watched};
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -63,43 +68,11 @@ struct Inbox {
     rooms_missed: AtomicBool,
 }
 
-/// The byte budget of messages from clients that are not complete yet, of all shards together.
-///
-/// # Ordering
-/// Relaxed: a bound, publishes nothing.
-#[derive(Debug)]
-pub(crate) struct Incomplete {
-    bytes: AtomicUsize,
-    bytes_max: usize,
-}
-
-impl Incomplete {
-    /// A session's share becomes `after`. False if that is more than there is: then it has none any more.
-    #[must_use]
-    pub(crate) fn resize(&self, before: usize, after: usize) -> bool {
-        let Some(more) = after.checked_sub(before) else {
-            self.release(before - after);
-            return true;
-        };
-        // A message that came whole holds nothing, and touches nothing that shards share.
-        let is_within = more == 0 || self.bytes.fetch_add(more, Ordering::Relaxed) + more <= self.bytes_max;
-        if !is_within {
-            self.release(after);
-        }
-        is_within
-    }
-
-    pub(crate) fn release(&self, bytes: usize) {
-        if bytes > 0 {
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        }
-    }
-}
-
 /// Where frames go in: the registry, the rooms, the streams, and an inbox per shard.
 pub struct Hub {
     registry: Registry,
     rooms: Rooms,
+    watching: Watching,
     streams: Arc<Streams>,
     inboxes: Box<[Inbox]>,
     stripes: Arc<Stripes>,
@@ -149,10 +122,11 @@ impl Hub {
         Arc::new(Self {
             registry: Registry::new(limits.tabs_per_user_max),
             rooms: Rooms::new(shards),
+            watching: Watching::new(shards),
             streams: Arc::new(Streams::new(sessions, limits, Arc::clone(&stripes), Arc::clone(&metrics))),
             inboxes: (0..shards).map(|_| inbox()).collect(),
             stripes,
-            inbound: Incomplete { bytes: AtomicUsize::new(0), bytes_max: limits.inbound_bytes_max },
+            inbound: Incomplete::new(limits.inbound_bytes_max),
             deflating: Deflating::new(limits.deflate_bytes_min),
             returning: Arc::default(),
             edges: OnceLock::new(),
@@ -194,7 +168,7 @@ impl Hub {
     /// Bytes of messages from clients that are not complete yet.
     #[must_use]
     pub fn incomplete_bytes(&self) -> usize {
-        self.inbound.bytes.load(Ordering::Relaxed)
+        self.inbound.bytes()
     }
 
     pub(crate) fn inbound(&self) -> &Incomplete {
@@ -205,11 +179,17 @@ impl Hub {
         &self.rooms
     }
 
-    /// Posts `frame` to whoever `channel` names on this node.
+    /// Posts `frame` to whoever `channel` names on this node, and shows it to whoever watches the channel.
     ///
     /// # Errors
     /// [`Full`] if one of the shards has no room: nothing was posted to any.
     pub fn post(&self, channel: &ChannelId, frame: &Frame) -> Result<Delivery, Full> {
+        let delivery = self.post_to_channel(channel, frame)?;
+        self.show(channel, frame);
+        Ok(delivery)
+    }
+
+    fn post_to_channel(&self, channel: &ChannelId, frame: &Frame) -> Result<Delivery, Full> {
         match channel {
             ChannelId::User(user) => self.post_to_user(channel, user, frame),
             ChannelId::Room(name) => match self.rooms.find(name) {
@@ -243,6 +223,7 @@ impl Hub {
     /// tabs miss it, and get it when they come back.
     pub(crate) fn post_or_keep(&self, user: &UserId, frame: &Frame) -> Delivery {
         let channel = ChannelId::User(user.clone());
+        self.show(&channel, frame);
         self.post_to_user(&channel, user, frame).unwrap_or_else(|Full| {
             if self.stripes.keeps(frame) {
                 let mut displaced = Displaced::new();
@@ -384,6 +365,11 @@ impl Hub {
 
     pub(crate) fn leave_stream(&self, request: &RequestId, address: Address, ending: Disconnect) {
         self.streams.left_by_session(request, address, ending);
+    }
+
+    /// Whose stream it is, if it is somebody's.
+    pub(crate) fn owner_of_stream(&self, request: &RequestId) -> Option<UserId> {
+        self.streams.owner(request)
     }
 
     /// Streams that [`Self::next_cancelled`] is yet to give out.

@@ -120,6 +120,22 @@ impl Registry {
         self.users.len()
     }
 
+    /// Those with the most sessions among `users_max` users of this node, at most `count` of them, the first with the
+    /// most. It takes the time of a look at each, and locks each of the map's parts in turn.
+    #[must_use]
+    pub fn with_most_tabs(&self, count: usize, users_max: usize) -> Vec<(UserId, usize)> {
+        let mut most: Vec<(UserId, usize)> = Vec::with_capacity(count + 1);
+        for entry in self.users.iter().take(users_max) {
+            let tabs = entry.value().len();
+            let place = most.partition_point(|(_, others)| *others >= tabs);
+            if place < count {
+                most.insert(place, (entry.key().clone(), tabs));
+                most.truncate(count);
+            }
+        }
+        most
+    }
+
     /// The users who have a session here and how many, in no order, at most `limit` of them.
     #[must_use]
     pub fn active_users(&self, limit: usize) -> Vec<(UserId, usize)> {

@@ -14,7 +14,15 @@ pub(crate) struct Room {
     members: Box<[AtomicU32]>,
 }
 
+/// From here on rooms are numbered that are apart from the others.
+const APART: u64 = 1 << 63;
+
 impl Room {
+    /// Whether it is one of [`Rooms::apart`].
+    pub(crate) fn is_apart(&self) -> bool {
+        self.number >= APART
+    }
+
     /// The room's number, unique in this process: what shards look it up by.
     pub(crate) fn number(&self) -> u64 {
         self.number
@@ -44,6 +52,11 @@ pub(crate) struct Rooms {
 impl Rooms {
     pub(crate) fn new(shards: usize) -> Self {
         Self { rooms: Map::with_hasher(RandomState::default()), next: AtomicU64::new(0), shards }
+    }
+
+    /// Rooms that nobody finds among the others, whatever their names: their numbers are their own too.
+    pub(crate) fn apart(shards: usize) -> Self {
+        Self { next: AtomicU64::new(APART), ..Self::new(shards) }
     }
 
     pub(crate) fn find(&self, name: &RoomName) -> Option<Arc<Room>> {

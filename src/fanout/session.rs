@@ -112,6 +112,11 @@ impl Identity {
         Self { user: UserId::nobody(), name, avatar, connected_at, expires_at: None, rooms: RoomGrant::None }
     }
 
+    /// Whether it is whoever reads an answer, or watches.
+    pub(crate) fn is_nobody(&self) -> bool {
+        self.user.as_str().is_empty()
+    }
+
     /// A user of that id, with the id as the name, no avatar, no expiry and no rooms.
     #[must_use]
     pub fn new(user: UserId, connected_at: Timestamp) -> Self {

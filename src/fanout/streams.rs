@@ -246,6 +246,11 @@ impl Streams {
         self.all.contains_key(request)
     }
 
+    /// Whose stream it is, if it is somebody's.
+    pub(crate) fn owner(&self, request: &RequestId) -> Option<UserId> {
+        self.find(request)?.options.owner.clone()
+    }
+
     fn find(&self, request: &RequestId) -> Option<Arc<Stream>> {
         self.all.get(request).map(|entry| Arc::clone(entry.value()))
     }

@@ -46,13 +46,13 @@ pub enum RouteClass {
     /// The page and its parts, `/healthz`, `/readyz`, `/files/…`, and paths at which there is nothing: nobody is asked
     /// for a key. A preflight of `/events` or `/v1` is of no class: it is answered before.
     Public,
-    /// `/ws`, `/events`: a user's token.
+    /// `/ws`, and `/events` of one's own: a user's token.
     User,
     /// `/api`: a worker's key.
     Api,
     /// `/v1`: a key that names a user.
     OpenAi,
-    /// `/status`, `/metrics`, and cutting users: an operator's key.
+    /// `/metrics`, `/events?watch=…`, and cutting users: an operator's key.
     Operator,
 }
 

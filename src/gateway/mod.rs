@@ -16,5 +16,7 @@ pub mod reload;
 mod response;
 pub mod security;
 pub mod serve;
+mod status;
 mod upgrade;
+mod watch;
 pub mod worker;

@@ -35,6 +35,7 @@ use crate::gateway::openai::Answers;
 use crate::gateway::pages::Pages;
 use crate::gateway::reload::{self, Reload};
 use crate::gateway::serve::redis::Node;
+use crate::gateway::status;
 use crate::gateway::worker;
 use crate::gateway::worker::demo::Demo;
 use crate::gateway::worker::webhook::{Webhook, WebhookError, WebhookSettings};
@@ -241,6 +242,7 @@ impl Running {
         let threads = ShardThreads::start(gateway.engine.hub(), &start, &edges)
             .map_err(|error| ServeError::Listen { listen, error })?;
         node.listens_at(settings, threads.address());
+        control.spawn(status::run(Arc::clone(&gateway), threads.address()));
         Ok(Self { gateway, threads, inlet, node, certificates })
     }
 

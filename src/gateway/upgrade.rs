@@ -86,6 +86,9 @@ impl ShardEdge {
             let response = error(StatusCode::HTTP_VERSION_NOT_SUPPORTED, "http_version", message);
             return self.refuse(HandshakeOutcome::BadRequest, response);
         }
+        if let Some(watched) = asked.parameter("watch") {
+            return self.watch(&request, &asked, &watched, cors);
+        }
         let claims = match self.identify(&request, &asked).await {
             Ok((claims, _)) => claims,
             Err(answer) => return answer,
@@ -103,9 +106,19 @@ impl ShardEdge {
         self.gateway.engine.metrics().engine.handshakes.of(outcome).increment();
     }
 
-    fn refuse(&self, outcome: HandshakeOutcome, response: Answered) -> Answer {
+    pub(super) fn refuse(&self, outcome: HandshakeOutcome, response: Answered) -> Answer {
         self.count(outcome);
         Answer::Respond(response)
+    }
+
+    /// Who asks may not.
+    pub(super) fn deny(&self, refusal: AuthError) -> Answer {
+        let outcome = match refusal.status() {
+            StatusCode::UNAUTHORIZED => HandshakeOutcome::Unauthorized,
+            StatusCode::FORBIDDEN => HandshakeOutcome::Forbidden,
+            _ => HandshakeOutcome::BadRequest,
+        };
+        self.refuse(outcome, refused(refusal))
     }
 
     fn refuse_hasty(&self, too_fast: TooFast) -> Answer {
@@ -128,15 +141,7 @@ impl ShardEdge {
             return Err(self.refuse_hasty(too_fast));
         }
         let keys = self.gateway.keys.load_full();
-        let deny = |refusal: AuthError| {
-            let status = refusal.status();
-            let outcome = match status {
-                StatusCode::UNAUTHORIZED => HandshakeOutcome::Unauthorized,
-                StatusCode::FORBIDDEN => HandshakeOutcome::Forbidden,
-                _ => HandshakeOutcome::BadRequest,
-            };
-            self.refuse(outcome, refused(refusal))
-        };
+        let deny = |refusal| self.deny(refusal);
         let credential = keys.session_credential(&asked.head(request)).map_err(deny)?;
         let claims = if keys.is_costly(&credential) {
             let offered = credential.clone();

@@ -227,6 +227,7 @@ class KeyClasses(GatewayTest):
         send = json.dumps({"channel_id": "u", "text": "x"}).encode()
         # What its owner is answered: a body that is not the route's own is refused only after the key was taken.
         routes = [("GET", "/ws", None, "user", 101), ("GET", "/events", None, "user", 200)]
+        routes += [("GET", f"/events?watch={watched}", None, "operator", 200) for watched in ("status", "u", "room:r", "sse:1")]
         routes += [("GET", "/metrics", None, "operator", 200), ("DELETE", "/api/users/nobody", None, "operator", 200)]
         routes += [("POST", f"/api/{route}", send, "worker", status) for route, status in {"send": 200, "file": 400, "buttons": 400, "edit": 400, "typing": 400, "end": 200, "batch": 200}.items()]
         routes += [("GET", "/api/users", None, "worker", 200), ("GET", "/api/users/u", None, "worker", 200)]

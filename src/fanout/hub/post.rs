@@ -6,6 +6,7 @@ use crate::fanout::hub::Pace;
 use crate::fanout::registry::Sessions;
 use crate::fanout::rooms::Room;
 use crate::fanout::session::Address;
+use crate::fanout::shard::Report;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::{Frame, Moment};
 use crate::proto::limits::SessionLimits;
@@ -26,6 +27,8 @@ pub(crate) enum Post {
     Drain(Box<Pace>),
     /// From now on these are the limits of the shard's sessions.
     Limits(Arc<SessionLimits>),
+    /// Somebody asks how the shard is.
+    Report(Box<dyn FnOnce(Report) + Send>),
     /// Shards to wake: the one at `place` and, through it, those behind it.
     Ring { parked: Arc<[u16]>, place: usize },
 }
@@ -35,7 +38,12 @@ impl Post {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Session { frame, .. } | Self::Sessions { frame, .. } | Self::Room { frame, .. } => frame.bytes(),
-            Self::End { .. } | Self::RoomsMissed | Self::Drain(_) | Self::Limits(_) | Self::Ring { .. } => 0,
+            Self::End { .. }
+            | Self::RoomsMissed
+            | Self::Drain(_)
+            | Self::Limits(_)
+            | Self::Report(_)
+            | Self::Ring { .. } => 0,
         }
     }
 
@@ -43,7 +51,12 @@ impl Post {
     pub(crate) fn accepted(&self) -> Option<Moment> {
         match self {
             Self::Session { frame, .. } | Self::Sessions { frame, .. } | Self::Room { frame, .. } => frame.accepted(),
-            Self::End { .. } | Self::RoomsMissed | Self::Drain(_) | Self::Limits(_) | Self::Ring { .. } => None,
+            Self::End { .. }
+            | Self::RoomsMissed
+            | Self::Drain(_)
+            | Self::Limits(_)
+            | Self::Report(_)
+            | Self::Ring { .. } => None,
         }
     }
 

@@ -18,6 +18,7 @@ mod opening;
 mod queue;
 mod reading;
 mod relief;
+mod report;
 mod slab;
 mod timers;
 mod transmit;
@@ -41,6 +42,8 @@ pub use crate::fanout::shard::opening::{OpenError, Opening, Resume};
 use crate::fanout::shard::queue::Pool;
 pub use crate::fanout::shard::reading::{Inbound, Reaction, limited_frame};
 use crate::fanout::shard::relief::Relief;
+use crate::fanout::shard::report::Reporting;
+pub use crate::fanout::shard::report::{Ended, Report, Waiting};
 use crate::fanout::shard::slab::{Slab, State};
 use crate::fanout::shard::timers::{TICK, Timers};
 pub use crate::fanout::shard::transmit::{Outcome, Slices, Transmit};
@@ -85,6 +88,7 @@ pub struct Shard {
     /// For clients' messages that are compressed.
     inflater: Inflater,
     picks: u32,
+    reporting: Reporting,
     draining: Option<Draining>,
     ping: Handle,
     keep_alive: Handle,
@@ -139,6 +143,7 @@ impl Shard {
             entries_elsewhere: 0,
             inflater: Inflater::default(),
             picks: 0,
+            reporting: Reporting::default(),
             draining: None,
             ping,
             keep_alive,
@@ -294,6 +299,7 @@ impl Shard {
             Post::RoomsMissed => self.tell_members_of_gap(),
             Post::Drain(pace) => self.start_drain(*pace, now),
             Post::Limits(limits) => self.limits = SessionLimits::clone(&limits),
+            Post::Report(answer) => answer(self.report()),
             Post::Ring { parked, place } => self.hub.pass_ring(&parked, place),
         }
     }
@@ -409,12 +415,14 @@ impl Shard {
     /// Takes a session out of the registry and its rooms: it gets no more frames. Counted once, with the reason.
     fn depart(&mut self, slot: u32, ending: Disconnect) {
         self.metrics.ended_sessions.of(ending).increment();
+        self.note_ended(slot, ending);
         if self.slab.get(slot).wire == Wire::DeflatedWebSocket {
             self.hub.deflating().left();
         }
         if let Some(handle) = self.slab.session_ref(self.index, slot) {
             match &self.slab.get(slot).answer {
                 Some(answer) => self.hub.leave_stream(&answer.request, handle.address(), ending),
+                None if handle.identity().is_nobody() => self.hub.stops_watching(),
                 None => self.hub.disconnect(&handle),
             }
         }
@@ -464,18 +472,20 @@ impl Shard {
         if let Some(room) = room
             && !self.slab.get(slot).unlisted
         {
-            self.hub.rooms().leave(&room, usize::from(self.index));
+            self.hub.rooms_of(&room).leave(&room, usize::from(self.index));
         }
     }
 
     /// Publishers find the session no more, but what is on its way to it still gets there.
     fn unlist(&mut self, slot: u32) {
-        if let Some(handle) = self.slab.session_ref(self.index, slot) {
+        if let Some(handle) = self.slab.session_ref(self.index, slot)
+            && !handle.identity().is_nobody()
+        {
             self.hub.unlist(&handle);
         }
         for (local, _) in &self.slab.get(slot).rooms {
             if let Some(room) = self.rooms.room(*local) {
-                self.hub.rooms().leave(room, usize::from(self.index));
+                self.hub.rooms_of(room).leave(room, usize::from(self.index));
             }
         }
         self.slab.get_mut(slot).unlisted = true;

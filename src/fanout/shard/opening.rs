@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::fanout::hub::{TooManyWatchers, Watched};
 use crate::fanout::registry::TooManyTabs;
 use crate::fanout::returning::Missed;
 use crate::fanout::session::{Address, Identity};
@@ -34,6 +35,9 @@ pub enum OpenError {
     /// The shard has no slot left.
     #[error("the shard has no slot left")]
     NoSlot,
+    /// As many watch as may.
+    #[error(transparent)]
+    TooManyWatchers(#[from] TooManyWatchers),
     /// The shard is draining.
     #[error("the node is shutting down")]
     Draining,
@@ -155,6 +159,26 @@ impl Shard {
                 self.send(slot, Frame::notice(&gap));
             }
         }
+        Ok(address)
+    }
+
+    /// Opens an event stream that shows what goes by: a session like any, but nobody's. It is in no listing, counts as
+    /// no tab, and is in no room but that of those who watch the same.
+    ///
+    /// # Errors
+    /// [`OpenError`]: nothing was opened.
+    pub fn open_watcher(&mut self, watched: &Watched) -> Result<Address, OpenError> {
+        let (slot, address) = self.take_slot(Wire::EventStream, Arc::clone(&self.reader), None)?;
+        let room = match self.hub.starts_watching(watched, self.index) {
+            Ok(room) => room,
+            Err(error) => {
+                self.give_slot(slot);
+                return Err(error.into());
+            }
+        };
+        let membership = self.rooms.join(room, slot);
+        self.slab.get_mut(slot).rooms.push(membership);
+        self.metrics.sessions.store(self.slab.len() as u64);
         Ok(address)
     }
 

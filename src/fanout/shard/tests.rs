@@ -13,3 +13,4 @@ mod recovery;
 mod rig;
 mod rooms;
 mod slow_tabs;
+mod watching;

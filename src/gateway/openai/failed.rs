@@ -178,7 +178,9 @@ impl From<OpenError> for Failed {
                 let (status, kind) = (StatusCode::GONE, ErrorKind::InvalidRequest);
                 Self::new(status, kind, "replay_lost", error.to_string())
             }
-            OpenError::TooManyTabs(_) | OpenError::NoSlot => Self::overloaded(error.to_string()),
+            OpenError::TooManyTabs(_) | OpenError::TooManyWatchers(_) | OpenError::NoSlot => {
+                Self::overloaded(error.to_string())
+            }
         }
     }
 }

@@ -68,6 +68,8 @@ kinds! {
     Gap Control "gap",
     /// The connection will end soon.
     Draining Control "draining",
+    /// How a node is, for whoever watches it.
+    Status Control "status",
     /// A text of an embedder's own, as it is.
     Text Ordered "websocket_text",
     /// Bytes of an embedder's own.

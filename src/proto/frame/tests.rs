@@ -42,6 +42,7 @@ fn all() -> Vec<Frame> {
         Frame::notice(&Notice::Pong { client_id: None }),
         Frame::notice(&Notice::Gap { reason: GapReason::RoomNotKept, count: None }),
         Frame::notice(&Notice::Draining { retry_after_ms: 1 }),
+        Frame::relay(Kind::Status, None, None, r#"{"type":"status"}"#),
         Frame::text("an embedder's own"),
         Frame::binary(b"\0\xff"),
         Frame::ping(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::fanout::hub::Hub;
+use crate::fanout::hub::{Hub, Watched};
 use crate::fanout::session::{Address, Identity, RoomGrant, SessionRef};
 use crate::fanout::shard::slab::State;
 use crate::fanout::shard::{Answer, Inbound, OpenError, Opening, Outcome, Reaction, Resume, Shard, Wire};
@@ -205,6 +205,14 @@ impl Rig {
         let tab = self.add(address, Wire::WebSocket);
         self.writable(tab, usize::MAX);
         tab
+    }
+
+    /// Whoever watches: an event stream of nobody's.
+    pub(super) fn watcher(&mut self, shard: u16, watched: &Watched) -> Result<usize, OpenError> {
+        let address = self.shards[usize::from(shard)].open_watcher(watched)?;
+        let tab = self.add(address, Wire::EventStream);
+        self.writable(tab, usize::MAX);
+        Ok(tab)
     }
 
     /// The reader of an answer: of a new one with `options`, of one that was left without.
