@@ -1,4 +1,4 @@
-//! The chat page and its modules, embedded in the binary.
+//! The chat page, the status page and their modules, embedded in the binary.
 
 use bytes::Bytes;
 use http::header::{
@@ -28,18 +28,24 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    /// The pages; the chat page is told in which mode the gateway runs.
+    /// The pages; those of people are told in which mode the gateway runs.
     pub(crate) fn new(is_development: bool) -> Self {
         let mode = if is_development { "development" } else { "token" };
-        let index = include_str!("pages/index.html").replace("{{mode}}", mode);
-        let script = "text/javascript; charset=utf-8";
+        let html = |text: &str| Bytes::from(text.replace("{{mode}}", mode));
+        let (markup, script, style) =
+            ("text/html; charset=utf-8", "text/javascript; charset=utf-8", "text/css; charset=utf-8");
         let pages = [
-            ("/", "text/html; charset=utf-8", Bytes::from(index)),
+            ("/", markup, html(include_str!("pages/index.html"))),
+            ("/status", markup, html(include_str!("pages/status.html"))),
+            ("/status.js", script, Bytes::from_static(include_bytes!("pages/status.js"))),
+            ("/feed.js", script, Bytes::from_static(include_bytes!("pages/feed.js"))),
+            ("/chart.js", script, Bytes::from_static(include_bytes!("pages/chart.js"))),
+            ("/status.css", style, Bytes::from_static(include_bytes!("pages/status.css"))),
             ("/app.js", script, Bytes::from_static(include_bytes!("pages/app.js"))),
             ("/dom.js", script, Bytes::from_static(include_bytes!("pages/dom.js"))),
             ("/identity.js", script, Bytes::from_static(include_bytes!("pages/identity.js"))),
             ("/tabcast.js", script, Bytes::from_static(include_bytes!("pages/tabcast.js"))),
-            ("/style.css", "text/css; charset=utf-8", Bytes::from_static(include_bytes!("pages/style.css"))),
+            ("/style.css", style, Bytes::from_static(include_bytes!("pages/style.css"))),
             ("/favicon.svg", "image/svg+xml", Bytes::from_static(include_bytes!("pages/favicon.svg"))),
         ];
         let page = |(path, content_type, body): (_, &'static str, Bytes)| {

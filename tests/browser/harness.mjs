@@ -71,7 +71,7 @@ function record() {
     new MutationObserver(() => window.seen.states.push([status.dataset.state, document.getElementById("status-text").textContent])).observe(
       status, { subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ["data-state"] });
     new MutationObserver((changes) => {
-      if (document.getElementById("typing").classList.contains("on")) window.seen.typing += 1;
+      if (document.getElementById("typing")?.classList.contains("on")) window.seen.typing += 1;
       for (const { type, addedNodes, target } of changes) {
         if (type === "characterData" && target.parentElement?.classList.contains("bubble")) window.seen.edits += 1;
         for (const node of addedNodes) if (node.nodeName === "LI") window.seen.added += 1;
