@@ -120,16 +120,17 @@ impl Registry {
         self.users.len()
     }
 
-    /// Those with the most sessions among `users_max` users of this node, at most `count` of them, the first with the
-    /// most. It takes the time of a look at each, and locks each of the map's parts in turn.
+    /// Those with the most sessions among `users_max` users of this node, at most `count` of them: the first with the
+    /// most, and of those with as many by their ids. It takes the time of a look at each, and locks each of the map's
+    /// parts in turn.
     #[must_use]
     pub fn with_most_tabs(&self, count: usize, users_max: usize) -> Vec<(UserId, usize)> {
         let mut most: Vec<(UserId, usize)> = Vec::with_capacity(count + 1);
         for entry in self.users.iter().take(users_max) {
-            let tabs = entry.value().len();
-            let place = most.partition_point(|(_, others)| *others >= tabs);
+            let (user, tabs) = (entry.key(), entry.value().len());
+            let place = most.partition_point(|(other, others)| (tabs, other) < (*others, user));
             if place < count {
-                most.insert(place, (entry.key().clone(), tabs));
+                most.insert(place, (user.clone(), tabs));
                 most.truncate(count);
             }
         }
@@ -185,6 +186,25 @@ mod tests {
         assert_eq!(registry.connect(session("u", 3)), Err(TooManyTabs { tabs_max: 2 }));
         assert_eq!(registry.get_sessions(&user("u")).unwrap().len(), 2);
         assert_eq!(registry.total_connections(), 2);
+    }
+
+    #[test]
+    fn those_with_the_most_tabs_are_named_first() {
+        let registry = Registry::new(8);
+        for (name, tabs) in [("b", 2), ("c", 1), ("a", 2), ("d", 3)] {
+            for slot in 0..tabs {
+                registry.connect(session(name, u32::from(name.as_bytes()[0]) * 10 + slot)).unwrap();
+            }
+        }
+        let named = |count, users_max| {
+            let most = registry.with_most_tabs(count, users_max);
+            most.into_iter().map(|(user, tabs)| (user.as_str().to_owned(), tabs)).collect::<Vec<_>>()
+        };
+        let expected: Vec<(String, usize)> =
+            [("d", 3), ("a", 2), ("b", 2), ("c", 1)].map(|(name, tabs)| (name.to_owned(), tabs)).into();
+        assert_eq!(named(9, 9), expected);
+        assert_eq!(named(3, 9), expected[..3]);
+        assert_eq!((named(0, 9).len(), named(9, 2).len()), (0, 2));
     }
 
     proptest! {

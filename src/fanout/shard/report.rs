@@ -16,7 +16,7 @@ use crate::id::UserId;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::event::Timestamp;
 
-/// Endings that a shard remembers, the newest. Costs about 100 bytes each, once they have happened.
+/// Endings of each kind that a shard remembers, the newest. Costs about 100 bytes each, once they have happened.
 const ENDED_MAX: usize = 32;
 /// Sessions that one report looks at: some 50 µs of the shard's thread.
 const LOOKED_AT_MAX: u32 = 4_096;
@@ -46,6 +46,21 @@ pub struct Ended {
     pub age: Duration,
 }
 
+impl Ended {
+    /// Whether this node cut it, and it did not just go or run out: seldom, and what somebody asks for.
+    #[must_use]
+    pub const fn is_cut(&self) -> bool {
+        !matches!(
+            self.ending,
+            Disconnect::Normal
+                | Disconnect::ConnectionLost
+                | Disconnect::HeartbeatTimeout
+                | Disconnect::TokenExpired
+                | Disconnect::ServiceRestart
+        )
+    }
+}
+
 /// A session for which something waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
@@ -60,7 +75,8 @@ pub struct Waiting {
 /// How a shard is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// The last sessions that ended for another reason than that their client wanted to, oldest first.
+    /// The last sessions that ended for another reason than that their client wanted to: those that were cut and those
+    /// that were not, each oldest first. However many go, who was cut before them is still there.
     pub ended: Vec<Ended>,
     /// Those for whom most waits, the fattest first. A shard with more than a few thousand sessions finds them within
     /// some reports, as each looks at a part of them.
@@ -70,8 +86,10 @@ pub struct Report {
 /// What is kept from one report to the next.
 #[derive(Default)]
 pub(super) struct Reporting {
-    /// With the tick of each.
-    ended: VecDeque<(u64, Ended)>,
+    /// Those that were cut, with the tick of each.
+    cut: VecDeque<(u64, Ended)>,
+    /// The others.
+    left: VecDeque<(u64, Ended)>,
     /// Where the next look begins.
     cursor: u32,
     /// Who was named last.
@@ -101,18 +119,20 @@ impl Shard {
             queue_bytes: session.queue_bytes,
             age: Duration::ZERO,
         };
-        if self.reporting.ended.len() >= ENDED_MAX {
-            self.reporting.ended.pop_front();
+        let reporting = &mut self.reporting;
+        let others = if ended.is_cut() { &mut reporting.cut } else { &mut reporting.left };
+        if others.len() >= ENDED_MAX {
+            others.pop_front();
         }
-        self.reporting.ended.push_back((self.timers.tick(), ended));
+        others.push_back((self.timers.tick(), ended));
     }
 
     /// What the shard tells of itself now.
     pub fn report(&mut self) -> Report {
         let now = self.timers.tick();
         let age = |tick: u64| TICK * u32::try_from(now.saturating_sub(tick)).unwrap_or(u32::MAX);
-        let ended =
-            self.reporting.ended.iter().map(|(tick, ended)| Ended { age: age(*tick), ..ended.clone() }).collect();
+        let all = self.reporting.cut.iter().chain(&self.reporting.left);
+        let ended = all.map(|(tick, ended)| Ended { age: age(*tick), ..ended.clone() }).collect();
         Report { ended, waiting: self.find_waiting() }
     }
 

@@ -86,8 +86,8 @@ function showTiles(frame) {
   const p99 = latency.p99 ?? NaN;
   tiles.latency.show(now, p99, micros(p99), latency.count > 0 ? `half within ${latencyWords(latency.p50 ?? NaN)}` : "nothing was written");
   const used = number(queues.budget_used_bytes ?? queues.bytes);
-  const [held, unit] = bytes(used).split(" ");
-  tiles.queued.show(now, used, [held, `${unit ?? ""} of ${bytes(queues.budget_bytes)}`], `${many(queues.frames, "frame")} · ${many(queues.inbox_posts, "post")} in inboxes`, used / queues.budget_bytes);
+  const waiting = `${bytes(queues.bytes)} in ${many(queues.frames, "frame")} wait`;
+  tiles.queued.show(now, used, bytes(used).split(" "), `of ${bytes(queues.budget_bytes)} · ${waiting}`, used / queues.budget_bytes);
   const files = `${count(process.open_files ?? NaN)} of ${count(process.open_files_max ?? NaN)} files`;
   tiles.process.show(now, number(process.cpu_share), [percent(process.cpu_share).replace(" %", ""), "% of a core"], `${bytes(process.resident_bytes)} of memory · ${files}`);
   tiles.ends.show(now, number(rates.ended), [rate(rates.ended)], `${rate(rates.handshakes)} asked · ${rate(rates.refused)} refused a second`);
@@ -134,10 +134,10 @@ function showFacts(list, facts) {
 function showRedis(redis) {
   const level = redis ? (redis.healthy ? "good" : "bad") : "unknown";
   $("redis").dataset.level = level;
-  text($("redis-word"), redis ? (redis.healthy ? "Healthy" : "Not healthy") : "Not used: this node is on its own");
+  text($("redis-word"), redis ? (redis.healthy ? "Healthy" : "Not healthy") : "Not used");
   const facts = redis
     ? [["Round trip", latencyWords(redis.canary_micros)], ["Nodes alive", count(redis.nodes)], ["Waiting for it", bytes(redis.spool_bytes)]]
-    : [];
+    : [["This node is on its own", ""]];
   showFacts($("redis-facts"), redis?.reason ? [["Why", redis.reason], ...facts] : facts);
 }
 

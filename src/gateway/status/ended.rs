@@ -17,6 +17,8 @@ use crate::proto::limits::SessionLimits;
 
 /// Endings that are shown.
 const SHOWN_MAX: usize = 20;
+/// So many of them are of sessions that just went, if there are more that were cut than have room beside them.
+const LEFT_SHOWN_MAX: usize = 10;
 
 /// What is known of endings, the newest first.
 pub(super) struct Endings {
@@ -45,7 +47,7 @@ impl Endings {
             known.get(&ended.address).copied().unwrap_or(about)
         };
         let is_told: HashSet<Address> = told.iter().map(|ended| ended.address).collect();
-        self.ended.truncate(SHOWN_MAX);
+        self.ended = self.shown().into_iter().cloned().collect();
         self.ended.retain(|(_, ended)| !is_told.contains(&ended.address));
         self.ended.extend(told.into_iter().map(|ended| (at(&ended), ended)));
         self.ended.sort_by_key(|(at, _)| Reverse(at.as_micros()));
@@ -53,7 +55,17 @@ impl Endings {
 
     /// The newest first.
     pub(super) fn newest(&self) -> Value {
-        self.ended.iter().take(SHOWN_MAX).map(|(at, ended)| self.row(*at, ended)).collect()
+        self.shown().into_iter().map(|(at, ended)| self.row(*at, ended)).collect()
+    }
+
+    /// The newest of those that were cut and of those that were not: however many just go, the others stay.
+    fn shown(&self) -> Vec<&(Timestamp, Ended)> {
+        let (cut, left): (Vec<_>, Vec<_>) = self.ended.iter().partition(|(_, ended)| ended.is_cut());
+        let left_max = SHOWN_MAX.saturating_sub(cut.len()).max(LEFT_SHOWN_MAX).min(left.len());
+        let mut shown: Vec<_> = cut.into_iter().take(SHOWN_MAX - left_max).collect();
+        shown.extend(left.into_iter().take(left_max));
+        shown.sort_by_key(|(at, _)| Reverse(at.as_micros()));
+        shown
     }
 
     fn row(&self, at: Timestamp, ended: &Ended) -> Value {
@@ -271,6 +283,12 @@ mod tests {
         assert_eq!(endings.newest(), before);
         endings.update(Vec::new(), at(104));
         assert_eq!(endings.newest(), before, "what shards have forgotten is still shown");
+        let reasons: Vec<_> = before.as_array().unwrap().iter().map(|row| row["code"].as_u64().unwrap()).collect();
+        assert_eq!(reasons[18..], [4008, 4010], "who was cut stays among the many who went");
+        endings.update((100..130).map(|slot| ended(Disconnect::OverBudget, slot, 0)).collect(), at(105));
+        let rows = endings.newest();
+        let of = |code: u64| rows.as_array().unwrap().iter().filter(|row| row["code"] == code).count();
+        assert_eq!((rows.as_array().unwrap().len(), of(1013), of(1006)), (20, 10, 10));
     }
 
     #[test]
