@@ -60,7 +60,12 @@ pub(crate) fn resume_of_reader(headers: &HeaderMap, after: Option<Cow<'_, str>>)
 
 /// The first parameter of that name in a query, decoded; what is not UTF-8 then is as it came.
 pub(crate) fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<Cow<'a, str>> {
-    let mut pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
-    let (_, value) = pairs.find(|(key, _)| *key == name)?;
-    Some(percent_decode_str(value).decode_utf8().unwrap_or(Cow::Borrowed(value)))
+    parameters(query, name).next()
+}
+
+/// All of that name, in their order.
+pub(crate) fn parameters<'a>(query: Option<&'a str>, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
+    let pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+    let values = pairs.filter(move |(key, _)| *key == name);
+    values.map(|(_, value)| percent_decode_str(value).decode_utf8().unwrap_or(Cow::Borrowed(value)))
 }

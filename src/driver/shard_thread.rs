@@ -163,6 +163,15 @@ impl LocalShard {
         self.state().shard.reopen_answer(user, answer)
     }
 
+    /// Takes `text` as one that the client of a session has sent: for what a request says beside opening it.
+    pub fn hear(&self, address: Address, text: &mut [u8]) {
+        let mut state = self.state();
+        if state.shard.session(address.slot()).is_some_and(|session| session.address() == address) {
+            let State { shard, inbound, .. } = &mut *state;
+            shard.handle_text(address.slot(), text, &mut **inbound);
+        }
+    }
+
     /// Reads from the shard, for whoever answers questions about it.
     pub fn with_shard<R>(&self, read: impl FnOnce(&Shard) -> R) -> R {
         read(&self.state().shard)

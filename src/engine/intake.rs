@@ -12,8 +12,7 @@ use foldhash::quality::RandomState;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::engine::Engine;
-use crate::engine::client::{ClientTexts, Handed, HandoverLimits, error_frame};
-use crate::fanout::session::SessionRef;
+use crate::engine::client::{ClientTexts, Handed, HandoverLimits, Said, Sender};
 use crate::id::{ChannelId, MessageId, UserId};
 use crate::metrics::WorkerOutcome;
 use crate::platform::adapter::{BotIdentity, BoxFuture, Outlet};
@@ -112,26 +111,25 @@ impl Intake {
 
     /// Answers what was accepted before, or cannot be; the rest is for the worker.
     async fn admit(&mut self, handed: Handed) -> Option<Admitted> {
-        let Handed { session, command, _room } = handed;
-        let (user, now) = (session.user().clone(), self.engine.now());
+        let Handed { sender, command, _room } = handed;
+        let (user, now) = (sender.identity().user.clone(), self.engine.now());
         let client_id: Option<Box<str>> = command.client_id().map(Box::from);
         let content = self.seen.content(&command);
         let earlier = client_id.as_deref().and_then(|client_id| self.seen.find(&user, client_id, now));
         if earlier.is_some_and(|earlier| earlier.content != content) {
             let reason = "this `client_id` came with something else before: use a new one for something new";
-            let error = error_frame(ErrorCode::BadField, reason, client_id.as_deref());
-            self.answer(&session, Some(error)).await;
+            self.answer(sender, Said::refused(ErrorCode::BadField, reason, client_id.as_deref())).await;
             return None;
         }
         let id = earlier.map_or_else(MessageId::random, |earlier| earlier.id);
         if earlier.is_some_and(|earlier| earlier.is_accepted) {
-            self.answer(&session, ack(client_id.as_deref(), id)).await;
+            self.answer(sender, ack(client_id.as_deref(), id)).await;
             return None;
         }
         let is_press = matches!(command, Command::Button { .. });
-        let author = Author { user_id: &user, user_name: &session.identity().name };
+        let author = Author { user_id: &user, user_name: &sender.identity().name };
         let message = command.into_incoming(author, &self.settings.bot, id, now)?;
-        Some(Admitted { session, client_id, content, is_press, message, _room })
+        Some(Admitted { sender, client_id, content, is_press, message, _room })
     }
 
     /// Gives messages to the worker's queue, in their order, and tells their senders.
@@ -143,7 +141,7 @@ impl Intake {
                 for admitted in admitted.drain(..) {
                     match self.inlet.reserve(&admitted.message) {
                         Ok(place) => placed.push((admitted, place)),
-                        Err(refused) => self.refuse(&admitted, refused.code(), &refused.to_string()).await,
+                        Err(refused) => self.refuse(admitted, refused.code(), &refused.to_string()).await,
                     }
                 }
                 let keeping = placed.iter().map(|(admitted, _)| durable.keep(&admitted.message)).collect();
@@ -158,7 +156,7 @@ impl Intake {
                             if matches!(error, NotKept::Unknown(_)) {
                                 self.remember(&admitted, false);
                             }
-                            self.refuse(&admitted, ErrorCode::Overloaded, &error.to_string()).await;
+                            self.refuse(admitted, ErrorCode::Overloaded, &error.to_string()).await;
                         }
                     }
                 }
@@ -170,7 +168,7 @@ impl Intake {
                             let message = self.accepted(admitted).await;
                             place.hand_on(message);
                         }
-                        Err(refused) => self.refuse(&admitted, refused.code(), &refused.to_string()).await,
+                        Err(refused) => self.refuse(admitted, refused.code(), &refused.to_string()).await,
                     }
                 }
             }
@@ -181,24 +179,24 @@ impl Intake {
     async fn accepted(&mut self, admitted: Admitted) -> IncomingMessage {
         self.count(WorkerOutcome::Accepted);
         self.remember(&admitted, true);
-        let Admitted { session, client_id, is_press, message, .. } = admitted;
-        self.answer(&session, ack(client_id.as_deref(), message.message_id)).await;
+        let Admitted { sender, client_id, is_press, message, .. } = admitted;
+        self.answer(sender, ack(client_id.as_deref(), message.message_id)).await;
         if !is_press {
             self.echo(&message).await;
         }
         message
     }
 
-    async fn refuse(&self, admitted: &Admitted, code: ErrorCode, reason: &str) {
+    async fn refuse(&self, admitted: Admitted, code: ErrorCode, reason: &str) {
         self.count(WorkerOutcome::Refused);
-        let error = error_frame(code, reason, admitted.client_id.as_deref());
-        self.answer(&admitted.session, Some(error)).await;
+        let Admitted { sender, client_id, .. } = admitted;
+        self.answer(sender, Said::refused(code, reason, client_id.as_deref())).await;
     }
 
     fn remember(&mut self, admitted: &Admitted, is_accepted: bool) {
         if let Some(client_id) = &admitted.client_id {
             let earlier = Earlier { id: admitted.message.message_id, content: admitted.content, is_accepted };
-            self.seen.remember(admitted.session.user().clone(), client_id.clone(), earlier, self.engine.now());
+            self.seen.remember(admitted.sender.identity().user.clone(), client_id.clone(), earlier, self.engine.now());
         }
     }
 
@@ -206,11 +204,17 @@ impl Intake {
         self.engine.metrics().engine.worker_messages.of(outcome).increment();
     }
 
-    async fn answer(&self, session: &crate::fanout::session::SessionRef, frame: Option<Frame>) {
-        if let Some(frame) = frame
-            && let Err(error) = self.engine.send_to_session(session.address(), frame).await
-        {
-            tracing::warn!(%error, "an answer did not reach its tab");
+    async fn answer(&self, sender: Sender, said: Said) {
+        match sender {
+            Sender::Tab(session) => {
+                if let Some(frame) = said.into_frame()
+                    && let Err(error) = self.engine.send_to_session(session.address(), frame).await
+                {
+                    tracing::warn!(%error, "an answer did not reach its tab");
+                }
+            }
+            // A client that has gone away does not hear it, and asks again under the same id.
+            Sender::Request(_, answer) => drop(answer.send(said)),
         }
     }
 
@@ -235,7 +239,7 @@ impl Intake {
 
 /// A message or a press on its way to the worker's queue.
 struct Admitted {
-    session: SessionRef,
+    sender: Sender,
     client_id: Option<Box<str>>,
     content: u64,
     is_press: bool,
@@ -246,12 +250,14 @@ struct Admitted {
 impl Admitted {
     fn is_repeated_by(&self, handed: &Handed) -> bool {
         let client_id = handed.command.client_id();
-        client_id.is_some() && client_id == self.client_id.as_deref() && self.session.user() == handed.session.user()
+        client_id.is_some()
+            && client_id == self.client_id.as_deref()
+            && self.sender.identity().user == handed.sender.identity().user
     }
 }
 
-fn ack(client_id: Option<&str>, id: MessageId) -> Option<Frame> {
-    client_id.map(|client_id| Frame::notice(&Notice::Ack { client_id, id: Some(id) }))
+fn ack(client_id: Option<&str>, id: MessageId) -> Said {
+    Said::Accepted(client_id.map(|client_id| Frame::notice(&Notice::Ack { client_id, id: Some(id) })))
 }
 
 /// Polls all of them, each time in their order, until all are ready.

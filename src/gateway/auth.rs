@@ -35,6 +35,7 @@ pub use origin::Origins;
 pub use token::KeyError;
 
 pub(in crate::gateway) use identity::bearer;
+pub(in crate::gateway) use origin::allow_body;
 
 use identity::Place;
 use identity::Proof;
@@ -228,7 +229,7 @@ impl Keys {
             RouteClass::Api => {
                 let has_body = [Method::POST, Method::PUT, Method::PATCH].contains(request.method);
                 if has_body {
-                    origin::allow_body(request.headers)?;
+                    allow_body(request.headers)?;
                 }
                 Ok(Principal::Worker)
             }

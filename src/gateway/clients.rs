@@ -14,7 +14,8 @@ use crate::config::Settings;
 use crate::driver::addresses::{AddressCounts, Place, TooManyOfAddress};
 use crate::driver::clock;
 use crate::driver::proxies::{Introduction, Proxies};
-use crate::gateway::clients::rates::{AddressRates, TotalRate};
+use crate::gateway::clients::rates::{AddressRates, SaidRates, TotalRate};
+use crate::id::UserId;
 
 /// What a proxy says about the one before it: the last entry is who spoke to the proxy itself.
 const FORWARDED_FOR: &str = "x-forwarded-for";
@@ -35,6 +36,7 @@ pub(crate) struct Clients {
     sessions: Option<Arc<AddressCounts>>,
     handshakes: TotalRate,
     handshakes_of_address: AddressRates,
+    said: SaidRates,
     start: Instant,
     /// Somebody who is not believed has said for whom it speaks.
     is_told: AtomicBool,
@@ -49,6 +51,10 @@ impl Clients {
             sessions: (!settings.is_development()).then(|| AddressCounts::counting(settings.tabs_per_address_max)),
             handshakes: TotalRate::new(limit(settings.handshakes_per_second_max)),
             handshakes_of_address: AddressRates::new(limit(settings.handshakes_per_address_per_second_max)),
+            said: SaidRates::new(
+                limit(settings.inbound_messages_per_second_max),
+                limit(settings.inbound_bytes_per_second_max),
+            ),
             start: clock::now(),
             is_told: AtomicBool::new(false),
         }
@@ -62,6 +68,7 @@ impl Clients {
         }
         self.handshakes.limit(limit(settings.handshakes_per_second_max));
         self.handshakes_of_address.limit(limit(settings.handshakes_per_address_per_second_max));
+        self.said.limit(limit(settings.inbound_messages_per_second_max), limit(settings.inbound_bytes_per_second_max));
     }
 
     /// The client's address: that of the peer, or what trusted proxies say, from the last to the first. Whoever is not
@@ -109,6 +116,11 @@ impl Clients {
     /// A place among the sessions of an address. None if nobody counts them.
     pub(crate) fn place(&self, client: IpAddr) -> Result<Option<Place>, TooManyOfAddress> {
         self.sessions.as_ref().map(|sessions| sessions.take(client)).transpose()
+    }
+
+    /// Counts what a user says by a request, or refuses it.
+    pub(crate) fn may_say(&self, user: &UserId, bytes: usize, now: Instant) -> bool {
+        self.said.take(user, bytes, now.saturating_duration_since(self.start))
     }
 
     /// Counts a request for a session, or refuses it.

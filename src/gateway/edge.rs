@@ -42,7 +42,7 @@ use crate::proto::delivery::PublishError;
 use crate::proto::disconnect::Disconnect;
 
 /// Bodies over this are read on the control threads: below it they take a few dozen microseconds.
-const APART_BYTES: usize = 64 << 10;
+pub(crate) const APART_BYTES: usize = 64 << 10;
 /// The most users that one listing names.
 const USERS_LISTED_MAX: usize = 10_000;
 
@@ -124,6 +124,11 @@ impl Asked {
     /// The first parameter of that name in the query.
     pub(crate) fn parameter(&self, name: &str) -> Option<Cow<'_, str>> {
         handshake::parameter(self.query.as_deref(), name)
+    }
+
+    /// All of them.
+    pub(crate) fn parameters(&self, name: &str) -> impl Iterator<Item = Cow<'_, str>> {
+        handshake::parameters(self.query.as_deref(), name)
     }
 }
 

@@ -14,6 +14,7 @@ mod openai;
 mod pages;
 pub mod reload;
 mod response;
+mod said;
 pub mod security;
 pub mod serve;
 mod status;

@@ -1,4 +1,4 @@
-//! The chat page, the status page and their modules, embedded in the binary.
+//! The chat page, the status page and their modules, and the clients for others, embedded in the binary.
 
 use bytes::Bytes;
 use http::header::{
@@ -34,6 +34,7 @@ impl Pages {
         let html = |text: &str| Bytes::from(text.replace("{{mode}}", mode));
         let (markup, script, style) =
             ("text/html; charset=utf-8", "text/javascript; charset=utf-8", "text/css; charset=utf-8");
+        let (types, python) = ("application/typescript; charset=utf-8", "text/x-python; charset=utf-8");
         let pages = [
             ("/", markup, html(include_str!("pages/index.html"))),
             ("/status", markup, html(include_str!("pages/status.html"))),
@@ -45,6 +46,8 @@ impl Pages {
             ("/dom.js", script, Bytes::from_static(include_bytes!("pages/dom.js"))),
             ("/identity.js", script, Bytes::from_static(include_bytes!("pages/identity.js"))),
             ("/tabcast.js", script, Bytes::from_static(include_bytes!("pages/tabcast.js"))),
+            ("/tabcast.d.ts", types, Bytes::from_static(include_bytes!("pages/tabcast.d.ts"))),
+            ("/tabcast.py", python, Bytes::from_static(include_bytes!("pages/tabcast.py"))),
             ("/style.css", style, Bytes::from_static(include_bytes!("pages/style.css"))),
             ("/favicon.svg", "image/svg+xml", Bytes::from_static(include_bytes!("pages/favicon.svg"))),
         ];

@@ -64,11 +64,14 @@ impl ShardEdge {
         }
     }
 
-    /// `GET /events`.
+    /// `GET /events`, and `POST` for what its reader says.
     pub(super) async fn events(self: Rc<Self>, request: Request<Incoming>, asked: Asked) -> Answer {
         let cors = Cors::of(&self.gateway.keys.load(), request.headers());
         if request.method() == Method::OPTIONS {
-            return Answer::Respond(cors.preflight("GET", request.headers()));
+            return Answer::Respond(cors.preflight("GET, POST", request.headers()));
+        }
+        if request.method() == Method::POST {
+            return Answer::Respond(cors.allow(Box::pin(self.said(request, asked)).await));
         }
         match self.event_stream(request, asked, &cors).await {
             // A page must be able to read why it was refused.
@@ -79,7 +82,7 @@ impl ShardEdge {
 
     async fn event_stream(self: Rc<Self>, request: Request<Incoming>, asked: Asked, cors: &Cors) -> Answer {
         if request.method() != Method::GET {
-            return self.refuse(HandshakeOutcome::BadRequest, method_not_allowed("GET, OPTIONS"));
+            return self.refuse(HandshakeOutcome::BadRequest, method_not_allowed("GET, POST, OPTIONS"));
         }
         if request.version() != Version::HTTP_11 {
             let message = "an event stream needs HTTP/1.1";
@@ -99,6 +102,7 @@ impl ShardEdge {
             Err(answer) => return *answer,
         };
         self.count(HandshakeOutcome::Events);
+        self.join_rooms(address, &asked);
         Answer::Session { address, head: sse::response_head(&cors.headers()), status: 200, place }
     }
 
@@ -132,7 +136,11 @@ impl ShardEdge {
     }
 
     /// Who asks. A signature that takes long to verify is verified on another thread.
-    async fn identify(&self, request: &Request<Incoming>, asked: &Asked) -> Result<(Claims, Credential), Answer> {
+    pub(super) async fn identify(
+        &self,
+        request: &Request<Incoming>,
+        asked: &Asked,
+    ) -> Result<(Claims, Credential), Answer> {
         if self.gateway.is_draining() {
             return Err(self.refuse(HandshakeOutcome::Draining, draining()));
         }
@@ -202,7 +210,7 @@ impl ShardEdge {
     }
 }
 
-fn identity(claims: Claims, now: Timestamp) -> Identity {
+pub(super) fn identity(claims: Claims, now: Timestamp) -> Identity {
     let Claims { user, name, avatar, rooms, expires_at } = claims;
     let name = if name == user.as_str() { user.shared() } else { name.into() };
     Identity { user, name, avatar: avatar.into(), connected_at: now, expires_at, rooms }

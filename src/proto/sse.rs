@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::proto::disconnect::Disconnect;
+
 /// A comment that readers ignore: it keeps proxies from closing an idle stream.
 pub const KEEP_ALIVE: &[u8] = b"e\r\n: keep-alive\n\n\r\n";
 
@@ -71,6 +73,18 @@ pub(crate) fn unchunked(chunk: &[u8]) -> &[u8] {
 #[must_use]
 pub fn retry(after: Duration) -> Vec<u8> {
     chunk(format!("retry: {}\n\n", after.as_millis()).as_bytes())
+}
+
+/// The end of an event stream. Readers come back to one that ends, so one that is over for another reason than they would
+/// think says so before: by an event `close` with the code and the reason that a WebSocket would be closed with.
+#[must_use]
+pub fn end(ending: Disconnect) -> Vec<u8> {
+    if ending.is_retryable() && ending != Disconnect::TokenExpired {
+        return LAST_CHUNK.to_vec();
+    }
+    let (code, reason) = (ending.close_code(), ending.reason());
+    let close = format!("event: close\ndata: {{\"code\":{code},\"reason\":\"{reason}\"}}\n\n");
+    [&chunk(close.as_bytes()), LAST_CHUNK].concat()
 }
 
 #[cfg(test)]

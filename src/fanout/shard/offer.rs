@@ -367,7 +367,7 @@ impl Shard {
     /// Queues what ends the stream of bytes: a close frame, or an event stream's last chunk.
     pub(super) fn queue_close(&mut self, slot: u32, ending: Disconnect) {
         let local = match self.slab.get(slot).wire {
-            Wire::EventStream => Local::Bytes(Box::from(sse::LAST_CHUNK)),
+            Wire::EventStream => Local::Bytes(sse::end(ending).into()),
             Wire::Completion => Local::Bytes(self.last_words(slot, ending)),
             _ => Local::Frame(Frame::close(ending)),
         };

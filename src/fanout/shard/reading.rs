@@ -118,7 +118,8 @@ impl Shard {
         }
     }
 
-    /// A whole text from the reader of whole frames, who has made sure that it is not too long. It is a sign of life.
+    /// A whole text of the client of `slot` that came over no connection of ours, and is no longer than it may be: as if
+    /// it had, and a sign of life.
     pub(crate) fn handle_text(&mut self, slot: u32, text: &mut [u8], inbound: &mut dyn Inbound) {
         self.metrics.read_bytes.add(text.len() as u64);
         let session = self.slab.get_mut(slot);

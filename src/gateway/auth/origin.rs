@@ -201,9 +201,9 @@ fn is_local_host(host: &str) -> bool {
         || name.parse::<IpAddr>().is_ok_and(|address| address.is_ipv4() && address.is_loopback())
 }
 
-/// Development mode, `/api`: a body that a foreign page could send without being asked first (a form, plain text) is
+/// `/api` in development mode, and what users say by requests: a body that a foreign page could send without being asked first (a form, plain text) is
 /// refused.
-pub(super) fn allow_body(headers: &HeaderMap) -> Result<(), AuthError> {
+pub(in crate::gateway) fn allow_body(headers: &HeaderMap) -> Result<(), AuthError> {
     if only(headers, "x-tabcast-raw") == Some("1") {
         return Ok(());
     }

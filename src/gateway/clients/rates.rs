@@ -1,7 +1,7 @@
 //! How often something may happen in a second: the generic cell rate algorithm, which keeps one time and no timer.
 
 use std::collections::HashMap;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hash};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -10,13 +10,16 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 
 use crate::driver::addresses::AddressKey;
+use crate::id::UserId;
 
 /// What a second allows may come at once.
 const BURST_NANOS: u64 = 1_000_000_000;
-/// Parts of the addresses, so that shards' threads seldom wait for each other.
+/// Parts of the keys, so that shards' threads seldom wait for each other.
 const PARTS: usize = 64;
-/// Addresses of one part: what a map of 1,024 places holds, 17 KiB.
-const ADDRESSES_MAX: usize = 896;
+/// Addresses, or users, of one part: what a map of 1,024 places holds, 17 KiB.
+const KEYS_MAX: usize = 896;
+/// How many seconds' worth a user may send at once.
+const SAID_BURST_SECONDS: u64 = 10;
 
 /// So many a second.
 #[derive(Debug, Clone, Copy)]
@@ -89,20 +92,57 @@ impl TotalRate {
     }
 }
 
-/// A rate for each address. An address is forgotten when all that it did is worked off, a second later at the most, and
-/// there are up to 57,344 of them, in 1.1 MiB: past that a new one is not limited, but for all together.
+/// Until when all that each key did is worked off. A key is forgotten then, and there are up to 57,344 of them, in
+/// 1.1 MiB: past that a new one is not limited.
+#[derive(Debug)]
+struct Dues<K> {
+    state: RandomState,
+    parts: Box<[Mutex<HashMap<K, u64, RandomState>>]>,
+}
+
+impl<K: Copy + Eq + Hash> Dues<K> {
+    fn new() -> Self {
+        Self { state: RandomState::default(), parts: (0..PARTS).map(|_| Mutex::default()).collect() }
+    }
+
+    /// Puts `next` of what is due for `key` in its place. False if there is none: nothing was counted.
+    fn take(&self, key: K, now: u64, next: impl FnOnce(u64) -> Option<u64>) -> bool {
+        let part = usize::try_from(self.state.hash_one(key) % PARTS as u64).unwrap_or(0);
+        // What a panic could have left half done is one number.
+        let mut part = self.parts[part].lock().unwrap_or_else(PoisonError::into_inner);
+        if part.len() >= KEYS_MAX && !part.contains_key(&key) {
+            part.retain(|_, due| *due > now);
+            if part.len() >= KEYS_MAX {
+                return true;
+            }
+        }
+        let due = part.entry(key).or_insert(0);
+        match next(*due) {
+            Some(next) => {
+                *due = next;
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[cfg(test)]
+    fn keys(&self) -> usize {
+        self.parts.iter().map(|part| part.lock().unwrap().len()).sum()
+    }
+}
+
+/// A rate for each address: past the bound of [`Dues`] a new one is limited by that for all together.
 #[derive(Debug)]
 pub(super) struct AddressRates {
     limit: Limit,
-    state: RandomState,
-    parts: Box<[Mutex<HashMap<AddressKey, u64, RandomState>>]>,
+    dues: Dues<AddressKey>,
 }
 
 impl AddressRates {
     /// So many a second, and as many at once; 0: no limit.
     pub(super) fn new(per_second: usize) -> Self {
-        let parts = (0..PARTS).map(|_| Mutex::default()).collect();
-        Self { limit: Limit::new(per_second), state: RandomState::default(), parts }
+        Self { limit: Limit::new(per_second), dues: Dues::new() }
     }
 
     /// From now on so many.
@@ -114,29 +154,54 @@ impl AddressRates {
     pub(super) fn take(&self, address: IpAddr, now: Duration) -> bool {
         let Some(rate) = self.limit.rate() else { return true };
         let now = nanos(now);
-        let key = AddressKey::of(address);
-        let part = usize::try_from(self.state.hash_one(key) % PARTS as u64).unwrap_or(0);
-        // What a panic could have left half done is one number.
-        let mut part = self.parts[part].lock().unwrap_or_else(PoisonError::into_inner);
-        if part.len() >= ADDRESSES_MAX && !part.contains_key(&key) {
-            part.retain(|_, due| *due > now);
-            if part.len() >= ADDRESSES_MAX {
-                return true;
-            }
-        }
-        let due = part.entry(key).or_insert(0);
-        match rate.next(*due, now) {
-            Some(next) => {
-                *due = next;
-                true
-            }
-            None => false,
+        self.dues.take(AddressKey::of(address), now, |due| rate.next(due, now))
+    }
+}
+
+/// How much each user may send by requests: as much as one session may, ten seconds' worth at once, and anything after a
+/// silence.
+#[derive(Debug)]
+pub(super) struct SaidRates {
+    /// Frames, and bytes.
+    limits: [AtomicU64; 2],
+    /// Users are told apart by a digest that nobody outside can predict.
+    state: RandomState,
+    dues: Dues<u64>,
+}
+
+impl SaidRates {
+    /// So many frames and bytes a second; 0: no limit.
+    pub(super) fn new(per_second: usize, bytes_per_second: usize) -> Self {
+        let (state, dues) = (RandomState::default(), Dues::new());
+        Self { limits: [per_second, bytes_per_second].map(|limit| AtomicU64::new(limit as u64)), state, dues }
+    }
+
+    /// From now on so many.
+    ///
+    /// # Ordering
+    /// Relaxed: two numbers, which say nothing about any other memory, nor about each other.
+    pub(super) fn limit(&self, per_second: usize, bytes_per_second: usize) {
+        for (limit, new) in self.limits.iter().zip([per_second, bytes_per_second]) {
+            limit.store(new as u64, Ordering::Relaxed);
         }
     }
 
-    #[cfg(test)]
-    fn addresses(&self) -> usize {
-        self.parts.iter().map(|part| part.lock().unwrap().len()).sum()
+    /// Counts one frame of `user` at `now`. False if it is too much: nothing was counted.
+    pub(super) fn take(&self, user: &UserId, bytes: usize, now: Duration) -> bool {
+        let cost = |count: u64, per_second| match per_second {
+            0 => 0,
+            per_second => count.saturating_mul(BURST_NANOS) / per_second,
+        };
+        let [per_second, bytes_per_second] = [0, 1].map(|at: usize| self.limits[at].load(Ordering::Relaxed));
+        let cost = cost(1, per_second).max(cost(bytes as u64, bytes_per_second));
+        if cost == 0 {
+            return true;
+        }
+        let now = nanos(now);
+        self.dues.take(self.state.hash_one(user), now, |due| {
+            let next = due.max(now).saturating_add(cost);
+            (due <= now || next - now <= SAID_BURST_SECONDS * BURST_NANOS).then_some(next)
+        })
     }
 }
 
@@ -171,11 +236,27 @@ mod tests {
         let rates = AddressRates::new(1);
         let address = |n: u32| IpAddr::from((n | 0x0a00_0000).to_be_bytes());
         assert!((0..200_000).all(|n| rates.take(address(n), at(0))));
-        assert!(rates.addresses() <= PARTS * ADDRESSES_MAX);
+        assert!(rates.dues.keys() <= PARTS * KEYS_MAX);
         // All that they did is worked off.
         assert!((200_000..200_000 + 57_344).all(|n| rates.take(address(n), at(2_000))));
         assert!((200_000..200_100).all(|n| !rates.take(address(n), at(2_000))));
-        assert!(rates.addresses() <= PARTS * ADDRESSES_MAX);
+        assert!(rates.dues.keys() <= PARTS * KEYS_MAX);
+    }
+
+    #[test]
+    fn a_user_sends_as_much_as_one_session_may() {
+        let (one, other) = (UserId::parse("one").unwrap(), UserId::parse("other").unwrap());
+        let taken =
+            |rates: &SaidRates, millis, bytes| (0..1_000).filter(|_| rates.take(&one, bytes, at(millis))).count();
+        let rates = SaidRates::new(20, 1_000);
+        assert_eq!([0, 0, 50, 60_000].map(|millis| taken(&rates, millis, 10)), [200, 0, 1, 200]);
+        assert!(rates.take(&other, 10, at(60_000)));
+        // By their bytes; and one of any length after a silence.
+        let rates = SaidRates::new(20, 1_000);
+        assert_eq!([0, 9_000, 10_000].map(|millis| taken(&rates, millis, 500)), [20, 18, 2]);
+        assert_eq!([60_000, 100_000].map(|millis| taken(&rates, millis, 50_000)), [1, 0]);
+        let unlimited = SaidRates::new(0, 0);
+        assert_eq!(taken(&unlimited, 0, 1 << 20), 1_000);
     }
 
     #[test]

@@ -487,16 +487,17 @@ function drawStatus(state) {
   const words = {
     idle: "Starting",
     connecting: "Connecting…",
-    online: "Online",
-    waiting: navigator.onLine ? `Reconnecting in ${wait} s` : "Offline",
+    online: state.transport === "events" ? "Online, without WebSocket" : "Online",
+    waiting: `Reconnecting in ${wait} s`,
+    offline: "Offline",
     unauthorized: "Signed out",
     closed: ENDINGS[state.code] ?? "Disconnected",
   };
   $("status").dataset.state = state.name;
-  $("status").title = state.reason ?? "";
+  $("status").title = state.reason ?? (state.transport === "events" ? "Something on the way lets no WebSocket through: slower, but nothing is missing." : "");
   $("status-text").textContent = words[state.name];
-  $("connect").hidden = !["waiting", "unauthorized", "closed"].includes(state.name);
-  $("connect").textContent = { waiting: "Retry now", unauthorized: "Sign in" }[state.name] ?? "Reconnect";
+  $("connect").hidden = !["waiting", "offline", "unauthorized", "closed"].includes(state.name);
+  $("connect").textContent = { waiting: "Retry now", offline: "Retry now", unauthorized: "Sign in" }[state.name] ?? "Reconnect";
 }
 
 function onState({ detail: state }) {

@@ -1,9 +1,13 @@
-// The browser's side of tabcast: one connection that comes back by itself, and an outbox that outlives it.
+// @ts-self-types="./tabcast.d.ts"
+// A client of tabcast for browsers and Node 22: one connection that comes back by itself, and an outbox that outlives it.
 //
-//   const client = new Tabcast({ query: () => ({ user: "alice" }) });
+//   const client = new Tabcast({ token: () => fetch("/my/token").then((response) => response.text()) });
 //   client.addEventListener("message", ({ detail }) => show(detail.text));
 //   client.connect();
 //   const { id } = await client.send({ type: "message", text: "hello" });
+//
+// Outside a page say where: `new Tabcast({ url: "https://chat.example" })`. Types are in `/tabcast.d.ts`, beside this file.
+// Where no WebSocket gets through, it goes on over `/events` and POST; a WebSocket is tried again now and then.
 //
 // Events: `state` (detail: see `Tabcast.state`) and one for each frame type in FRAME_TYPES (detail: the frame).
 // Frames of other types are ignored, as the protocol asks.
@@ -12,6 +16,8 @@
 const FINAL_CODES = new Set([1000, 1002, 1003, 1007, 1008, 1009, 4010]);
 const CODE_LOST = 1006;
 const CODE_TOKEN_EXPIRED = 4001;
+/** Answers to a POST after which the connection is made anew, and the same is sent again. */
+const RETRYABLE = new Set([401, 403, 408, 429, 500, 502, 503, 504]);
 
 const FRAME_TYPES = new Set(["message", "file", "edit", "typing", "end", "hello", "ack", "error", "pong", "gap", "draining"]);
 
@@ -26,6 +32,16 @@ const LIMITS = Object.freeze({
   handshakeMs: 15_000,
   /** Silence for this long while something waits for its ack asks for a sign of life. */
   ackMs: 10_000,
+  /**
+   * Silence for this long, and up to a fifth more, asks for a sign of life in any case: without one the connection is dead,
+   * noticed within 77 s. The server pings and cuts its side within 45 s, unseen by a page; this is for a path that is dead
+   * for us alone, and seldom enough that a million silent tabs ask 15,000 times a second, together.
+   */
+  silenceMs: 60_000,
+  /** Where no WebSocket got through, one is tried again this often. */
+  webSocketRetryMs: 120_000,
+  /** How long one POST may take, where no WebSocket gets through. */
+  postMs: 60_000,
   /** A sign of life must come within this after a ping. */
   pongMs: 5_000,
   /** What may wait for its ack, sent or not. */
@@ -51,29 +67,123 @@ export function randomId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
+/** Only a browser knows, and only that there is no network at all. */
+const isOffline = () => globalThis.navigator?.onLine === false;
+
+function addressOf(base, path, query) {
+  const url = new URL(path, base);
+  for (const [name, value] of Object.entries(query)) url.searchParams.set(name, value);
+  return url;
+}
+
 /**
  * One way to reach the server. Another one takes and returns the same: `open` once, `text` for each frame,
  * `close({ code, reason })` once; after `close()` has been called, nothing more.
  */
-export function webSocketLink({ path, query, token, open, text, close }) {
-  const url = new URL(path, location.href);
+export function webSocketLink({ base, path, query, after, token, open, text, close }) {
+  const url = addressOf(base, path, { ...query, ...(after && { after }) });
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
-  for (const [name, value] of Object.entries(query)) url.searchParams.set(name, value);
   const socket = token ? new WebSocket(url, ["tabcast", `tabcast.bearer.${token}`]) : new WebSocket(url);
-  socket.onopen = open;
+  const forget = () => (socket.onopen = socket.onmessage = socket.onerror = socket.onclose = null);
+  let opened = false;
+  socket.onopen = () => {
+    opened = true;
+    open();
+  };
   socket.onmessage = (event) => typeof event.data === "string" && text(event.data);
   socket.onclose = ({ code, reason }) => close({ code, reason });
+  socket.onerror = () => {
+    if (opened) return;
+    forget(); // Node closes nothing that was never open
+    close({ code: CODE_LOST, reason: "" });
+  };
   return {
     send: (frame) => socket.send(frame),
+    isSending: () => socket.bufferedAmount > 0,
     close(code, reason) {
-      socket.onopen = socket.onmessage = socket.onclose = null;
+      forget();
+      socket.onerror = () => {};
       socket.close(code, reason);
     },
   };
 }
 
+/**
+ * The same over an event stream and one POST for each frame, in their order. `reply` gets the answers of those, `alive` is
+ * called for whatever comes over the stream, `close` may also say `status` and `retryAfterMs`. Rooms are joined by opening.
+ */
+export function eventStreamLink({ base, path, query, after, rooms, token, postMs, open, text, reply, alive, close }) {
+  const stream = addressOf(base, path, { ...query, ...(after && { after }) });
+  stream.searchParams.delete("room");
+  for (const room of rooms) stream.searchParams.append("room", room);
+  const outgoing = addressOf(base, path, query);
+  const headers = token ? { authorization: `Bearer ${token}` } : {};
+  const controller = new AbortController();
+  let posts = Promise.resolve();
+  let posting = 0;
+
+  const end = (ending) => {
+    if (controller.signal.aborted) return;
+    controller.abort();
+    close({ code: CODE_LOST, reason: "", ...ending });
+  };
+  const refusal = ({ status, headers }) => ({ status, retryAfterMs: Number.parseInt(headers.get("retry-after") ?? "", 10) * 1000 || null });
+
+  async function read() {
+    const response = await fetch(stream, { headers, cache: "no-store", signal: controller.signal });
+    if (!response.ok) return end(refusal(response));
+    open();
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let record = { event: "message", data: [] };
+    let line = "";
+    const took = () => {
+      const [, name, value] = /^([a-z]*):? ?(.*)$/s.exec(line) ?? [];
+      if (name === "data") record.data.push(value);
+      else if (name === "event") record.event = value;
+      if (line !== "") return;
+      const { event, data } = record;
+      record = { event: "message", data: [] };
+      if (event === "close") end(JSON.parse(data.join("")));
+      else if (data.length > 0) text(data.join("\n"));
+    };
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return end({});
+      alive();
+      const [first, ...others] = value.split("\n");
+      line += first;
+      for (const next of others) {
+        took();
+        line = next;
+      }
+    }
+  }
+
+  async function post(frame) {
+    const signal = AbortSignal.any([controller.signal, AbortSignal.timeout(postMs)]);
+    const response = await fetch(outgoing, { method: "POST", headers: { ...headers, "content-type": "application/json" }, body: frame, cache: "no-store", signal });
+    const answer = response.status === 204 ? null : await response.json();
+    if (answer === null || typeof answer.type === "string") return answer && reply(JSON.stringify(answer));
+    if (RETRYABLE.has(response.status)) return end(refusal(response));
+    reply(JSON.stringify({ type: "error", ...answer.error, client_id: JSON.parse(frame).client_id }));
+  }
+
+  read().catch(() => end({}));
+  return {
+    hears: true,
+    send(frame) {
+      posting += 1;
+      posts = posts.then(() => !controller.signal.aborted && post(frame)).catch(() => end({})).finally(() => (posting -= 1));
+    },
+    isSending: () => posting > 0,
+    close: () => controller.abort(),
+  };
+}
+
 export class Tabcast extends EventTarget {
+  #base;
   #path;
+  #events;
   #query;
   #token;
   #openLink;
@@ -84,7 +194,13 @@ export class Tabcast extends EventTarget {
   #positions = []; // ids of the last ordered frames, the newest first: what comes after them is asked for
   #generation = 0; // a callback of an older connection finds another number, and does nothing
   #link = null;
+  #isBlocked = false; // WebSockets do not get through here, event streams do
+  #refusedToken = undefined;
+  #notBefore = 0; // when the server wants to be asked again, for who comes back online before that
   #retryTimer = 0;
+  #silenceTimer = 0;
+  #webSocketTimer = 0;
+  #reopenTimer = 0;
   #stableTimer = 0;
   #pongTimer = 0;
   #ackTimer = 0;
@@ -98,22 +214,30 @@ export class Tabcast extends EventTarget {
   #rooms = new Map(); // name → { clientId, joined, resolve, reject }
 
   /**
-   * `query()` gives the parameters of the address. `token(reason)` gives, now or later, a token, `null` for none
-   * needed, or `undefined` for "there is none, stop"; `reason` is "start", "reconnect", "expired" or "refused".
+   * `url` is where the server is; in a page, by default, where the page is from. `query()` gives the parameters of the
+   * address. `token(reason)` gives, now or later, a token, `null` for none needed, or `undefined` for "there is none, stop";
+   * `reason` is "start", "reconnect", "expired" or "refused". `events: null` goes without the fallback.
    */
-  constructor({ path = "/ws", query = () => ({}), token = () => null, link = webSocketLink, limits = {} } = {}) {
+  constructor({ url, path = "/ws", events = "/events", query = () => ({}), token = () => null, link = webSocketLink, limits = {} } = {}) {
     super();
+    this.#base = new URL(url ?? globalThis.location?.href).href;
     this.#path = path;
+    this.#events = events;
     this.#query = query;
     this.#token = token;
     this.#openLink = link;
     this.#limits = { ...LIMITS, ...limits };
-    addEventListener("online", () => this.#wake());
-    addEventListener("pageshow", () => this.#wake());
-    document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.#wake());
+    const { document } = globalThis;
+    globalThis.addEventListener?.("online", () => this.#wake());
+    globalThis.addEventListener?.("offline", () => this.#doze());
+    globalThis.addEventListener?.("pageshow", () => this.#wake());
+    document?.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.#wake());
   }
 
-  /** `{ name }` of idle, connecting, online, waiting (`retryAt`, `code`), unauthorized, or closed (`code`, `reason`). */
+  /**
+   * `{ name }` of idle, connecting, online (`transport`: "websocket" or "events"), waiting (`retryAt`, `code`), offline (the
+   * browser knows of no network: nothing is tried until it does), unauthorized, or closed (`code`, `reason`).
+   */
   get state() {
     return this.#state;
   }
@@ -129,6 +253,7 @@ export class Tabcast extends EventTarget {
     this.close();
     this.#attempt = 0;
     this.#positions = [];
+    this.#isBlocked = false;
     this.#open("start");
   }
 
@@ -155,12 +280,14 @@ export class Tabcast extends EventTarget {
   join(room) {
     return new Promise((resolve, reject) => {
       this.#rooms.set(room, { clientId: "", joined: false, resolve, reject });
-      this.#sendJoin(room);
+      if (this.#state.name === "online") this.#sendJoin(room);
     });
   }
 
   leave(room) {
-    if (this.#rooms.delete(room)) this.#transmit({ type: "leave", room });
+    if (!this.#rooms.delete(room) || this.#state.name !== "online") return;
+    if (this.#link.hears) this.#reopenSoon();
+    else this.#transmit({ type: "leave", room });
   }
 
   /** Tells the worker that the person types; said once in a while, and never queued. */
@@ -174,7 +301,7 @@ export class Tabcast extends EventTarget {
   /** Asks for a sign of life, and starts anew if none comes. The server's own heartbeat is not visible to a page. */
   check() {
     if (this.#pongTimer || !this.#transmit({ type: "ping" })) return;
-    this.#pongTimer = setTimeout(() => this.#drop(), this.#limits.pongMs);
+    this.#pongTimer = setTimeout(() => this.#drop({ opened: true }), this.#limits.pongMs);
   }
 
   // ---- connection ----
@@ -185,37 +312,57 @@ export class Tabcast extends EventTarget {
   }
 
   #wake() {
-    if (this.#state.name === "waiting" && !this.#retryIsOrdered()) this.#open("reconnect");
-    else if (this.#state.name === "online" && performance.now() - this.#heardAt > this.#limits.ackMs) this.check();
+    const { name, ordered } = this.#state;
+    if (name === "offline" && isOffline()) return;
+    if (name === "offline") this.#isBlocked = false; // perhaps another network
+    if (name === "offline" && this.#notBefore > Date.now()) this.#wait("reconnect", this.#notBefore - Date.now(), true);
+    else if (name === "offline" || (name === "waiting" && !ordered)) this.#open("reconnect");
+    else if (name === "online" && performance.now() - this.#heardAt > this.#limits.ackMs) this.check();
   }
 
-  #retryIsOrdered() {
-    return this.#state.ordered === true; // the server named the moment, so that not all come at once
+  /** The browser has lost the network. What is open may still work, as to this machine: that is asked. */
+  #doze() {
+    const { name, ordered, retryAt, code } = this.#state;
+    if (name === "waiting") this.#rest(ordered ? retryAt : 0, code);
+    else if (name === "online") this.check();
   }
 
-  async #open(why) {
+  #rest(notBefore, code) {
+    clearTimeout(this.#retryTimer);
+    this.#notBefore = notBefore;
+    this.#set({ name: "offline", code });
+  }
+
+  /** Opens a link, with a token that is known from just before or a new one. */
+  async #open(why, { events = this.#isBlocked, token } = {}) {
     const generation = ++this.#generation;
     clearTimeout(this.#retryTimer);
     this.#set({ name: "connecting" });
-    const token = await (async () => this.#token(why))().catch(() => undefined);
+    if (token === undefined) token = await (async () => this.#token(why))().catch(() => undefined);
     if (generation !== this.#generation) return;
-    if (token === undefined) return this.#set({ name: "unauthorized" });
+    const isRefused = why === "refused" && token === this.#refusedToken;
+    if (token === undefined || isRefused) return this.#set({ name: "unauthorized" });
 
     let opened = false;
     const current = (act) => (value) => generation === this.#generation && act(value);
-    const lost = current(({ code, reason }) => this.#lost({ opened, code, reason, token }));
-    const handshake = setTimeout(() => !opened && generation === this.#generation && this.#drop(token), this.#limits.handshakeMs);
+    const lost = current((ending) => this.#lost({ ...ending, opened, events, token }));
+    const handshake = setTimeout(current(() => opened || this.#drop({ opened, events, token })), this.#limits.handshakeMs);
+    if (events) [...this.#rooms.values()].forEach((entry, place) => (entry.clientId = `room-${place}`));
     try {
-      this.#link = this.#openLink({
-        path: this.#path,
-        query: { ...this.#query(), ...(this.#positions.length > 0 && { after: this.#positions.join(",") }) },
-        token,
+      this.#link = (events ? eventStreamLink : this.#openLink)({
+        ...this.#target(token, events),
+        after: this.#positions.join(","),
         open: current(() => {
           opened = true;
           clearTimeout(handshake);
-          this.#opened();
+          this.#opened(events, token);
         }),
-        text: current((text) => this.#receive(text)),
+        text: current((text) => {
+          this.#heard();
+          this.#receive(text);
+        }),
+        reply: current((text) => this.#receive(text)),
+        alive: current(() => this.#heard()),
         close: (ending) => {
           clearTimeout(handshake);
           lost(ending);
@@ -223,68 +370,118 @@ export class Tabcast extends EventTarget {
       });
     } catch {
       clearTimeout(handshake);
-      this.#open("refused"); // a token with characters that no header can carry
+      lost({ code: CODE_LOST, reason: "", status: 401 }); // a token with characters that no header can carry
     }
   }
 
-  #opened() {
-    this.#heardAt = performance.now();
+  #target(token, events) {
+    return { base: this.#base, path: events ? this.#events : this.#path, query: this.#query(), rooms: [...this.#rooms.keys()], postMs: this.#limits.postMs, token };
+  }
+
+  #opened(events, token) {
     this.#retryAfterMs = null;
+    this.#refusedToken = undefined;
+    this.#isBlocked = events;
     this.#typingSaid = { active: false, at: 0 };
     this.#stableTimer = setTimeout(() => (this.#attempt = 0), this.#limits.stableMs);
-    this.#set({ name: "online" });
-    for (const room of this.#rooms.keys()) this.#sendJoin(room);
+    this.#heard();
+    this.#listen();
+    this.#set({ name: "online", transport: events ? "events" : "websocket" });
+    if (events) this.#tryWebSocketLater(token);
+    for (const [room, { clientId }] of this.#rooms) if (!events || clientId === "") this.#sendJoin(room);
     this.#flush();
   }
 
+  /** Opens a WebSocket beside the event stream, which is left only if that works. */
+  #tryWebSocketLater(token) {
+    const generation = this.#generation;
+    this.#webSocketTimer = setTimeout(() => {
+      let link = null;
+      const done = (works) => {
+        clearTimeout(timer);
+        link?.close(1000);
+        link = null;
+        if (generation !== this.#generation) return;
+        this.#isBlocked = !works;
+        if (works) this.#reopen();
+        else this.#tryWebSocketLater(token);
+      };
+      const timer = setTimeout(done, this.#limits.handshakeMs, false);
+      try {
+        link = this.#openLink({ ...this.#target(token, false), after: "", open: () => done(true), text() {}, close: () => done(false) });
+      } catch {
+        done(false);
+      }
+    }, this.#limits.webSocketRetryMs);
+  }
+
+  #reopen() {
+    this.#link?.close(1000);
+    this.#generation += 1;
+    this.#unlink();
+    this.#open("reconnect");
+  }
+
+  #reopenSoon() {
+    this.#reopenTimer ||= setTimeout(() => this.#reopen());
+  }
+
+  #heard() {
+    this.#heardAt = performance.now();
+    this.#answered();
+  }
+
+  #answered() {
+    clearTimeout(this.#pongTimer);
+    this.#pongTimer = 0;
+  }
+
+  /** Looks for silence. Whoever sees the server's own signs of life need not ask for one. */
+  #listen() {
+    const { silenceMs } = this.#limits;
+    const most = silenceMs * (1 + Math.random() / 5);
+    const look = () => {
+      const left = most - (performance.now() - this.#heardAt);
+      if (left <= 0 && this.#link.hears) return this.#drop({ opened: true, events: true });
+      if (left <= 0) this.check();
+      this.#silenceTimer = setTimeout(look, left > 0 ? left : most);
+    };
+    look();
+  }
+
   /** The connection does not answer: as if it had been lost, without waiting for its close. */
-  #drop(token = null) {
-    const opened = this.#state.name === "online";
+  #drop(link) {
     this.#link?.close();
     this.#generation += 1;
-    this.#lost({ opened, code: CODE_LOST, reason: "no answer", token });
+    this.#lost({ ...link, code: CODE_LOST, reason: "no answer" });
   }
 
   #unlink() {
     this.#link = null;
-    for (const timer of [this.#retryTimer, this.#stableTimer, this.#pongTimer, this.#ackTimer]) clearTimeout(timer);
-    this.#pongTimer = this.#ackTimer = 0;
+    for (const timer of [this.#retryTimer, this.#stableTimer, this.#pongTimer, this.#ackTimer, this.#silenceTimer, this.#webSocketTimer, this.#reopenTimer]) clearTimeout(timer);
+    this.#pongTimer = this.#ackTimer = this.#reopenTimer = 0;
     for (const entry of this.#outbox.values()) entry.sent = false;
-    for (const entry of this.#rooms.values()) entry.joined = false;
+    for (const entry of this.#rooms.values()) Object.assign(entry, { joined: false, clientId: "" });
   }
 
-  async #lost({ opened, code, reason, token }) {
+  #lost({ opened, events = false, code, reason, status = 0, retryAfterMs = null, token }) {
     this.#unlink();
     if (FINAL_CODES.has(code)) return this.#finish(code, reason);
     if (code === CODE_TOKEN_EXPIRED) return this.#attempt++ === 0 ? this.#open("expired") : this.#retry("expired", code);
-    if (opened) return this.#retry("reconnect", code);
-
-    const generation = ++this.#generation;
-    const { status, retryAfterMs } = await this.#askWhy(token);
-    if (generation !== this.#generation) return;
-    if (status === 401) return this.#open("refused");
-    if (status === 403) return this.#finish(403, "the server refuses this page or this token");
-    this.#retryAfterMs = retryAfterMs;
-    this.#isRefused = true;
-    this.#retry("reconnect", code);
-  }
-
-  /** A browser does not say why a handshake was refused; the same request without the upgrade does. */
-  async #askWhy(token) {
-    try {
-      const url = new URL(this.#path, location.href);
-      for (const [name, value] of Object.entries(this.#query())) url.searchParams.set(name, value);
-      const response = await fetch(url, {
-        headers: token ? { authorization: `Bearer ${token}` } : {},
-        cache: "no-store",
-        signal: AbortSignal.timeout(this.#limits.pongMs),
-      });
-      await response.body?.cancel();
-      const seconds = Number.parseInt(response.headers.get("retry-after") ?? "", 10);
-      return { status: response.status, retryAfterMs: seconds > 0 ? seconds * 1000 : null };
-    } catch {
-      return { status: 0, retryAfterMs: null };
+    if (status === 401) {
+      const isAgain = this.#refusedToken !== undefined;
+      this.#refusedToken = token;
+      return isAgain ? this.#retry("refused", code) : this.#open("refused");
     }
+    if (status === 403) return this.#finish(403, "the server refuses this page or this token");
+    // Nobody says why a handshake failed. The same over HTTP works if only WebSockets are blocked, and if not, says why.
+    if (!opened && !events && this.#events !== null) return this.#open("reconnect", { events: true, token });
+    this.#isBlocked &&= opened;
+    if (retryAfterMs !== null) {
+      this.#retryAfterMs = retryAfterMs;
+      this.#isRefused = true;
+    }
+    this.#retry("reconnect", code);
   }
 
   #retry(why, code) {
@@ -296,8 +493,14 @@ export class Tabcast extends EventTarget {
     this.#retryAfterMs = null;
     this.#isRefused = false;
     this.#attempt = Math.min(this.#attempt + 1, 16);
-    this.#retryTimer = setTimeout(() => this.#open(why), wait);
-    this.#set({ name: "waiting", retryAt: Date.now() + wait, ordered, code });
+    if (isOffline()) this.#rest(ordered ? Date.now() + wait : 0, code);
+    else this.#wait(why, wait, ordered, code);
+  }
+
+  /** `ordered`: the server named the moment, so that not all come at once. */
+  #wait(why, ms, ordered, code) {
+    this.#retryTimer = setTimeout(() => this.#open(why), ms);
+    this.#set({ name: "waiting", retryAt: Date.now() + ms, ordered, code });
   }
 
   #finish(code, reason) {
@@ -320,6 +523,7 @@ export class Tabcast extends EventTarget {
   }
 
   #sendJoin(room) {
+    if (this.#link.hears) return this.#reopenSoon();
     const entry = this.#rooms.get(room);
     entry.clientId = randomId();
     this.#transmit({ type: "join", room, client_id: entry.clientId });
@@ -339,14 +543,11 @@ export class Tabcast extends EventTarget {
   #ackIsDue() {
     this.#ackTimer = 0;
     if (this.#outbox.size === 0) return;
-    if (performance.now() - this.#heardAt >= this.#limits.ackMs) this.check();
+    if (performance.now() - this.#heardAt >= this.#limits.ackMs && !this.#link.isSending?.()) this.check();
     this.#flush();
   }
 
   #receive(text) {
-    this.#heardAt = performance.now();
-    clearTimeout(this.#pongTimer);
-    this.#pongTimer = 0;
     let frame;
     try {
       frame = JSON.parse(text);
@@ -355,6 +556,7 @@ export class Tabcast extends EventTarget {
     }
     if (!FRAME_TYPES.has(frame?.type)) return;
     if (frame.type === "message" || frame.type === "file") this.#positions = [frame.id, ...this.#positions].slice(0, this.#limits.positionsMax);
+    if (frame.type === "pong") this.#answered();
     if (frame.type === "ack") this.#acked(frame);
     else if (frame.type === "error" && this.#refused(frame)) return;
     else if (frame.type === "draining") this.#retryAfterMs = Math.max(0, Number(frame.retry_after_ms) || 0);
