@@ -17,7 +17,6 @@ mod threads;
 
 use std::future::Future;
 use std::io;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -56,7 +55,7 @@ pub struct TabsSettings {
     pub tabs_max: usize,
     /// Connections that are on their way from the server to a shard: a request was answered 101 and its client has not
     /// taken that yet. Default 1,024; each costs about 1 KiB beside what it costs the server. One more is answered 503.
-    pub arriving_max: NonZeroUsize,
+    pub arriving_max: usize,
     /// How long one may be on its way. Default 10 s.
     pub arrival_timeout: Duration,
     /// How people's messages reach the handler.
@@ -67,10 +66,17 @@ impl Default for TabsSettings {
     fn default() -> Self {
         Self {
             tabs_max: 100_000,
-            arriving_max: const { NonZeroUsize::new(1_024).unwrap() },
+            arriving_max: 1_024,
             arrival_timeout: Duration::from_secs(10),
             worker: WorkerSettings::default(),
         }
+    }
+}
+
+impl TabsSettings {
+    /// What a semaphore, and a queue, can count of that.
+    fn arrivals_max(&self) -> usize {
+        self.arriving_max.clamp(1, Semaphore::MAX_PERMITS)
     }
 }
 
@@ -166,7 +172,7 @@ impl Tabs {
         let worker = Worker::start_with(engine, handler, settings.worker.clone())?;
         let mailboxes = Mailboxes::start_with(engine, worker.texts())?;
         let threads = Threads::start(engine, worker.texts(), &settings)?;
-        let arriving = Arc::new(Semaphore::new(settings.arriving_max.get().min(Semaphore::MAX_PERMITS)));
+        let arriving = Arc::new(Semaphore::new(settings.arrivals_max()));
         let (next, is_draining) = (AtomicUsize::new(0), AtomicBool::new(false));
         let engine = engine.clone();
         let shared = Shared { engine, worker, threads, mailboxes, arriving, settings, next, is_draining };

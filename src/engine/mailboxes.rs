@@ -279,48 +279,11 @@ impl TabMailbox {
         self.hand.ending()
     }
 
-    /// Says what a client of the tab's own transport has said: one text of the protocol that a WebSocket's client speaks
-    /// (`message`, `button`, `typing`, `join`, `leave`, `ping`), within its limits. Answers come as frames.
-    ///
-    /// # Errors
-    /// [`SayError::TooLarge`], [`SayError::Ended`]: it was not heard.
-    ///
-    /// # Cancel safety
-    /// Dropped, it was said or not.
-    pub async fn say(&self, text: String) -> Result<(), SayError> {
-        let (bytes, bytes_max) = (text.len(), self.bytes_max);
-        if bytes > bytes_max {
-            return Err(SayError::TooLarge { bytes, bytes_max });
-        }
-        self.ask(Command::Text { address: self.address(), text }).await
-    }
-
-    /// Puts the tab into a room that its identity may join. Ready once what is published there reaches it.
-    ///
-    /// # Errors
-    /// [`SayError`], but for the first: it is not in the room.
-    ///
-    /// # Cancel safety
-    /// Dropped, it may be in the room or not.
-    pub async fn join(&self, room: &RoomName) -> Result<(), SayError> {
-        let (reply, replied) = oneshot::channel();
-        self.ask(Command::Join { address: self.address(), room: room.clone(), reply }).await?;
-        replied.await.map_err(|_| SayError::Ended)?
-    }
-
-    /// Takes the tab out of a room.
-    ///
-    /// # Errors
-    /// [`SayError::Ended`].
-    ///
-    /// # Cancel safety
-    /// Dropped, it may be in the room or not.
-    pub async fn leave(&self, room: &RoomName) -> Result<(), SayError> {
-        self.ask(Command::Leave { address: self.address(), room: room.clone() }).await
-    }
-
-    async fn ask(&self, command: Command) -> Result<(), SayError> {
-        self.commands.send(command).await.map_err(|_| SayError::Ended)
+    /// What speaks for the tab, while it is read.
+    #[must_use]
+    pub fn voice(&self) -> Voice {
+        let (hand, commands) = (Arc::clone(&self.hand), self.commands.clone());
+        Voice { address: self.address(), hand, commands, bytes_max: self.bytes_max }
     }
 
     /// The next piece, of those that are no frames as well if it was opened for them.
@@ -347,5 +310,85 @@ impl Drop for TabMailbox {
     fn drop(&mut self) {
         self.hand.leave();
         self.stirred.stir(&self.hand);
+    }
+}
+
+/// What speaks for one tab. Clones speak for the same one; none keeps it open.
+///
+/// ```
+/// # use futures_util::StreamExt;
+/// # use tabcast::engine::mailboxes::Mailboxes;
+/// # use tabcast::engine::{Engine, EngineSettings};
+/// # use tabcast::fanout::session::{Identity, RoomGrant};
+/// # use tabcast::id::{RoomName, UserId};
+/// # use tabcast::platform::adapter::{Outlet, Unanswered};
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+/// # let engine = Engine::new(EngineSettings::default());
+/// # let mailboxes = Mailboxes::start(&engine, Unanswered)?;
+/// let ann = Identity { rooms: RoomGrant::Any, ..Identity::new(UserId::parse("ann")?, engine.now()) };
+/// let mut tab = mailboxes.connect(ann).await?;
+/// let voice = tab.voice();
+/// voice.join(&RoomName::parse("lobby")?).await?;
+/// voice.say(r#"{"type":"ping","client_id":"1"}"#.to_owned()).await?;
+/// let pong = tab.next().await.ok_or("it has ended")?;
+/// assert_eq!(pong.json(), br#"{"type":"pong","client_id":"1"}"#);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Voice {
+    address: Address,
+    hand: Arc<Hand>,
+    commands: mpsc::Sender<Command>,
+    bytes_max: usize,
+}
+
+impl Voice {
+    /// Says what the client of one's own transport has said: one text of the protocol that a WebSocket's client speaks
+    /// (`message`, `button`, `typing`, `join`, `leave`, `ping`), within its limits. Answers come as frames.
+    ///
+    /// # Errors
+    /// [`SayError::TooLarge`], [`SayError::Ended`]: it was not heard.
+    ///
+    /// # Cancel safety
+    /// Dropped, it was said or not.
+    pub async fn say(&self, text: String) -> Result<(), SayError> {
+        let (bytes, bytes_max) = (text.len(), self.bytes_max);
+        if bytes > bytes_max {
+            return Err(SayError::TooLarge { bytes, bytes_max });
+        }
+        self.ask(Command::Text { address: self.address, text }).await
+    }
+
+    /// Puts the tab into a room that its identity may join. Ready once what is published there reaches it.
+    ///
+    /// # Errors
+    /// [`SayError`], but for the first: it is not in the room.
+    ///
+    /// # Cancel safety
+    /// Dropped, it may be in the room or not.
+    pub async fn join(&self, room: &RoomName) -> Result<(), SayError> {
+        let (reply, replied) = oneshot::channel();
+        self.ask(Command::Join { address: self.address, room: room.clone(), reply }).await?;
+        replied.await.map_err(|_| SayError::Ended)?
+    }
+
+    /// Takes the tab out of a room.
+    ///
+    /// # Errors
+    /// [`SayError::Ended`].
+    ///
+    /// # Cancel safety
+    /// Dropped, it may be in the room or not.
+    pub async fn leave(&self, room: &RoomName) -> Result<(), SayError> {
+        self.ask(Command::Leave { address: self.address, room: room.clone() }).await
+    }
+
+    async fn ask(&self, command: Command) -> Result<(), SayError> {
+        if self.hand.is_over() {
+            return Err(SayError::Ended);
+        }
+        self.commands.send(command).await.map_err(|_| SayError::Ended)
     }
 }

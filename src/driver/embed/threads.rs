@@ -62,7 +62,7 @@ impl Threads {
         let mut arrivals = Vec::with_capacity(count);
         let mut started = Ok(());
         for index in 0..u16::try_from(count).unwrap_or(u16::MAX) {
-            let (arrival, coming) = mpsc::channel(settings.arriving_max.get().min(tokio::sync::Semaphore::MAX_PERMITS));
+            let (arrival, coming) = mpsc::channel(settings.arrivals_max());
             let thread = Thread {
                 index,
                 hub: Arc::clone(hub),

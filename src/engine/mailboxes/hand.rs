@@ -105,6 +105,12 @@ impl Hand {
         lane.ending.filter(|_| lane.pieces.is_empty())
     }
 
+    /// Whether the tab has ended, or nobody reads it any more.
+    pub(super) fn is_over(&self) -> bool {
+        let lane = self.lane();
+        lane.is_left || lane.ending.is_some()
+    }
+
     /// The reader is gone: what it did not read goes with it.
     pub(super) fn leave(&self) {
         let mut lane = self.lane();
@@ -173,7 +179,7 @@ mod tests {
     fn a_reader_that_was_short_asks_once_for_more_and_an_empty_lane_takes_anything() {
         let (hand, stirred) = (Arc::new(Hand::new(Chunks::Ignored)), Stirred::default());
         let mut context = Context::from_waker(Waker::noop());
-        let mut take = |frame: &Frame| hand.take(&Given::Frame(frame));
+        let take = |frame: &Frame| hand.take(&Given::Frame(frame));
         assert!(take(&Frame::text(&"x".repeat(2 * BYTES_MAX))), "an empty lane");
         assert!(!take(&Frame::text("x")), "no room in bytes");
         assert!(hand.take(&Given::Chunk(b"1\r\nx\r\n")), "nobody wants it");

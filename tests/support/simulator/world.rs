@@ -152,7 +152,8 @@ fn settings(dice: &mut Dice) -> EngineSettings {
         ..HubLimits::default()
     };
     let (shards, files) = (dice.between(1, 3), FileLimits::default());
-    EngineSettings { shards, sessions, hub, files, publish_deadline: Duration::from_secs(1) }
+    let publish_deadline = Duration::from_secs(1);
+    EngineSettings { shards, sessions, hub, files, publish_deadline, has_mailboxes: false }
 }
 
 impl World {

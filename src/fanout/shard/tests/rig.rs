@@ -428,7 +428,7 @@ impl Rig {
         let tab = &self.tabs[tab];
         let (mut rest, mut got) = (&tab.received[..], Vec::new());
         let next = match tab.wire {
-            Wire::WebSocket => next_frame,
+            Wire::WebSocket | Wire::Frames => next_frame,
             Wire::DeflatedWebSocket | Wire::NarrowWebSocket(_) => next_deflated,
             Wire::EventStream => next_chunk,
             Wire::Completion => next_records,
@@ -452,7 +452,7 @@ impl Rig {
     pub(super) fn torn_bytes(&self, tab: usize) -> usize {
         let tab = &self.tabs[tab];
         let next = match tab.wire {
-            Wire::WebSocket => next_frame,
+            Wire::WebSocket | Wire::Frames => next_frame,
             Wire::DeflatedWebSocket | Wire::NarrowWebSocket(_) => next_deflated,
             Wire::EventStream | Wire::Completion => next_records,
         };

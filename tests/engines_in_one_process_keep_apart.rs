@@ -1,0 +1,177 @@
+//! Several engines live in one process, each with its own users, rooms, bounds and end; and threads end with their engine.
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+#[allow(dead_code, reason = "its main is the program's")]
+#[path = "examples/in_hyper.rs"]
+mod in_hyper;
+#[allow(dead_code, reason = "its main is the program's")]
+#[path = "examples/own_transport.rs"]
+mod own_transport;
+mod support;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::{Client, Seen, handshake, masked, with_lines};
+use tabcast::driver::embed::Tabs;
+use tabcast::driver::start::DrainPlan;
+use tabcast::engine::{Engine, EngineSettings};
+use tabcast::id::{ChannelId, RoomName};
+use tabcast::platform::adapter::{BotIdentity, PlatformAdapter};
+use tabcast::platform::webchat::{SendOptions, WebChat};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+const ANN: &str = "X-User: ann\r\n";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = support::now() + PATIENCE;
+    while !is_so() {
+        assert!(support::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Names of this process's threads that are an engine's.
+fn engine_threads() -> usize {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap();
+    let name = |entry: std::io::Result<std::fs::DirEntry>| {
+        // One that has just ended has none.
+        std::fs::read_to_string(entry.ok()?.path().join("comm")).ok()
+    };
+    threads.filter_map(name).filter(|name| name.starts_with("shard-") || name.starts_with("mailboxes")).count()
+}
+
+fn serve(runtime: &Runtime, tabs: &Tabs) -> SocketAddr {
+    runtime.block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        #[expect(clippy::disallowed_methods, reason = "it lives as long as the runtime")]
+        tokio::spawn(in_hyper::serve(listener, tabs.clone()));
+        address
+    })
+}
+
+fn tab(address: SocketAddr) -> Client {
+    let mut client = Client::connect(address);
+    client.write(&with_lines(&handshake("hello=1"), ANN));
+    client.expect_switch();
+    assert_eq!(client.json()["type"], "hello");
+    client
+}
+
+/// The tests of this file count threads of one process: one after the other.
+#[test]
+fn engines_share_nothing_and_leave_nothing() {
+    two_engines_in_one_process_have_users_rooms_and_ends_of_their_own();
+    wait_until("every thread has ended", || engine_threads() == 0);
+    dropping_the_tabs_ends_their_threads_once_their_sockets_are_closed();
+    lines_over_tcp_are_tabs_like_any_other();
+    wait_until("every thread has ended", || engine_threads() == 0);
+}
+
+fn two_engines_in_one_process_have_users_rooms_and_ends_of_their_own() {
+    let runtime = runtime();
+    let tabs = [0, 1].map(|_| runtime.block_on(async { in_hyper::tabs().unwrap() }));
+    let bots = tabs.each_ref().map(|tabs| WebChat::new(tabs.engine().clone().into(), BotIdentity::default()));
+    let mut clients = tabs.each_ref().map(|tabs| tab(serve(&runtime, tabs)));
+    for client in &mut clients {
+        client.send(&json!({"type": "join", "room": "lobby", "client_id": "j"}));
+        assert_eq!(client.json()["type"], "ack");
+    }
+    let channels = [ChannelId::parse("ann").unwrap(), ChannelId::Room(RoomName::parse("lobby").unwrap())];
+    for channel in &channels {
+        for (number, bot) in bots.iter().enumerate() {
+            let text = format!("of {number}");
+            let report = runtime.block_on(bot.send_report(channel, &text, SendOptions::default())).unwrap();
+            assert_eq!(report.delivery.tabs, 1, "{channel} of engine {number}");
+            assert_eq!(clients[number].json()["text"], *text);
+        }
+    }
+    // The first drains; the second goes on, threads and all.
+    let [first, second] = tabs;
+    let threads = 2 * (1 + first.engine().settings().shards);
+    wait_until("each has its threads", || engine_threads() == threads);
+    let [mut of_first, mut of_second] = clients;
+    let shutdown = runtime.spawn({
+        let first = first.clone();
+        async move { first.shutdown(DrainPlan::within(Duration::from_secs(4))).await }
+    });
+    assert_eq!(of_first.json()["type"], "draining");
+    assert_eq!(of_first.closed().0, 1012);
+    drop(of_first);
+    assert_eq!(runtime.block_on(shutdown).unwrap(), 0);
+    drop(first);
+    wait_until("its threads have ended", || engine_threads() == threads / 2);
+    assert!(!second.is_draining());
+    of_second.send(&json!({"type": "message", "text": "still here", "client_id": "m"}));
+    let heard: Vec<Value> = (0..3).map(|_| of_second.json()).collect();
+    assert_eq!(heard[2]["text"], "ann said: still here", "{heard:?}");
+    drop(second);
+    // What is left of the runtime holds no tabs.
+    runtime.shutdown_background();
+    assert_eq!(of_second.json()["type"], "draining");
+    assert_eq!(of_second.closed().0, 1012);
+}
+
+fn dropping_the_tabs_ends_their_threads_once_their_sockets_are_closed() {
+    let runtime = runtime();
+    let settings = EngineSettings { shards: 2, ..EngineSettings::default() };
+    let tabs = runtime
+        .block_on(async { Tabs::start(&Engine::new(settings), tabcast::platform::adapter::Unanswered).unwrap() });
+    wait_until("there are a thread for each shard and one more", || engine_threads() == 3);
+    // An engine's shards are started once.
+    let again = runtime.block_on(async { Tabs::start(tabs.engine(), tabcast::platform::adapter::Unanswered) });
+    assert!(again.is_err());
+    let address = serve(&runtime, &tabs);
+    let mut client = tab(address);
+    let engine = tabs.engine().clone();
+    drop(tabs);
+    drop(runtime);
+    assert_eq!(client.json()["type"], "draining");
+    assert_eq!(client.closed().0, 1012);
+    client.write(&masked(8, &1012_u16.to_be_bytes()));
+    assert_eq!(client.frame(), Seen::End);
+    wait_until("its threads have ended", || engine_threads() == 0);
+    assert_eq!(engine.hub().registry().total_connections(), 0);
+}
+
+fn lines_over_tcp_are_tabs_like_any_other() {
+    let runtime = runtime();
+    let engine = Engine::new(EngineSettings::default());
+    let address = runtime.block_on(async {
+        let mailboxes = own_transport::start(&engine).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        #[expect(clippy::disallowed_methods, reason = "it lives as long as the runtime")]
+        tokio::spawn(own_transport::serve(listener, mailboxes, engine.clone()));
+        address
+    });
+    // A thread names itself when it runs.
+    wait_until("there is one thread", || engine_threads() == 1);
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"ann\n{\"type\":\"join\",\"room\":\"lobby\",\"client_id\":\"1\"}\n").unwrap();
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(next(), json!({"type": "ack", "client_id": "1"}));
+    assert_eq!(engine.hub().registry().total_connections(), 1);
+    let bot = WebChat::new(engine.clone().into(), BotIdentity::default());
+    for channel in ["room:lobby", "ann"].map(|name| ChannelId::parse(name).unwrap()) {
+        runtime.block_on(bot.send(&channel, "to all")).unwrap();
+        assert_eq!(next()["text"], "to all");
+    }
+    stream.write_all(b"{\"type\":\"message\",\"text\":\"hi\",\"client_id\":\"2\"}\n").unwrap();
+    assert_eq!(next()["type"], "ack");
+    assert_eq!((next()["text"].clone(), next()["text"].clone()), (json!("hi"), json!("ann said: hi")));
+    drop(runtime);
+    wait_until("the tab is gone", || engine.hub().registry().total_connections() == 0);
+}
