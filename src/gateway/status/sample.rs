@@ -140,7 +140,7 @@ mod tests {
         let shards = after.shards(&metrics, &before);
         assert_eq!((&shards[0]["busy_share"], &shards[1]["busy_share"]), (&json!(0.0), &json!(0.25)));
         assert_eq!(shards[1]["sessions"], 7);
-        assert_eq!(after.latency(&before), json!({ "p50": 50, "p99": 50, "count": 1 }));
+        assert_eq!(after.latency(&before), json!({ "p50": 25, "p99": 49, "count": 1 }));
         assert_eq!(after.latency(&after), json!({ "p50": null, "p99": null, "count": 0 }));
         let share = after.cpu_share(&before);
         assert!((0.0..10.0).contains(&share), "{share}");
