@@ -67,5 +67,14 @@ pub(crate) fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<Cow<'a
 pub(crate) fn parameters<'a>(query: Option<&'a str>, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
     let pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
     let values = pairs.filter(move |(key, _)| *key == name);
-    values.map(|(_, value)| percent_decode_str(value).decode_utf8().unwrap_or(Cow::Borrowed(value)))
+    values.map(|(_, value)| decoded(value))
+}
+
+/// A value, as forms and `URLSearchParams` write it: a space is `+`.
+fn decoded(value: &str) -> Cow<'_, str> {
+    if !value.contains('+') {
+        return percent_decode_str(value).decode_utf8().unwrap_or(Cow::Borrowed(value));
+    }
+    let spaced = value.replace('+', " ");
+    Cow::Owned(percent_decode_str(&spaced).decode_utf8().map(Cow::into_owned).unwrap_or(spaced))
 }

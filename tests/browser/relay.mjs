@@ -22,12 +22,26 @@ export class Relay {
         for (const socket of pair) socket.destroy();
       };
       for (const socket of pair) socket.on("error", () => {}).on("close", end);
-      near.pipe(far).pipe(near);
+      near.once("data", (first) => {
+        if (!this.admit(first)) return this.refuse(near);
+        far.write(first);
+        near.pipe(far).pipe(near);
+      });
     });
     this.listener.listen(0, "127.0.0.1");
     await once(this.listener, "listening");
     this.origin = `http://127.0.0.1:${this.listener.address().port}`;
     return this;
+  }
+
+  /** Whether a connection that begins with these bytes is let through. */
+  admit() {
+    return true;
+  }
+
+  /** Nothing comes through any more, and nobody is told. */
+  freeze() {
+    for (const pair of this.pairs) for (const socket of pair) socket.unpipe().pause();
   }
 
   /** Every connection is lost, without a goodbye, and no new one comes about. */

@@ -1,0 +1,288 @@
+// The module that pages use, in Node: against a real gateway, through proxies that let no WebSocket pass, and by its types.
+
+import assert from "node:assert/strict";
+import { createHmac } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { after, before, describe, it } from "node:test";
+import { gzipSync } from "node:zlib";
+import { Blocked, Silent } from "./blocked.mjs";
+import { Server, until } from "./harness.mjs";
+import { Relay } from "./relay.mjs";
+
+const MODULE = new URL("../../src/gateway/pages/tabcast.js", import.meta.url);
+const { Tabcast, TabcastError } = await import(MODULE);
+const QUICK = { backoffMs: 20, backoffMaxMs: 200 };
+
+let server;
+let users = 0;
+const clients = [];
+const proxies = [];
+
+before(async () => (server = await new Server().start()));
+after(async () => {
+  for (const client of clients) client.close();
+  for (const proxy of proxies) proxy.stop();
+  await server.stop();
+});
+
+/** A client of a user of its own, and all that it has heard. */
+function client(options = {}, { user = `node-${++users}`, at = server.origin } = {}) {
+  const made = new Tabcast({ url: at, query: () => ({ user, name: user }), ...options, limits: { ...QUICK, ...options.limits } });
+  made.user = user;
+  made.heard = [];
+  made.states = [];
+  for (const type of ["message", "file", "edit", "typing", "gap", "error", "draining"]) made.addEventListener(type, ({ detail }) => made.heard.push(detail));
+  made.addEventListener("state", ({ detail }) => made.states.push(detail));
+  clients.push(made);
+  return made;
+}
+
+async function online(made, transport) {
+  if (made.state.name === "idle") made.connect();
+  await until(`online by ${transport ?? "anything"}`, () => made.state.name === "online" && (!transport || made.state.transport === transport));
+  return made;
+}
+
+async function through(Kind, from = server) {
+  const proxy = await new Kind(from).start();
+  proxies.push(proxy);
+  return proxy;
+}
+
+const texts = (made, from) => made.heard.filter(({ type, sender }) => type === "message" && (!from || sender === from)).map(({ text }) => text);
+
+describe("in Node", { concurrency: 1 }, () => {
+  it("needs to be told where the server is", () => {
+    assert.throws(() => new Tabcast(), TypeError);
+  });
+
+  it("sends with an ack, and hears what others see", async () => {
+    const one = await online(client());
+    const twin = await online(client({}, { user: one.user }));
+    const { id } = await one.send({ type: "message", text: "hello 🌟" });
+    await until("the echo", () => twin.heard.some((frame) => frame.id === id && frame.text === "hello 🌟" && frame.sender === one.user));
+    await until("the demo's answer", () => texts(one).length > 1);
+    assert.equal(one.state.transport, "websocket");
+  });
+
+  it("says why something was refused", async () => {
+    const one = await online(client());
+    await assert.rejects(one.send({ type: "message", text: "x".repeat(20_000) }), (error) => error instanceof TabcastError && error.code === "too_large");
+    await assert.rejects(one.send({ type: "button", message_id: "none", custom_id: "x" }), { code: "bad_field" });
+  });
+
+  it("joins rooms and leaves them", async () => {
+    const one = await online(client());
+    await one.join("lobby");
+    await server.api("send", { channel_id: "room:lobby", text: "first" });
+    await until("the first", () => texts(one).includes("first"));
+    one.leave("lobby");
+    await one.send({ type: "message", text: "in between" }); // what it sends is carried out in order
+    await server.api("send", { channel_id: "room:lobby", text: "second" });
+    await server.api("send", { channel_id: one.user, text: "third" });
+    await until("the third", () => texts(one).includes("third"));
+    assert.ok(!texts(one).includes("second"));
+  });
+
+  it("comes back after a restart when it was told to, and sends what waited", async () => {
+    const own = await new Server({ TABCAST_DRAIN_SPREAD: "1s" }).start();
+    const one = await online(client({}, { at: own.origin }));
+    await own.stop();
+    await until("it waits", () => one.state.name !== "online");
+    const { retry_after_ms: ms } = one.heard.find(({ type }) => type === "draining");
+    const ordered = one.states.find(({ name }) => name === "waiting");
+    assert.equal(ordered.ordered, true);
+    assert.ok(ordered.retryAt - Date.now() <= ms && ms > 0);
+    const sent = one.send({ type: "message", text: "meanwhile" });
+    const at = Date.now();
+    await own.start();
+    assert.ok((await sent).id);
+    assert.ok(Date.now() >= Math.min(ordered.retryAt, at) && one.states.filter(({ name }) => name === "connecting").length >= 2);
+    one.close();
+    await own.stop();
+  });
+
+  it("does not come back when it was cut", async () => {
+    const one = await online(client());
+    await server.api(`users/${one.user}`, undefined, "DELETE");
+    await until("the end", () => one.state.name === "closed");
+    assert.equal(one.state.code, 4010);
+    await assert.rejects(one.send({ type: "message", text: "x" }), { code: "closed" });
+  });
+
+  it("notices a connection that is dead, without anybody doing anything", async () => {
+    const relay = await through(Relay);
+    const one = await online(client({ limits: { silenceMs: 300, pongMs: 200 } }, { at: relay.origin }));
+    await new Promise((resolve) => setTimeout(resolve, 1000)); // it asks, and is answered
+    assert.deepEqual(one.states.map(({ name }) => name), ["connecting", "online"]);
+    relay.freeze();
+    await until("it came back", () => one.states.filter(({ name }) => name === "online").length === 2, 5000);
+  });
+});
+
+describe("with tokens, in Node", { concurrency: 1 }, () => {
+  const SECRET = "a secret of more than thirty-two bytes";
+  const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
+  function tokenFor(user, seconds, more = {}) {
+    const signed = `${part({ alg: "HS256", typ: "JWT", kid: "a" })}.${part({ sub: user, exp: Math.floor(Date.now() / 1000) + seconds, ...more })}`;
+    return `${signed}.${createHmac("sha256", SECRET).update(signed).digest("base64url")}`;
+  }
+  let keyed;
+  before(async () => {
+    keyed = await new Server({ TABCAST_TOKEN_KEYS: `kid=a,alg=HS256,secret=${SECRET}`, TABCAST_API_KEYS: "worker", TABCAST_TOKEN_LEEWAY: "0s" }).start();
+  });
+  after(() => keyed.stop());
+
+  for (const transport of ["websocket", "events"]) {
+    it(`asks for a new token when one expires, over ${transport}`, async () => {
+      const at = transport === "events" ? (await through(Blocked, keyed)).origin : keyed.origin;
+      const reasons = [];
+      const token = async (reason) => {
+        reasons.push(reason);
+        return tokenFor("ann", reasons.length === 1 ? 2 : 3600);
+      };
+      const one = await online(client({ token, query: () => ({}) }, { at }), transport);
+      await until("a new token", () => reasons.length === 2);
+      await online(one, transport);
+      assert.deepEqual(reasons, ["start", "expired"]);
+      assert.ok((await one.send({ type: "message", text: "still me" })).id);
+    });
+
+    it(`stops when the same token is refused twice, over ${transport}`, async () => {
+      const at = transport === "events" ? (await through(Blocked, keyed)).origin : keyed.origin;
+      let asked = 0;
+      const one = client({ token: () => (asked += 1) && "not.a.token", query: () => ({}) }, { at });
+      one.connect();
+      await until("the end", () => one.state.name === "unauthorized");
+      assert.equal(asked, 2);
+    });
+
+    it(`joins only what its token names, over ${transport}`, async () => {
+      const at = transport === "events" ? (await through(Blocked, keyed)).origin : keyed.origin;
+      const one = await online(client({ token: () => tokenFor("bob", 3600, { rooms: ["team-*"] }), query: () => ({}) }, { at }), transport);
+      await one.join("team-a");
+      await assert.rejects(one.join("lobby"), { code: "forbidden" });
+      await assert.rejects(one.send({ type: "message", text: "x", room: "lobby" }), { code: "forbidden" });
+      assert.ok((await one.send({ type: "message", text: "x", room: "team-a" })).id);
+    });
+  }
+
+  it("slows down when every new token is refused", async () => {
+    let asked = 0;
+    const one = client({ token: () => `bad.token.${(asked += 1)}`, query: () => ({}), limits: { backoffMs: 10_000, backoffMaxMs: 10_000 } }, { at: keyed.origin });
+    one.connect();
+    await until("it waits", () => one.state.name === "waiting");
+    assert.equal(asked, 2);
+    one.close();
+  });
+});
+
+describe("where no WebSocket gets through", { concurrency: 1 }, () => {
+  for (const Kind of [Blocked, Silent]) {
+    it(`goes on over an event stream: ${Kind.name}`, async () => {
+      const proxy = await through(Kind);
+      const one = await online(client({ limits: { handshakeMs: 500 } }, { at: proxy.origin }), "events");
+      const twin = await online(client({}, { user: one.user }), "websocket");
+      const sent = await Promise.all(["a", "b", "c", "d"].map((text) => one.send({ type: "message", text })));
+      await until("the echoes", () => sent.every(({ id }) => [one, twin].every(({ heard }) => heard.some((frame) => frame.id === id))));
+      assert.deepEqual(texts(twin, one.user), ["a", "b", "c", "d"]);
+      await assert.rejects(one.send({ type: "message", text: "x".repeat(20_000) }), { code: "too_large" });
+      await assert.rejects(one.send({ type: "message", text: "x".repeat(2 << 20) }), { code: "too_large" });
+      assert.equal(one.state.transport, "events");
+      assert.equal(proxy.refused, 1);
+    });
+  }
+
+  it("joins rooms and leaves them", async () => {
+    const one = client({}, { at: (await through(Blocked)).origin });
+    const early = one.join("early");
+    await online(one, "events");
+    await early;
+    await Promise.all([one.join("hall"), one.join("a room & more")]);
+    for (const room of ["early", "hall", "a room & more"]) await server.api("send", { channel_id: `room:${room}`, text: `to ${room}` });
+    await until("all three", () => texts(one).length >= 3);
+    assert.ok((await one.send({ type: "message", text: "in the hall", room: "hall" })).id);
+    await until("its own words", () => texts(one).includes("in the hall"));
+    one.leave("hall");
+    await one.join("after"); // both by one new stream
+    await server.api("send", { channel_id: "room:hall", text: "gone" });
+    await server.api("send", { channel_id: "room:after", text: "last" });
+    await until("the last", () => texts(one).includes("last"));
+    assert.deepEqual(texts(one), ["to early", "to hall", "to a room & more", "in the hall", "last"]);
+  });
+
+  it("misses nothing while the stream is away, and sends again what was not answered", async () => {
+    const proxy = await through(Blocked);
+    const one = await online(client({}, { at: proxy.origin }), "events");
+    await server.api("send", { channel_id: one.user, text: "before" });
+    await until("the first", () => texts(one).includes("before"));
+    proxy.cut();
+    await until("it waits", () => one.state.name === "waiting");
+    await server.api("send", { channel_id: one.user, text: "meanwhile" });
+    const sent = one.send({ type: "message", text: "mine" });
+    proxy.mend();
+    assert.ok((await sent).id);
+    await until("what it missed", () => ["meanwhile", "mine"].every((text) => texts(one).includes(text)));
+    assert.deepEqual(texts(one).filter((text) => ["before", "meanwhile", "mine"].includes(text)).sort(), ["before", "meanwhile", "mine"]);
+  });
+
+  it("does not come back when it was cut, and says why", async () => {
+    const one = await online(client({}, { at: (await through(Blocked)).origin }), "events");
+    await server.api(`users/${one.user}`, undefined, "DELETE");
+    await until("the end", () => one.state.name === "closed");
+    assert.deepEqual([one.state.code, one.state.reason], [4010, "kicked"]);
+  });
+
+  it("notices a stream that is dead", async () => {
+    const proxy = await through(Blocked);
+    const one = await online(client({ limits: { silenceMs: 500 } }, { at: proxy.origin }), "events");
+    proxy.freeze();
+    await until("it came back", () => one.states.filter(({ name }) => name === "online").length >= 2, 5000);
+  });
+
+  it("takes a WebSocket again when one gets through, and misses nothing", async () => {
+    const proxy = await through(Blocked);
+    const one = await online(client({ limits: { webSocketRetryMs: 100 } }, { at: proxy.origin }), "events");
+    await one.join("r");
+    await until("tries that are in vain", () => proxy.refused >= 3);
+    assert.equal(one.states.filter(({ name }) => name === "waiting").length, 0, "the stream is not touched by them");
+    let sent = 0;
+    const sending = (async () => {
+      while (one.state.transport !== "websocket") await server.api("send", { channel_id: one.user, text: `n ${sent++}` });
+    })();
+    proxy.lets.webSockets = true;
+    await online(one, "websocket");
+    await sending;
+    await one.send({ type: "message", text: "once it has joined", room: "r" });
+    await server.api("send", { channel_id: "room:r", text: "in the room" });
+    await until("rooms too", () => texts(one).includes("in the room"));
+    await until("all of them", () => texts(one).filter((text) => text.startsWith("n ")).length === sent);
+    assert.deepEqual(texts(one).filter((text) => text.startsWith("n ")), Array.from({ length: sent }, (_, n) => `n ${n}`));
+  });
+
+  it("can do without", async () => {
+    const one = client({ events: null }, { at: (await through(Blocked)).origin });
+    one.connect();
+    await until("it waits", () => one.state.name === "waiting");
+    one.close();
+  });
+});
+
+describe("the file", () => {
+  it("is one small module without dependencies", () => {
+    const source = readFileSync(MODULE, "utf8");
+    assert.doesNotMatch(source, /^\s*import\b|\bimport\(/m);
+    assert.ok(source.length < 28_000 && gzipSync(source, { level: 9 }).length < 9_000, `${source.length} bytes, ${gzipSync(source).length} compressed`);
+  });
+
+  it("is served as it is here, with its types", async () => {
+    for (const [name, type] of [["tabcast.js", "text/javascript"], ["tabcast.d.ts", "application/typescript"]]) {
+      const response = await fetch(`${server.origin}/${name}`);
+      assert.equal(response.headers.get("content-type"), `${type}; charset=utf-8`);
+      assert.equal(await response.text(), readFileSync(new URL(name, MODULE), "utf8"));
+      const etag = response.headers.get("etag");
+      const again = await fetch(`${server.origin}/${name}`, { headers: { "if-none-match": etag } });
+      assert.equal(again.status, 304);
+    }
+  });
+});
