@@ -131,4 +131,19 @@ mod tests {
         assert_eq!(unchunk(&retry(Duration::ZERO)), "retry: 0\n\n");
         assert_eq!(unchunk(&retry(Duration::from_secs(1_000_000))), "retry: 1000000000\n\n");
     }
+
+    #[test]
+    fn a_stream_says_that_it_is_over_where_its_reader_would_come_back_for_nothing() {
+        for ending in Disconnect::ALL {
+            let end = end(ending);
+            let close = end.strip_suffix(LAST_CHUNK).unwrap();
+            if ending.is_retryable() && ending != Disconnect::TokenExpired {
+                assert!(close.is_empty(), "{ending:?}");
+                continue;
+            }
+            let (code, reason) = (ending.close_code(), ending.reason());
+            let expected = format!("event: close\ndata: {{\"code\":{code},\"reason\":\"{reason}\"}}\n\n");
+            assert_eq!(unchunk(close), expected);
+        }
+    }
 }
