@@ -5,7 +5,7 @@
 #![doc = include_str!("metrics_text/METRICS.md")]
 
 mod page;
-mod process;
+pub(in crate::gateway) mod process;
 
 use std::fmt;
 use std::sync::Arc;

@@ -4,7 +4,6 @@
 //! nobody watches, only the counters are read, once a second, so that the first rates are of a second too.
 
 mod ended;
-mod process;
 mod sample;
 
 use std::net::SocketAddr;
@@ -16,13 +15,15 @@ use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 use crate::driver::clock;
-use crate::fanout::shard::{Report, Waiting};
+use crate::fanout::shard::{Ended, Report, Waiting};
 use crate::gateway::edge::Gateway;
+use crate::gateway::metrics_text::process::Process;
 use crate::gateway::status::ended::Endings;
 use crate::gateway::status::sample::{Sample, rounded};
 use crate::id::UserId;
 use crate::metrics::{HandshakeOutcome, Label, Metrics, Refusal};
 use crate::platform::adapter::Outlet;
+use crate::proto::event::Timestamp;
 use crate::proto::frame::{self, Frame, Kind};
 
 /// How often somebody who watches hears of it.
@@ -55,8 +56,10 @@ pub(crate) async fn run(gateway: Arc<Gateway>, address: SocketAddr) {
 
 struct Status {
     gateway: Arc<Gateway>,
+    /// What people call this node: its machine, and the port that it listens at.
     node: String,
     started: Instant,
+    begun: Timestamp,
     before: Sample,
     reports: Reports,
     endings: Endings,
@@ -65,10 +68,13 @@ struct Status {
 impl Status {
     fn new(gateway: Arc<Gateway>, address: SocketAddr) -> Self {
         let started = clock::now();
-        let before = Sample::take(gateway.engine.metrics(), started);
-        let reports = Reports::new(gateway.engine.hub().shard_count());
+        let begun = gateway.engine.now();
+        let metrics = gateway.engine.metrics();
+        let before = Sample::take(metrics, started);
+        let reports = Reports::new(metrics.shards().count());
+        let node = format!("{}:{}", rustix::system::uname().nodename().to_string_lossy(), address.port());
         let endings = Endings::new(&gateway.settings.load());
-        Self { node: process::node_name(address), started, before, reports, endings, gateway }
+        Self { node, started, begun, before, reports, endings, gateway }
     }
 
     async fn frame(&mut self, sample: &Sample) -> Frame {
@@ -91,7 +97,7 @@ impl Status {
             "rates": sample.rates(&self.before),
             "latency_micros": sample.latency(&self.before),
             "queues": self.queues(),
-            "process": process::state(sample.cpu_share(&self.before)),
+            "process": self.process(sample),
             "shards": sample.shards(metrics, &self.before),
             "redis": self.redis(),
             "top_users": self.top_users(waiting),
@@ -139,6 +145,16 @@ impl Status {
         })
     }
 
+    fn process(&self, sample: &Sample) -> Value {
+        let process = Process::read(self.begun);
+        json!({
+            "resident_bytes": process.resident_bytes,
+            "cpu_share": sample.cpu_share(&self.before),
+            "open_files": process.open_files,
+            "open_files_max": process.open_files_max,
+        })
+    }
+
     /// Null for a node on its own.
     fn redis(&self) -> Value {
         let broker = self.gateway.engine.broker();
@@ -148,6 +164,7 @@ impl Status {
             "healthy": health.is_ok(),
             "reason": health.err().map(|unhealthy| unhealthy.to_string()),
             "canary_micros": metrics.canary_micros.value(),
+            "canary_age_seconds": rounded(metrics.canary_age(clock::now()).as_secs_f64()),
             "nodes": metrics.nodes.value(),
             "spool_bytes": metrics.spool_bytes.value(),
         })
@@ -224,7 +241,7 @@ impl Reports {
     }
 
     /// Asks each shard that owes no answer, and takes the answers that come in time.
-    async fn gather(&mut self, gateway: &Gateway) -> (Vec<Waiting>, Vec<crate::fanout::shard::Ended>) {
+    async fn gather(&mut self, gateway: &Gateway) -> (Vec<Waiting>, Vec<Ended>) {
         for (shard, asked) in (0u16..).zip(&mut self.asked) {
             if asked.is_none() {
                 let (answer, told) = oneshot::channel();

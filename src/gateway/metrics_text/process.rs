@@ -14,21 +14,21 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::proto::event::Timestamp;
 
-/// Read once, for one scrape. What the kernel does not tell is left out.
+/// Read once, for one scrape or one look at the status. What the kernel does not tell is left out.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(in crate::gateway) struct Process {
     begun: Timestamp,
     cpu_seconds: f64,
-    resident_bytes: Option<u64>,
+    pub(in crate::gateway) resident_bytes: Option<u64>,
     threads: Option<u64>,
-    open_files: Option<u64>,
-    open_files_max: Option<u64>,
+    pub(in crate::gateway) open_files: Option<u64>,
+    pub(in crate::gateway) open_files_max: Option<u64>,
 }
 
 impl Process {
     /// As it is now; it began at `begun`. A few reads of `/proc` for each thread, none of which grows with the number of
     /// files.
-    pub(super) fn read(begun: Timestamp) -> Self {
+    pub(in crate::gateway) fn read(begun: Timestamp) -> Self {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
