@@ -83,6 +83,7 @@ impl Status {
         self.endings.explain_by(&self.gateway.settings.load());
         self.endings.update(ended, now);
         let metrics = self.gateway.engine.metrics();
+        let unhealthy = self.gateway.engine.broker().health().err().map(|unhealthy| unhealthy.to_string());
         let is_development = self.gateway.settings.load().is_development();
         let status = json!({
             "type": "status",
@@ -92,14 +93,14 @@ impl Status {
             "timestamp": now.as_seconds(),
             "uptime_seconds": rounded((clock::now() - self.started).as_secs_f64()),
             "interval_seconds": sample.seconds_since(&self.before),
-            "health": self.health(),
+            "health": self.health(unhealthy.as_deref()),
             "sessions": self.sessions(),
             "rates": sample.rates(&self.before),
             "latency_micros": sample.latency(&self.before),
             "queues": self.queues(),
             "process": self.process(sample),
             "shards": sample.shards(metrics, &self.before),
-            "redis": self.redis(),
+            "redis": self.redis(unhealthy.as_deref()),
             "top_users": self.top_users(waiting),
             "ended": self.endings.newest(),
             "ended_total": ended_total(metrics),
@@ -108,13 +109,9 @@ impl Status {
         Frame::relay(Kind::Status, None, None, &status.to_string())
     }
 
-    fn health(&self) -> Value {
+    fn health(&self, unhealthy: Option<&str>) -> Value {
         let draining = self.gateway.is_draining();
-        let reason = match self.gateway.engine.broker().health() {
-            _ if draining => Some("this node is shutting down".to_owned()),
-            Ok(()) => None,
-            Err(unhealthy) => Some(unhealthy.to_string()),
-        };
+        let reason = if draining { Some("this node is shutting down") } else { unhealthy };
         json!({ "ready": reason.is_none(), "draining": draining, "reason": reason })
     }
 
@@ -156,13 +153,11 @@ impl Status {
     }
 
     /// Null for a node on its own.
-    fn redis(&self) -> Value {
-        let broker = self.gateway.engine.broker();
-        let Some(metrics) = broker.metrics() else { return Value::Null };
-        let health = broker.health();
+    fn redis(&self, unhealthy: Option<&str>) -> Value {
+        let Some(metrics) = self.gateway.engine.broker().metrics() else { return Value::Null };
         json!({
-            "healthy": health.is_ok(),
-            "reason": health.err().map(|unhealthy| unhealthy.to_string()),
+            "healthy": unhealthy.is_none(),
+            "reason": unhealthy,
             "canary_micros": metrics.canary_micros.value(),
             "canary_age_seconds": rounded(metrics.canary_age(clock::now()).as_secs_f64()),
             "nodes": metrics.nodes.value(),

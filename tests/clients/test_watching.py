@@ -8,6 +8,7 @@ import httpx
 import httpx_sse
 
 from gateway import PATIENCE, Gateway, GatewayTest, token, until
+from redis_nodes import NodesTest
 
 SECRET = "a-secret-for-tests-only-of-32-bytes"
 OPERATOR = {"Authorization": "Bearer operator-key"}
@@ -15,7 +16,7 @@ OPERATOR = {"Authorization": "Bearer operator-key"}
 LARGE = "x" * 15_000
 
 
-class Watching(GatewayTest):
+class Watches:
     headers: dict = {}
 
     @contextlib.contextmanager
@@ -37,6 +38,8 @@ class Watching(GatewayTest):
                 return status
         self.fail(f"not within 30 frames: {what}; the last: {status}")
 
+
+class Watching(Watches, GatewayTest):
     def say(self, channel, text):
         return self.gateway.api("send", {"channel_id": channel, "text": text})
 
@@ -220,6 +223,46 @@ class Unwatched(Watching):
     def first_status(self):
         with self.watch("status") as statuses:
             return next(statuses)
+
+
+class OnManyNodes(Watches, NodesTest):
+    settings = {"redis_canary_deadline": "1s"}
+
+    def test_what_other_nodes_say_to_tabs_here_and_to_rooms_goes_by(self):
+        here, there = self.gateways
+        tab = self.tab(here)
+        self.assertEqual(tab.ask(type="join", room=self.user)["type"], "ack")
+        with self.watch(self.user, here) as frames, self.watch(f"room:{self.user}", here) as said:
+            self.send(there, "from there")
+            self.send(there, "from there, to all", f"room:{self.user}")
+            self.assertEqual((next(frames)["text"], next(said)["text"]), ("from there", "from there, to all"))
+            self.send(here, "from here")
+            self.assertEqual(next(frames)["text"], "from here")
+
+    def test_a_watch_changes_nothing_that_others_see(self):
+        here, there = self.gateways
+        with self.watch(self.user, here) as frames, self.watch(f"sse:{self.user}", here), self.watch("status", here) as statuses:
+            for channel in (self.user, f"sse:{self.user}"):
+                answer = self.send(there, "to nobody", channel)
+                self.assertEqual((answer["delivered"], answer["tabs"], answer["nodes"]), (False, 0, 0), channel)
+            self.assertFalse(there.http("GET", f"/api/users/{self.user}").json()["online"])
+            self.send(here, "published here")
+            self.assertEqual(next(frames)["text"], "published here")
+            redis = self.status_when(statuses, "two nodes", lambda status: status["redis"]["nodes"] == 2)["redis"]
+            self.assertEqual((redis["healthy"], redis["reason"]), (True, None))
+            self.assertGreater(redis["canary_micros"], 0)
+
+    def test_a_redis_that_does_not_answer_is_not_healthy(self):
+        here, _ = self.gateways
+        with self.watch("status", here) as statuses:
+            self.redis.pause()
+            try:
+                bad = self.status_when(statuses, "it is missed", lambda status: not status["redis"]["healthy"])
+            finally:
+                self.redis.resume()
+            self.assertIn("Redis", bad["redis"]["reason"])
+            self.assertEqual(bad["health"], {"ready": False, "draining": False, "reason": bad["redis"]["reason"]})
+            self.status_when(statuses, "it is back", lambda status: status["redis"]["healthy"] and status["health"]["ready"])
 
 
 class Draining(Watching):

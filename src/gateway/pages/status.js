@@ -86,7 +86,7 @@ function showTiles(frame) {
   const p99 = latency.p99 ?? NaN;
   tiles.latency.show(now, p99, micros(p99), latency.count > 0 ? `half within ${latencyWords(latency.p50 ?? NaN)}` : "nothing was written");
   const used = number(queues.budget_used_bytes ?? queues.bytes);
-  const waiting = `${bytes(queues.bytes)} in ${many(queues.frames, "frame")} wait`;
+  const waiting = queues.frames > 0 ? `${bytes(queues.bytes)} in ${many(queues.frames, "frame")} wait` : "nothing waits";
   tiles.queued.show(now, used, bytes(used).split(" "), `of ${bytes(queues.budget_bytes)} · ${waiting}`, used / queues.budget_bytes);
   const files = `${count(process.open_files ?? NaN)} of ${count(process.open_files_max ?? NaN)} files`;
   tiles.process.show(now, number(process.cpu_share), [percent(process.cpu_share).replace(" %", ""), "% of a core"], `${bytes(process.resident_bytes)} of memory · ${files}`);
