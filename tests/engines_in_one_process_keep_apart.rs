@@ -12,6 +12,9 @@ mod support;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -22,6 +25,7 @@ use tabcast::engine::{Engine, EngineSettings};
 use tabcast::id::{ChannelId, RoomName};
 use tabcast::platform::adapter::{BotIdentity, PlatformAdapter};
 use tabcast::platform::webchat::{SendOptions, WebChat};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
@@ -74,6 +78,8 @@ fn engines_share_nothing_and_leave_nothing() {
     two_engines_in_one_process_have_users_rooms_and_ends_of_their_own();
     wait_until("every thread has ended", || engine_threads() == 0);
     dropping_the_tabs_ends_their_threads_once_their_sockets_are_closed();
+    connections_that_are_no_plain_sockets_are_carried();
+    wait_until("every thread has ended", || engine_threads() == 0);
     lines_over_tcp_are_tabs_like_any_other();
     wait_until("every thread has ended", || engine_threads() == 0);
 }
@@ -142,6 +148,92 @@ fn dropping_the_tabs_ends_their_threads_once_their_sockets_are_closed() {
     assert_eq!(client.frame(), Seen::End);
     wait_until("its threads have ended", || engine_threads() == 0);
     assert_eq!(engine.hub().registry().total_connections(), 0);
+}
+
+/// What a server would have under its HTTP that speaks TLS itself.
+struct Opaque(tokio::net::UnixStream);
+
+impl AsyncRead for Opaque {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Opaque {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+fn connections_that_are_no_plain_sockets_are_carried() {
+    let runtime = runtime();
+    let tabs = runtime.block_on(async { in_hyper::tabs().unwrap() });
+    let bot = WebChat::new(tabs.engine().clone().into(), BotIdentity::default());
+    let channel = ChannelId::parse("ann").unwrap();
+    let mut clients = [false, true].map(|is_opaque| {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(PATIENCE)).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let served = tabs.clone();
+        runtime.spawn(async move {
+            let stream = tokio::net::UnixStream::from_std(theirs).unwrap();
+            if is_opaque {
+                in_hyper::serve_one(Opaque(stream), served).await;
+            } else {
+                in_hyper::serve_one(stream, served).await;
+            }
+        });
+        let mut client = Client::over(ours);
+        client.write(&[with_lines(&handshake("hello=1"), ANN), masked(1, br#"{"type":"ping"}"#)].concat());
+        client.expect_switch();
+        assert_eq!(client.json()["type"], "hello");
+        assert_eq!(client.json(), json!({"type": "pong"}));
+        client
+    });
+    // More than all buffers on the way hold at once.
+    let large = "x".repeat(1 << 20);
+    for text in [&*large, "small"] {
+        runtime.block_on(bot.send(&channel, text)).unwrap();
+        for client in &mut clients {
+            assert_eq!(client.json()["text"], *text);
+        }
+    }
+    let [mut plain, mut opaque] = clients;
+    // The client goes, and the tab with it; the server goes, and the client is told.
+    opaque.write(&masked(8, &1000_u16.to_be_bytes()));
+    assert_eq!(opaque.closed().0, 1000);
+    assert_eq!(opaque.frame(), Seen::End);
+    wait_until("the carried tab is gone", || tabs.engine().hub().registry().total_connections() == 1);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let served = tabs.clone();
+    runtime.spawn(async move {
+        in_hyper::serve_one(Opaque(tokio::net::UnixStream::from_std(theirs).unwrap()), served).await;
+    });
+    let mut carried = Client::over(ours);
+    carried.write(&with_lines(&handshake("hello=1"), ANN));
+    carried.expect_switch();
+    assert_eq!(carried.json()["type"], "hello");
+    let shutdown = runtime.spawn(async move { tabs.shutdown(DrainPlan::within(Duration::from_secs(8))).await });
+    for client in [&mut plain, &mut carried] {
+        assert_eq!(client.json()["type"], "draining");
+        assert_eq!(client.closed().0, 1012);
+        client.write(&masked(8, &1012_u16.to_be_bytes()));
+        assert_eq!(client.frame(), Seen::End);
+    }
+    assert_eq!(runtime.block_on(shutdown).unwrap(), 0);
 }
 
 fn lines_over_tcp_are_tabs_like_any_other() {

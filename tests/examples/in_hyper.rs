@@ -21,6 +21,7 @@ use tabcast::fanout::session::{Identity, RoomGrant};
 use tabcast::id::{ChannelId, UserId};
 use tabcast::platform::adapter::{Outlet, PlatformAdapter};
 use tabcast::platform::message::IncomingMessage;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -59,7 +60,15 @@ async fn respond(mut request: Request<Incoming>, tabs: Tabs) -> Result<Answered,
     })
 }
 
-/// Serves whatever streams come: a TCP listener's, or those of TLS over it, which is no difference to the tabs.
+/// Serves one connection: of TCP, or of whatever is over it. TLS of one's own works too, and costs a task a tab.
+pub(crate) async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, tabs: Tabs) {
+    let service = service_fn(|request| respond(request, tabs.clone()));
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new());
+    // Without this nothing leaves HTTP.
+    let _ = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+}
+
 pub(crate) async fn serve(listener: TcpListener, tabs: Tabs) {
     let mut connections = JoinSet::new();
     loop {
@@ -72,14 +81,7 @@ pub(crate) async fn serve(listener: TcpListener, tabs: Tabs) {
             }
         };
         while connections.try_join_next().is_some() {}
-        let tabs = tabs.clone();
-        connections.spawn(async move {
-            let service = service_fn(|request| respond(request, tabs.clone()));
-            let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new());
-            // Without this nothing leaves HTTP.
-            let _ = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
-        });
+        connections.spawn(serve_one(stream, tabs.clone()));
     }
 }
 
