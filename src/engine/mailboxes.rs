@@ -33,6 +33,7 @@ mod thread;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -133,7 +134,9 @@ impl Mailboxes {
     /// # Errors
     /// [`StartError`]: nothing runs.
     pub fn start(engine: &Engine, handler: impl MessageHandler) -> Result<Self, StartError> {
-        Self::check(engine)?;
+        if engine.hub().mailbox_shard().is_none() {
+            return Err(StartError::NoShard);
+        }
         let worker = Worker::start(engine, handler)?;
         let texts = worker.texts().clone();
         Self::start_thread(engine, &texts, Some(worker))
@@ -144,17 +147,15 @@ impl Mailboxes {
     /// # Errors
     /// [`StartError`]: nothing runs.
     pub fn start_with(engine: &Engine, texts: &ClientTexts) -> Result<Self, StartError> {
-        Self::check(engine)?;
         Self::start_thread(engine, texts, None)
     }
 
-    fn check(engine: &Engine) -> Result<u16, StartError> {
-        let shard = engine.hub().mailbox_shard().ok_or(StartError::NoShard)?;
-        if engine.hub().is_mailbox_shard_claimed() { Err(StartError::Started) } else { Ok(shard) }
-    }
-
     fn start_thread(engine: &Engine, texts: &ClientTexts, worker: Option<Worker>) -> Result<Self, StartError> {
-        let shard = Self::check(engine)?;
+        let shard = engine.hub().mailbox_shard().ok_or(StartError::NoShard)?;
+        // Ordering: Relaxed: who comes first starts them, and publishes nothing by it.
+        if engine.inner.has_started_mailboxes.swap(true, Ordering::Relaxed) {
+            return Err(StartError::Started);
+        }
         let (commands, asked) = mpsc::channel(COMMANDS_MAX);
         let stirred = Arc::<Stirred>::default();
         let running = MailboxThread::start(engine, shard, texts.for_shard(shard), (asked, Arc::clone(&stirred)))?;

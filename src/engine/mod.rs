@@ -16,6 +16,7 @@ pub mod worker;
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
@@ -118,6 +119,8 @@ struct Inner {
     sessions: Arc<ArcSwap<SessionLimits>>,
     /// Held while a frame is posted here and offered to the other nodes: one of them for a channel.
     sequences: [Mutex<()>; SEQUENCES],
+    /// Its mailboxes were started, or are being.
+    has_started_mailboxes: AtomicBool,
     // Keeps the node on its broker for as long as the engine lives.
     _peer: Arc<dyn Peer>,
 }
@@ -157,8 +160,19 @@ impl Engine {
         hub.set_edges(Box::new(PresenceEdges { broker: Arc::clone(&broker), node }));
         let files = Arc::new(FileStore::new(settings.files.clone()));
         let sequences = std::array::from_fn(|_| Mutex::default());
-        let sessions = Arc::new(ArcSwap::from_pointee(settings.sessions.clone()));
-        Self { inner: Arc::new(Inner { hub, broker, node, files, settings, sessions, sequences, _peer: peer }) }
+        let (sessions, started) = (Arc::new(ArcSwap::from_pointee(settings.sessions.clone())), AtomicBool::new(false));
+        let inner = Inner {
+            hub,
+            broker,
+            node,
+            files,
+            settings,
+            sessions,
+            sequences,
+            has_started_mailboxes: started,
+            _peer: peer,
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Where frames go in: the registry and the shards' inboxes.

@@ -24,11 +24,6 @@ impl Hub {
         self.inboxes[..self.shard_count()].iter().any(|inbox| inbox.claimed.load(Ordering::Acquire))
     }
 
-    /// Whether the mailboxes' shard has, or had, its consumer.
-    pub(crate) fn is_mailbox_shard_claimed(&self) -> bool {
-        self.mailbox_shard().is_some_and(|shard| self.inboxes[usize::from(shard)].claimed.load(Ordering::Acquire))
-    }
-
     /// What has to be done about once a second, by whichever shard it is that looks after it: the first, or that of the
     /// mailboxes while there are no others.
     pub(crate) fn handle_second(&self, shard: u16, now: Instant) {
