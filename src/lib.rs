@@ -17,6 +17,8 @@
 //! - The [`guide`]: concepts, what is promised, how large a machine, what to turn, the way from a Python adapter.
 //! - An embedder holds an [`Engine`](engine::Engine), and gives it to a [`WebChat`](platform::webchat::WebChat): the
 //!   example is in both places, and in `tests/examples/embed.rs`.
+//! - In a server of one's own, axum's or hyper's, [`driver::embed::Tabs`] answers handshakes and readers of events; for any
+//!   other transport a tab is a `Stream`: [`engine::mailboxes`]. See [Embedding](#embedding).
 //! - A gateway of one's own is `gateway::serve::run_with` and a
 //!   [`MessageHandler`](platform::adapter::MessageHandler): `tests/examples/embedded_gateway.rs`.
 //! - What crosses the wire is [`proto::event`]; why sessions end, and whether a client should come back, is
@@ -108,6 +110,21 @@
 //! there was at once, and cost the next ones nothing. A shard's pool keeps up to 4,096 blocks of queues (2 MB), so that
 //! frames allocate nothing while they wait; its scratch for writes is 256 KiB, its buffer for reads 64 KiB. The process
 //! keeps up to 64 MiB of buffers of large frames. `tests/a_storm_leaves_nothing_behind.rs` lets 15,000 tabs come and go.
+//!
+//! # Embedding
+//! An engine owns no global, and starts no thread: `Tabs`, `Mailboxes` and `ShardThreads` do, and end them. What the
+//! process has once, whatever the number of engines, is memory and processors: the count of live frames' bytes, which
+//! [`bytes_budget`](proto::limits::HubLimits::bytes_budget) is compared to; the pool of large buffers; and how many large
+//! frames are compressed at one time. Users, rooms, streams, files, drains and every other bound are an engine's own.
+//!
+//! | from outside | call | what it costs |
+//! |---|---|---|
+//! | an axum or hyper server's WebSocket | [`Tabs::websocket`](driver::embed::Tabs::websocket) | what a tab costs; a task and 20 KiB more where the server speaks TLS itself |
+//! | its event streams, HTTP/2 included | [`Tabs::events`](driver::embed::Tabs::events) | a tab, a hand-over of up to 16 frames, and a response of that server's |
+//! | another transport | [`Mailboxes::connect`](engine::mailboxes::Mailboxes::connect) | a tab, a hand-over of up to 16 frames, and whoever reads it |
+//! | an answer that ends | [`Engine::open_stream`](platform::adapter::Outlet::open_stream) | its queue |
+//! | a listener of its own, without HTTP's routes | [`ShardThreads`](driver::start::ShardThreads) | what a tab costs |
+//! | the whole gateway | `gateway::serve::run_with` | what the binary costs |
 //!
 //! # Features
 //! | feature | what it adds | default |

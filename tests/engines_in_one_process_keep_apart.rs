@@ -17,14 +17,19 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use support::{Client, Seen, handshake, masked, with_lines};
 use tabcast::driver::embed::Tabs;
 use tabcast::driver::start::DrainPlan;
+use tabcast::engine::mailboxes::Mailboxes;
 use tabcast::engine::{Engine, EngineSettings};
-use tabcast::id::{ChannelId, RoomName};
-use tabcast::platform::adapter::{BotIdentity, PlatformAdapter};
+use tabcast::fanout::session::Identity;
+use tabcast::id::{ChannelId, RoomName, UserId};
+use tabcast::platform::adapter::{BotIdentity, Outlet, PlatformAdapter, Unanswered};
 use tabcast::platform::webchat::{SendOptions, WebChat};
+use tabcast::proto::disconnect::Disconnect;
+use tabcast::proto::limits::{HubLimits, RecoveryLimits, SessionLimits};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -81,6 +86,7 @@ fn engines_share_nothing_and_leave_nothing() {
     connections_that_are_no_plain_sockets_are_carried();
     wait_until("every thread has ended", || engine_threads() == 0);
     lines_over_tcp_are_tabs_like_any_other();
+    whoever_reads_is_not_cut_for_what_another_engine_holds();
     wait_until("every thread has ended", || engine_threads() == 0);
 }
 
@@ -131,11 +137,10 @@ fn two_engines_in_one_process_have_users_rooms_and_ends_of_their_own() {
 fn dropping_the_tabs_ends_their_threads_once_their_sockets_are_closed() {
     let runtime = runtime();
     let settings = EngineSettings { shards: 2, ..EngineSettings::default() };
-    let tabs = runtime
-        .block_on(async { Tabs::start(&Engine::new(settings), tabcast::platform::adapter::Unanswered).unwrap() });
+    let tabs = runtime.block_on(async { Tabs::start(&Engine::new(settings), Unanswered).unwrap() });
     wait_until("there are a thread for each shard and one more", || engine_threads() == 3);
     // An engine's shards are started once.
-    let again = runtime.block_on(async { Tabs::start(tabs.engine(), tabcast::platform::adapter::Unanswered) });
+    let again = runtime.block_on(async { Tabs::start(tabs.engine(), Unanswered) });
     assert!(again.is_err());
     let address = serve(&runtime, &tabs);
     let mut client = tab(address);
@@ -266,4 +271,37 @@ fn lines_over_tcp_are_tabs_like_any_other() {
     assert_eq!((next()["text"].clone(), next()["text"].clone()), (json!("hi"), json!("ann said: hi")));
     drop(runtime);
     wait_until("the tab is gone", || engine.hub().registry().total_connections() == 0);
+}
+
+/// The budget is of the process's memory, and is kept by those who do not read, whichever engine's they are.
+fn whoever_reads_is_not_cut_for_what_another_engine_holds() {
+    let runtime = runtime();
+    let settings = || EngineSettings {
+        sessions: SessionLimits { queue_bytes_max: 256 << 20, ..SessionLimits::default() },
+        hub: HubLimits {
+            bytes_budget: 8 << 20,
+            recovery: RecoveryLimits { frames_max: 0, ..RecoveryLimits::default() },
+            ..HubLimits::default()
+        },
+        ..EngineSettings::default()
+    };
+    let ann = |engine: &Engine| Identity::new(UserId::parse("ann").unwrap(), engine.now());
+    runtime.block_on(async {
+        let engines = [0, 1].map(|_| Engine::new(settings()));
+        let mailboxes = engines.each_ref().map(|engine| Mailboxes::start(engine, Unanswered).unwrap());
+        let bots = engines.each_ref().map(|engine| WebChat::new(engine.clone().into(), BotIdentity::default()));
+        let mut stalled = mailboxes[0].connect(ann(&engines[0])).await.unwrap();
+        let mut reader = mailboxes[1].connect(ann(&engines[1])).await.unwrap();
+        let channel = ChannelId::parse("ann").unwrap();
+        let large = "x".repeat(512 << 10);
+        for n in 0..40 {
+            bots[0].send(&channel, &large).await.unwrap();
+            bots[1].send(&channel, &n.to_string()).await.unwrap();
+            let heard = tokio::time::timeout(PATIENCE, reader.next()).await.unwrap().unwrap();
+            assert!(String::from_utf8_lossy(heard.json()).contains(&format!(r#""text":"{n}""#)));
+        }
+        while tokio::time::timeout(PATIENCE, stalled.next()).await.unwrap().is_some() {}
+        assert_eq!(stalled.ending(), Some(Disconnect::OverBudget));
+        assert_eq!(reader.ending(), None);
+    });
 }

@@ -85,7 +85,8 @@ pub struct HubLimits {
     /// Bytes of one file on its way out, before base64. Default 16 MiB. Other frames may be as large as a file's.
     pub file_bytes_max: usize,
     /// The byte budget of the process: live frames once, plus what queues cost. Past it the fattest queues are cut
-    /// first. Default 256 MiB.
+    /// first. Default 256 MiB. Memory is the process's, so frames of all engines in it count; each cuts among its own
+    /// sessions, and never one that reads. All other bounds are an engine's own.
     pub bytes_budget: usize,
     /// Bytes of messages from clients that are not complete yet, of all sessions together; a session that needs more
     /// is ended with 1013. Default 64 MiB.
