@@ -16,6 +16,7 @@ use tabcast::config::Settings;
 use tabcast::config::Sources;
 use tabcast::gateway::auth::Keys;
 use tabcast::gateway::certificate_files::CertificateFiles;
+use tabcast::gateway::deploy::DeployFile;
 use tabcast::gateway::reload::Reload;
 use tabcast::gateway::serve;
 use tabcast::logs;
@@ -51,6 +52,7 @@ fn command() -> Command {
                         .help("toml: a file with every default"),
                 ),
         )
+        .subcommand(print_entry())
         .arg(
             Arg::new("config")
                 .long("config")
@@ -66,6 +68,15 @@ fn command() -> Command {
         command = command.arg(arg.aliases(snake_case).action(action).global(true));
     }
     command
+}
+
+/// `tabcast print NAME`: what runs and watches a gateway elsewhere.
+fn print_entry() -> Command {
+    let names = DeployFile::ALL.map(DeployFile::name);
+    let file = Arg::new("file").value_name("FILE").required(true).value_parser(names).help("Which one");
+    Command::new("print")
+        .about("Print a Grafana dashboard, Prometheus alerts, a systemd unit or a Dockerfile")
+        .arg(file)
 }
 
 /// The load generator's place in the list of subcommands. Its arguments are its own, as a gateway's settings mean nothing
@@ -156,6 +167,10 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Box<dyn std::error::Error>> {
         let is_toml = wanted.get_one::<String>("format").is_some_and(|format| format == "toml");
         let form = if is_toml { ReferenceForm::Toml } else { ReferenceForm::Markdown };
         return print(&Settings::reference(form));
+    }
+    if let Some(("print", arguments)) = matches.subcommand() {
+        let file = arguments.get_one::<String>("file").and_then(|name| DeployFile::named(name));
+        return print(file.map_or("", DeployFile::text));
     }
     let variables: Vec<_> = std::env::vars_os().collect();
     let settings = load(matches, variables.clone())?;

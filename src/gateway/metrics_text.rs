@@ -187,7 +187,7 @@ mod tests {
             let is_state = ["tabcast_ready", "tabcast_build_info"].contains(&name.as_str());
             assert!(own.is_none() || is_state || counted.ends_with('s'), "{name} counts nothing");
             assert!(family.help.len() > 6, "{name} has no help");
-            for label in &family.labels {
+            for label in family.labels.keys() {
                 let closed = ["class", "kind", "le", "outcome", "reason", "shard", "status", "version"];
                 assert!(closed.contains(&label.as_str()), "{name} has the label {label}");
             }

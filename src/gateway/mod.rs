@@ -6,6 +6,7 @@ mod body;
 pub mod certificate_files;
 mod clients;
 mod cors;
+pub mod deploy;
 mod edge;
 mod files;
 mod http_client;

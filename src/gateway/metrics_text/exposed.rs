@@ -13,7 +13,8 @@ pub(crate) struct Family {
     pub(crate) name: String,
     pub(crate) kind: String,
     pub(crate) help: String,
-    pub(crate) labels: BTreeSet<String>,
+    /// With the values that they have.
+    pub(crate) labels: BTreeMap<String, BTreeSet<String>>,
 }
 
 pub(crate) type Exposed = BTreeMap<String, Family>;
@@ -68,7 +69,9 @@ pub(crate) fn exposed(text: &str) -> Exposed {
         let entry = found.entry(name.to_owned()).or_insert_with(|| family.clone());
         assert_eq!(entry.name, family.name, "{line} is in two families");
         let names = labels.trim_end_matches('}').split(',').filter_map(|label| label.split_once('='));
-        entry.labels.extend(names.map(|(name, _)| name.to_owned()));
+        for (name, value) in names {
+            entry.labels.entry(name.to_owned()).or_default().insert(value.trim_matches('"').to_owned());
+        }
     }
     found
 }
@@ -83,7 +86,7 @@ pub(crate) fn table(text: &str) -> String {
         families.insert(name.clone(), family);
     }
     for (name, family) in families {
-        let labels: Vec<_> = family.labels.iter().filter(|label| *label != "le").map(|l| format!("`{l}`")).collect();
+        let labels: Vec<_> = family.labels.keys().filter(|label| *label != "le").map(|l| format!("`{l}`")).collect();
         let help = family.help.trim_end_matches('.');
         writeln!(table, "| `{name}` | {} | {} | {help} |", family.kind, labels.join(", ")).unwrap();
     }
