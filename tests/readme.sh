@@ -106,7 +106,8 @@ region() {
   mkdir "$work/$1"
   cd "$work/$1" || exit 1
   extract "$1"
-  sed -i -e "s|127\.0\.0\.1:9000|127.0.0.1:$worker_port|g" -e "s|(\"127\.0\.0\.1\", 9000)|(\"127.0.0.1\", $worker_port)|" [0-9][0-9].*
+  sed -i -e "s|127\.0\.0\.1:9000|127.0.0.1:$worker_port|g" -e "s|(\"127\.0\.0\.1\", 9000)|(\"127.0.0.1\", $worker_port)|" \
+    -e "s|^cargo run --release --|$gateway|" [0-9][0-9].*
   compgen -G '*.sh' >/dev/null || die "region $1 has no example"
   compgen -G '*.toml' >/dev/null || start_gateway
   watching=
@@ -141,6 +142,12 @@ stop_gateway
 
 region keys
 watched message
+stop_gateway
+
+region metrics
+for file in tabcast.json tabcast-alerts.yaml tabcast.service Dockerfile; do
+  [ -s "$file" ] && pass || fail "print gave no $file"
+done
 stop_gateway
 
 region webhook

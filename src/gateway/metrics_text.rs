@@ -195,6 +195,26 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_names_what_there_is() {
+        let readme = include_str!("../../README.md");
+        let all = exposed(&text(true));
+        let families: Vec<_> =
+            all.values().map(|family| family.name.as_str()).chain(all.keys().map(String::as_str)).collect();
+        let section = readme.split_once("\n## Metrics and alerts\n").unwrap().1.split_once("\n## ").unwrap().0;
+        let mut words = 0;
+        for word in
+            section.split(['`', ' ', '\'']).filter(|word| word.starts_with("tabcast_") || word.starts_with("process_"))
+        {
+            assert!(families.contains(&word), "{word}");
+            words += 1;
+        }
+        assert!(words > 12, "{words}");
+        for counter in readme.split('`').filter(|word| word.starts_with("tabcast_") && word.ends_with("_total")) {
+            assert!(families.contains(&counter), "{counter}");
+        }
+    }
+
+    #[test]
     fn every_name_is_in_the_table_of_the_documentation() {
         let expected = exposed::table(&text(true));
         // What this kernel does not tell of the process is in the table all the same.
