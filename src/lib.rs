@@ -41,6 +41,7 @@
 //! | [`config`] | file, environment and flags into typed settings, checked once | `gateway` |
 //! | [`gateway`] | the HTTP edge: who may what, the routes, the page, where replies come from | `gateway` |
 //! | [`logs`] | the binary's log lines: text or JSON, by rules that can be replaced, no more than can be read | `cli` |
+//! | [`terminal`] | `tabcast top` and `tabcast tail`: a node as an operator sees it, over its event streams | `cli` |
 //! | [`bench`](mod@bench) | `tabcast bench`: clients by the hundred thousand, every delivery checked, what the server spends on it | `cli` |
 //! | [`guide`] | documentation: concepts, guarantees, sizing, tuning, from FastAPI | |
 //!
@@ -154,6 +155,8 @@ pub mod logs;
 pub mod metrics;
 pub mod platform;
 pub mod proto;
+#[cfg(feature = "cli")]
+pub mod terminal;
 
 /// The README's code is compiled and run with the documentation's.
 #[cfg(doctest)]

@@ -164,6 +164,7 @@ fn tell_for_ever(sites: &Sites) {
 }
 
 /// `1234` as `1,234`.
+#[must_use]
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);

@@ -21,6 +21,8 @@ use tabcast::gateway::reload::Reload;
 use tabcast::gateway::serve;
 use tabcast::logs;
 use tabcast::logs::Logs;
+use tabcast::terminal::Tail;
+use tabcast::terminal::Top;
 
 // A sanitizer watches the heap by an allocator of its own.
 #[cfg(not(tabcast_sanitizer))]
@@ -39,7 +41,9 @@ fn command() -> Command {
              A flag wins over the variable, the variable over the file.",
         )
         .subcommand(Command::new("serve").about("Run the gateway (also without a subcommand)"))
-        .subcommand(bench_entry())
+        .subcommand(client_entry("top", "Show a node as it is, in a terminal"))
+        .subcommand(client_entry("tail", "Print the frames of a channel as they go by"))
+        .subcommand(client_entry("bench", "Measure a fan-out server"))
         .subcommand(Command::new("check-config").about("Check the settings and print them, secrets masked"))
         .subcommand(
             Command::new("config-reference")
@@ -79,10 +83,23 @@ fn print_entry() -> Command {
         .arg(file)
 }
 
-/// The load generator's place in the list of subcommands. Its arguments are its own, as a gateway's settings mean nothing
-/// to it: [`main`] parses them apart.
-fn bench_entry() -> Command {
-    Command::new("bench").about("Measure a fan-out server: see `tabcast bench --help`").disable_help_flag(true)
+/// The place of a client in the list of subcommands. Its arguments are its own, as a gateway's settings mean nothing to it:
+/// [`client`] parses them apart.
+fn client_entry(name: &'static str, about: &str) -> Command {
+    Command::new(name).about(format!("{about}: see `tabcast {name} --help`")).disable_help_flag(true)
+}
+
+/// Runs what is no gateway, if the first argument names it.
+fn client(mut arguments: impl Iterator<Item = OsString>) -> Option<u8> {
+    let name = arguments.next()?;
+    let name = name.to_str()?;
+    let arguments = std::iter::once(OsString::from(format!("tabcast {name}"))).chain(arguments);
+    match name {
+        "bench" => Some(bench::main(&bench::Arguments::parse_from(arguments))),
+        "top" => Some(Top::parse_from(arguments).run()),
+        "tail" => Some(Tail::parse_from(arguments).run()),
+        _ => None,
+    }
 }
 
 /// The settings from the file, the environment and the flags, in this order of weight.
@@ -160,8 +177,8 @@ fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
 }
 
 fn run(matches: &ArgMatches) -> Result<ExitCode, Box<dyn std::error::Error>> {
-    if matches.subcommand_name() == Some("bench") {
-        return Err("bench comes first, and takes no settings: tabcast bench --help".into());
+    if let Some(name @ ("bench" | "top" | "tail")) = matches.subcommand_name() {
+        return Err(format!("{name} comes first, and takes no settings: tabcast {name} --help").into());
     }
     if let Some(("config-reference", wanted)) = matches.subcommand() {
         let is_toml = wanted.get_one::<String>("format").is_some_and(|format| format == "toml");
@@ -196,10 +213,8 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Box<dyn std::error::Error>> {
 }
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == "bench") {
-        let name = OsString::from("tabcast bench");
-        return bench::main(&bench::Arguments::parse_from(std::iter::once(name).chain(arguments))).into();
+    if let Some(code) = client(std::env::args_os().skip(1)) {
+        return code.into();
     }
     run(&command().get_matches()).unwrap_or_else(|error| refuse(&error))
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::{ConfigError, Machine, Settings};
 
 const PREFIX: &str = "TABCAST_";
-/// Names the file; it is no setting itself.
-const CONFIG_VARIABLE: &str = "TABCAST_CONFIG";
+/// No settings: what names the file, and the key that `tabcast top` and `tabcast tail` show.
+const OTHER_VARIABLES: [&str; 2] = ["TABCAST_CONFIG", "TABCAST_KEY"];
 
 /// What was given, not yet read.
 #[derive(Debug, Default)]
@@ -137,7 +137,7 @@ fn is_ours(name: &str) -> bool {
         || rest == "PORT"
         || rest.starts_with("SERVICE_PORT")
         || rest.strip_prefix("PORT_").is_some_and(|port| port.starts_with(|c: char| c.is_ascii_digit()));
-    name != CONFIG_VARIABLE && !from_kubernetes
+    !OTHER_VARIABLES.contains(&name) && !from_kubernetes
 }
 
 #[cfg(test)]
@@ -238,6 +238,7 @@ mod tests {
         let settings = Sources::new()
             .with_variable("PATH", "/bin")
             .with_variable("TABCAST_CONFIG", "x.toml")
+            .with_variable("TABCAST_KEY", "an operator's")
             .with_variable("TABCAST_PORT", "tcp://10.0.0.1:80")
             .with_variable("TABCAST_PORT_80_TCP_ADDR", "10.0.0.1")
             .with_variable("TABCAST_SERVICE_PORT_HTTP", "80")
