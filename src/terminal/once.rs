@@ -51,9 +51,14 @@ async fn first(stream: &Stream) -> Result<Status, Option<Update>> {
             }
         }
     };
+    // Its last word is still to be found when it is over.
+    let follow = async {
+        stream.follow(sender).await;
+        std::future::pending().await
+    };
     tokio::select! {
         found = find => found,
-        () = stream.follow(sender) => Err(None),
+        never = follow => never,
         () = tokio::time::sleep(PATIENCE) => Err(None),
     }
 }
