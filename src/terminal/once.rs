@@ -124,6 +124,11 @@ fn write_view(out: &mut String, view: &View) -> fmt::Result {
         )?;
     }
     writeln!(out, "redis       {}", redis(status))?;
+    let refusals = status.refusals.iter().filter(|(_, number)| **number > 0.0);
+    let refusals: Vec<String> = refusals.map(|(name, number)| format!("{name} {}", count(*number))).collect();
+    if !refusals.is_empty() {
+        writeln!(out, "refused     {} since the start", refusals.join(", "))?;
+    }
     write_users_and_endings(out, view)
 }
 
@@ -212,6 +217,7 @@ mod tests {
             "queues      7 frames, 2.0 KiB of 256 MiB; inboxes 0 posts, 0 B",
             "shard 1     3 sessions, busy 50 %, queues 2.0 KiB, inbox 4 posts",
             "redis       healthy, canary 140 µs, 2 nodes, spool 0 B",
+            "refused     tabs 3 since the start",
             "  ann: 2 tabs, 7 frames and 2.0 KiB waiting",
             "  23:59:59 ann: slow consumer (4008), websocket, after 12.0 s, 1,024 frames and 1.0 MiB waited, its page comes \
              back, session 123",

@@ -1,5 +1,7 @@
 //! How a node is: the frame that it sends once a second, as far as it is known here.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 use super::text::Clean;
@@ -25,6 +27,8 @@ pub(super) struct Status {
     pub(super) process: Process,
     pub(super) shards: Vec<Shard>,
     pub(super) redis: Option<Redis>,
+    /// What was refused since the start, by why.
+    pub(super) refusals: BTreeMap<Clean, f64>,
     pub(super) top_users: Vec<User>,
     pub(super) ended: Vec<Ended>,
 }
@@ -146,6 +150,9 @@ impl Status {
         status.shards.truncate(ENTRIES_MAX);
         status.top_users.truncate(ENTRIES_MAX);
         status.ended.truncate(ENTRIES_MAX);
+        while status.refusals.len() > ENTRIES_MAX {
+            status.refusals.pop_last();
+        }
         Ok(Some(status))
     }
 
@@ -182,6 +189,7 @@ pub(super) mod tests {
         "process":{"resident_bytes":12345678,"cpu_share":0.03,"open_files":40,"open_files_max":20000},
         "shards":[{"sessions":2,"busy_share":0.01,"queue_bytes":0,"inbox_posts":0},
                   {"sessions":3,"busy_share":0.5,"queue_bytes":2048,"inbox_posts":4}],
+        "refusals":{"tabs":3,"nothing":0},
         "redis":{"healthy":true,"reason":null,"canary_micros":140,"nodes":2,"spool_bytes":0},
         "top_users":[{"user_id":"ann","tabs":2,"queue_frames":7,"queue_bytes":2048},
                      {"user_id":"bob","tabs":1,"queue_frames":0,"queue_bytes":0}],

@@ -29,7 +29,7 @@ const fn is_mark(character: char) -> bool {
 }
 
 /// A text that was cleaned.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
 #[serde(from = "String")]
 pub(super) struct Clean(String);
 

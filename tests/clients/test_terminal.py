@@ -18,7 +18,7 @@ import threading
 import time
 import unittest
 
-from gateway import BINARY, PATIENCE, until
+from gateway import BINARY, PATIENCE, Gateway, token, until
 
 STATUS = {
     "type": "status", "node": "node-one", "version": "0.1.0", "mode": "development", "uptime_seconds": 12.5,
@@ -309,6 +309,77 @@ class Top(TerminalTest):
         self.assertNotIn("\x9b", written)
         self.assertIsNone(re.search(r"\x1b\[(?:[0-9;]*;)?(?:3[0-7]|4[0-7]|9[0-7])m", written), "a colour")
         self.assertNotRegex(written, r"\x1b\[38;5")
+
+
+class ARealNode(TerminalTest):
+    def setUp(self):
+        self.gateway = Gateway(worker="none", operator_keys="an-operator-s", api_keys="a-worker-s", token_keys="kid=k,alg=HS256,secret=" + "s" * 32)
+        self.addCleanup(self.gateway.stop)
+
+    def api(self, method, path, key, value=None):
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        answer = self.gateway.http(method, path, None if value is None else json.dumps(value).encode(), headers)
+        self.assertEqual(answer.status, 200, answer.body)
+        return answer.json()
+
+    def tab(self, user):
+        bearer = token("s" * 32, kid="k", sub=user, name=user)
+        return self.gateway.tab(None, additional_headers={"Authorization": f"Bearer {bearer}"})
+
+    def once(self, *arguments):
+        code, out, err = self.ended("top", "--once", "--url", self.gateway.origin, *arguments, TABCAST_KEY="an-operator-s")
+        self.assertEqual((code, err), (0, ""))
+        return out
+
+    def test_why_ann_was_cut(self):
+        ann, _bob = self.tab("ann"), self.tab("bob")
+        out = self.once()
+        self.assertIn("READY", out)
+        self.assertRegex(out, r"sessions +2 of [0-9,]+, 2 users")
+        self.assertRegex(out, r"ann: 1 tabs")
+        screen = Screen(self, self.gateway.origin, TABCAST_KEY="an-operator-s")
+        screen.until("READY")
+        screen.seen = b""
+        self.api("DELETE", "/api/users/ann", "an-operator-s")
+        until("ann is gone", lambda: ann.ending)
+        screen.until(str(ann.ending[0]))
+        screen.press("\r")
+        screen.until("why")
+        screen.press("xq")
+        self.assertEqual(screen.left(), 0)
+        out = self.once("--user", "ann")
+        self.assertRegex(out, rf"ann: {re.escape(ann.ending[1])} \({ann.ending[0]}\), websocket, after")
+        self.assertNotIn("bob", out)
+
+    def test_a_tab_that_does_not_read_is_told_with_its_numbers(self):
+        gateway = Gateway(worker="none", session_queue_bytes_max="1MiB", close_timeout="60s", heartbeat_interval="300s")
+        self.addCleanup(gateway.stop)
+        raw, _ = gateway.raw_tab("sam", receive_buffer=4096)
+        self.addCleanup(raw.close)
+        for _ in range(400):  # 25 MiB: more than any socket's buffers and the queue
+            gateway.api("send", {"channel_id": "sam", "text": "x" * (64 << 10)})
+        out = until("sam is cut", lambda: "4008" in (out := self.ended("top", "--once", "--user", "sam", "--url", gateway.origin)[1]) and out)
+        self.assertRegex(out, r"sam: slow consumer \(4008\), websocket, after .* s, [0-9]+ frames and [0-9.]+ KiB waited")
+        self.assertRegex(out, r"1,048,576|1 MiB|1\.0 MiB", "the limit")
+
+    def test_frames_are_printed_as_they_go_by(self):
+        ann = self.tab("ann")
+        process = self.start("tail", "ann", "--json", "--url", self.gateway.origin, TABCAST_KEY="an-operator-s")
+        self.assertIn("followed", process.stderr.readline())
+        for number in range(3):
+            self.api("POST", "/api/send", "a-worker-s", {"channel_id": "ann", "text": f"number {number}"})
+        frames = [json.loads(process.stdout.readline()) for _ in range(3)]
+        self.assertEqual([frame["text"] for frame in frames], ["number 0", "number 1", "number 2"])
+        self.assertEqual(frames, [ann.frame() for _ in range(3)])
+        self.gateway.terminate()
+        self.assertIn("lost", process.stderr.readline())
+
+    def test_another_key_opens_nothing(self):
+        for key in ("", "a-worker-s", "wrong"):
+            with self.subTest(key):
+                code, out, err = self.ended("tail", "ann", "--url", self.gateway.origin, TABCAST_KEY=key)
+                self.assertEqual((code, out), (3, ""))
+                self.assertIn("refuses: 40", err)
 
 
 if __name__ == "__main__":
