@@ -2,7 +2,7 @@
 # Runs the README's examples as they stand there, each region (`<!-- run: NAME -->` … `<!-- end -->`) in a fresh directory.
 # A ```sh block is run and must exit 0; one with `curl … -N` watches beside the others until the gateway ends it, also
 # with 0. A ```toml block becomes tabcast.toml, and the gateway is started with it; without one, as it is. A ```python
-# block becomes the file that its first line names. The ports 8080 and 9000 of the examples become free ones. The last
+# or ```js block becomes the file that its first line names. The ports 8080 and 9000 of the examples become free ones. The last
 # line is "N passed, N failed".
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -68,7 +68,7 @@ start_gateway() {
   processes+=("$gateway_process")
   until_true grep -q 'ready: http://' gateway.log || die "the gateway does not start" gateway.log
   address=$(grep -oE 'ready: http://[0-9.:]+' gateway.log | cut -d ' ' -f 2)
-  find . -name '*.sh' -o -name '*.python' -o -name '*.py' | xargs sed -i "s|127\.0\.0\.1:8080|${address#http://}|g"
+  find . -name '*.sh' -o -name '*.python' -o -name '*.py' -o -name '*.js' | xargs sed -i "s|127\.0\.0\.1:8080|${address#http://}|g"
   until_true curl -fsS "$address/readyz" || die "the gateway does not start" gateway.log
 }
 
@@ -119,6 +119,11 @@ region() {
         name=$(sed -nE '1s/^# ([a-z_]+\.py) .*/\1/p' "$block")
         cp "$block" "${name:?a Python example names its file in its first line}"
         ;;
+      *.js)
+        name=$(sed -nE '1s/^\/\/ ([a-z_]+\.mjs) .*/\1/p' "$block")
+        cp "$block" "${name:?an example in JavaScript names its file in its first line}"
+        ;;
+      *.html) ;; # tests/browser/fallback.test.mjs opens it
     esac
   done
 }
@@ -152,7 +157,8 @@ stop_gateway
 
 region webhook
 python3 worker.py >worker.log 2>&1 &
-processes+=($!)
+worker_process=$!
+processes+=("$worker_process")
 until_true curl -s -o /dev/null "http://127.0.0.1:$worker_port/" || die "worker.py does not start" worker.log
 "$python" - "${address#http://}" >webhook.out 2>&1 <<'PYTHON' && pass || fail "worker.py did not answer a tab" webhook.out
 import json, sys
@@ -165,6 +171,19 @@ with connect(f"ws://{sys.argv[1]}/ws?user=ann&name=Ann") as tab:
 PYTHON
 code=$(curl -s -o forged.out -w '%{http_code}' "http://127.0.0.1:$worker_port/" -H 'X-Tabcast-Timestamp: 1' -H 'X-Tabcast-Signature: sha256=00' -d '{}')
 [ "$code" = 401 ] && pass || fail "worker.py answers $code to a forged request"
+stop_gateway
+
+# A bot and a client, each with the file that the gateway serves; the bot takes the port of the worker above.
+kill "$worker_process"
+wait "$worker_process"
+region clients
+python3 bot.py >bot.log 2>&1 &
+bot_process=$!
+processes+=("$bot_process")
+node --experimental-websocket client.mjs "Is anybody there?" >client.out 2>&1 && pass || fail "client.mjs did not end well" client.out
+grep -qx 'Bob wrote: Is anybody there?' client.out && pass || fail "client.mjs has no answer of bot.py" client.out
+kill "$bot_process"
+wait "$bot_process" && pass || fail "bot.py did not leave well" bot.log
 stop_gateway
 
 # The first block starts Redis and both nodes: on free ports, with this binary.

@@ -1,6 +1,7 @@
 // The page where no WebSocket gets through, and where there is no network.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { after, before, describe, it } from "node:test";
 import { Blocked } from "./blocked.mjs";
 import { Browser, Server, assertClean, openTab, say, state, texts, until, wordsIn } from "./harness.mjs";
@@ -62,6 +63,26 @@ describe("the page behind a proxy that lets no WebSocket through", { concurrency
     await state(tab, "online");
     assert.equal(await statusText(tab), "Online");
     proxy.lets.webSockets = false;
+    await person.close();
+  });
+});
+
+describe("the README's own page", () => {
+  it("shows what is sent and answered, in ten lines", async () => {
+    const readme = readFileSync(new URL("../../README.md", import.meta.url), "utf8");
+    const [, html] = readme.match(/```html\n([^]*?)```/);
+    const person = await browser.person();
+    const tab = await person.newPage();
+    const problems = [];
+    tab.on("pageerror", (error) => problems.push(String(error)));
+    await tab.route(/chat\.html$/, (route) => route.fulfill({ contentType: "text/html; charset=utf-8", body: html }));
+    await tab.goto(`${server.origin}/chat.html`);
+    await until("it is online", async () => (await tab.title()) === "online");
+    await tab.locator("input").fill("by ten lines");
+    await tab.locator("input").press("Enter");
+    await tab.locator("li", { hasText: "ann: by ten lines" }).waitFor();
+    await tab.locator("li", { hasText: "star: " }).first().waitFor();
+    assert.deepEqual(problems, []);
     await person.close();
   });
 });

@@ -143,6 +143,13 @@ class WithKeys(Saying):
         with self.reader("room=team-a&room=lobby&room=team-b&room=team-c", Authorization=f"Bearer {jwt}") as events:
             self.assertEqual([frame.get("code", frame["type"]) for frame in self.frames(events, 4)], ["ack", "forbidden", "ack", "limit_reached"])
 
+    def test_no_page_uses_the_cookie_of_somebody_who_is_signed_in(self):
+        cookie = {"Cookie": f"tabcast_token={self.token(sub=self.user)}"}
+        for origin, status in [(self.gateway.origin, 200), ("https://evil.example", 403), ("null", 403), (None, 403)]:
+            with self.subTest(origin):
+                answer = self.post({"type": "ping"}, **cookie, **({"Origin": origin} if origin else {}))
+                self.assertEqual(answer.status, status, answer.body)
+
     def test_one_user_says_no_more_than_one_tab_may(self):
         answers = [self.say({"type": "ping", "client_id": str(n)}) for n in range(25)]
         self.assertEqual([answer.status for answer in answers[:20]], [200] * 20)

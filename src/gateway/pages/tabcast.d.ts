@@ -1,6 +1,9 @@
 // Types of `tabcast.js`. Keep the two files beside each other: `import { Tabcast } from "./tabcast.js"` then has them.
 
-/** Why something that was sent came to nothing. All but the last three are the server's: see the README's "Codes". */
+/**
+ * Why something that was sent came to nothing: codes of `error` frames, of HTTP errors where it was sent by POST, and
+ * `outbox_full` and `closed`, which are the client's own. See the README's "Codes".
+ */
 export type ErrorCode =
   | "bad_frame"
   | "bad_field"
@@ -10,6 +13,10 @@ export type ErrorCode =
   | "rate_limited"
   | "overloaded"
   | "draining"
+  | "bad_request"
+  | "bad_user"
+  | "not_found"
+  | "method_not_allowed"
   | "unsupported_media_type"
   | "outbox_full"
   | "closed";

@@ -131,7 +131,8 @@ export function eventStreamLink({ base, path, query, after, rooms, token, postMs
 
   async function read() {
     const response = await fetch(stream, { headers, cache: "no-store", signal: controller.signal });
-    if (!response.ok) return end(refusal(response));
+    const isStream = response.ok && response.headers.get("content-type")?.startsWith("text/event-stream");
+    if (!isStream) return end(refusal(response)); // or something in between answers for the server
     open();
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let record = { event: "message", data: [] };
@@ -160,12 +161,18 @@ export function eventStreamLink({ base, path, query, after, rooms, token, postMs
   }
 
   async function post(frame) {
-    const signal = AbortSignal.any([controller.signal, AbortSignal.timeout(postMs)]);
-    const response = await fetch(outgoing, { method: "POST", headers: { ...headers, "content-type": "application/json" }, body: frame, cache: "no-store", signal });
-    const answer = response.status === 204 ? null : await response.json();
-    if (answer === null || typeof answer.type === "string") return answer && reply(JSON.stringify(answer));
-    if (RETRYABLE.has(response.status)) return end(refusal(response));
-    reply(JSON.stringify({ type: "error", ...answer.error, client_id: JSON.parse(frame).client_id }));
+    const timer = setTimeout(end, postMs, {});
+    try {
+      const request = { method: "POST", headers: { ...headers, "content-type": "application/json" }, body: frame, cache: "no-store", signal: controller.signal };
+      const response = await fetch(outgoing, request);
+      if (response.status === 204) return;
+      const answer = await response.json();
+      if (typeof answer.type === "string") reply(JSON.stringify(answer));
+      else if (RETRYABLE.has(response.status)) end(refusal(response));
+      else reply(JSON.stringify({ type: "error", ...answer.error, client_id: JSON.parse(frame).client_id }));
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   read().catch(() => end({}));
@@ -347,7 +354,8 @@ export class Tabcast extends EventTarget {
     const current = (act) => (value) => generation === this.#generation && act(value);
     const lost = current((ending) => this.#lost({ ...ending, opened, events, token }));
     const handshake = setTimeout(current(() => opened || this.#drop({ opened, events, token })), this.#limits.handshakeMs);
-    if (events) [...this.#rooms.values()].forEach((entry, place) => (entry.clientId = `room-${place}`));
+    const named = [...this.#rooms.keys()];
+    if (events) named.forEach((room, place) => (this.#rooms.get(room).clientId = `room-${place}`));
     try {
       this.#link = (events ? eventStreamLink : this.#openLink)({
         ...this.#target(token, events),
@@ -356,6 +364,7 @@ export class Tabcast extends EventTarget {
           opened = true;
           clearTimeout(handshake);
           this.#opened(events, token);
+          if (events && named.join("\n") !== [...this.#rooms.keys()].join("\n")) this.#reopenSoon(); // joined or left meanwhile
         }),
         text: current((text) => {
           this.#heard();
@@ -388,7 +397,7 @@ export class Tabcast extends EventTarget {
     this.#listen();
     this.#set({ name: "online", transport: events ? "events" : "websocket" });
     if (events) this.#tryWebSocketLater(token);
-    for (const [room, { clientId }] of this.#rooms) if (!events || clientId === "") this.#sendJoin(room);
+    if (!events) for (const room of this.#rooms.keys()) this.#sendJoin(room);
     this.#flush();
   }
 
@@ -475,7 +484,7 @@ export class Tabcast extends EventTarget {
     }
     if (status === 403) return this.#finish(403, "the server refuses this page or this token");
     // Nobody says why a handshake failed. The same over HTTP works if only WebSockets are blocked, and if not, says why.
-    if (!opened && !events && this.#events !== null) return this.#open("reconnect", { events: true, token });
+    if (!opened && !events && this.#events !== null && !isOffline()) return this.#open("reconnect", { events: true, token });
     this.#isBlocked &&= opened;
     if (retryAfterMs !== null) {
       this.#retryAfterMs = retryAfterMs;

@@ -74,7 +74,7 @@ class WebChatAdapter:
                  token: str = "", secret: str = "", webhook: Tuple[str, int] = ("127.0.0.1", 9000), redis_url: str = "",
                  operator_token: str = "", bot: Tuple[str, str, str] = ("star", "Star", "@Star")) -> None:
         """`webhook` is where to listen; without a handler nothing does. `operator_token` is for `disconnect` alone."""
-        self.handler, self.webhook, self.operator_token, self.is_running = handler, webhook, operator_token, True
+        self.on_message, self.webhook, self.operator_token, self.is_running = handler, webhook, operator_token, True
         self.bot_identity = dict(zip(("platform", "user_id", "display_name", "mention"), (self.name, *bot)))
         self.url = urllib.parse.urlsplit(url or os.environ.get("WEBCHAT_URL", "http://127.0.0.1:8080"))
         self.token, self.redis_url = token or os.environ.get("WEBCHAT_TOKEN", ""), redis_url or os.environ.get("WEBCHAT_REDIS", "")
@@ -193,7 +193,7 @@ class WebChatAdapter:
         asyncio.run(until_signalled())
     async def start(self) -> None:
         self.is_running = True
-        if self.handler is None or self._end is not None:
+        if self.on_message is None or self._end is not None:
             return
         if not self.redis_url and not self.secret and self.webhook[0] not in ("127.0.0.1", "::1", "localhost"):
             raise TabcastError("no_secret", "a webhook that others can reach needs a secret")
@@ -222,7 +222,7 @@ class WebChatAdapter:
         if "cancel" in message.extra:  # nobody waits for the answer any more
             return message.channel_id not in self._handlers or self._handlers[message.channel_id].cancel() or True
         async def handler() -> None:
-            await self.handler(message, self)  # type: ignore[misc]
+            await self.on_message(message, self)  # type: ignore[misc]
         work = self._handlers[message.channel_id] = asyncio.ensure_future(handler())
         await asyncio.wait([work])
         del self._handlers[message.channel_id]
