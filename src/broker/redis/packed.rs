@@ -1,23 +1,32 @@
 //! Frames from node to node: many in one message, each with its finished bytes.
 //!
 //! ```text
-//! message  = version u8 · publisher u64 · epoch u32 · sequence u64 · record*
+//! message  = version u8 · publisher u64 · epoch u32 · sequence u64 · record* · traces?
 //! record   = 1 · kind u8 · id [u8; 16] · channel · length u32 · JSON     a frame
 //!          | 2 · reason u8 · user                                        the user's sessions end
 //!          | 3                                                           the publisher has come: answer it
 //!          | 4                                                           the answer
 //!          | 5 · micros u64                                              the canary
+//! traces   = 6 · (place u16 · trace u128 · span u64 · text)+ · length u32 · [0xff; 8]
 //! channel  = 1 user | 2 room, then a text
 //! text     = length u16 · UTF-8
 //! ```
 //! Numbers are big-endian. The sequence counts a publisher's messages on one pub/sub channel from 1: one that is not
 //! the next tells that something was lost, or comes twice. A publisher that gave its reader up, and finds it alive after
 //! all, begins anew with a higher epoch.
+//!
+//! What is traced is told behind all records: for the frame at a place among those of the message, counted from 0, its
+//! publish's span and `tracestate`; the places grow. The length is that of all of it, so that a reader finds it from the
+//! end before it reads a record: no record and no head ends in those eight bytes. A node of a version that does not know
+//! traces has by then taken every record, and counts the message as unreadable. Without a traced frame there is none.
+
+use std::num::{NonZeroU64, NonZeroU128};
 
 use crate::broker::redis::keys::NodeName;
 use crate::id::{ChannelId, MessageId, RoomName, UserId};
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::{Frame, Kind};
+use crate::proto::trace::{TraceContext, is_state};
 
 const VERSION: u8 = 1;
 
@@ -26,6 +35,10 @@ const END: u8 = 2;
 const COME: u8 = 3;
 const SEEN: u8 = 4;
 const CANARY: u8 = 5;
+const TRACES: u8 = 6;
+
+/// What traces end with. No text has such a byte, and no number is so large.
+const TRACES_END: [u8; 8] = [0xff; 8];
 
 /// The kinds that cross nodes, by their numbers on the wire.
 const KINDS: [(u8, Kind); 6] =
@@ -106,6 +119,55 @@ pub(crate) fn put_frame(out: &mut Vec<u8>, channel: &ChannelId, frame: &Frame) -
     true
 }
 
+/// Ends a message in which frames are traced: each by its place, and in their order. They are sampled, all of them.
+pub(crate) fn put_traces(out: &mut Vec<u8>, traces: &[(u16, &TraceContext)]) {
+    if traces.is_empty() {
+        return;
+    }
+    let begin = out.len();
+    out.push(TRACES);
+    for (place, context) in traces {
+        out.extend_from_slice(&place.to_be_bytes());
+        out.extend_from_slice(&context.trace().get().to_be_bytes());
+        out.extend_from_slice(&context.span().get().to_be_bytes());
+        put_text(out, context.state());
+    }
+    // At most 65,536 of about 540 bytes.
+    let length = u32::try_from(out.len() - begin + 4 + TRACES_END.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(&TRACES_END);
+}
+
+/// Splits the traces off what follows a message's head. What is none stays: it is a record that nobody knows.
+fn split_traces(rest: &[u8]) -> (&[u8], Vec<(u16, TraceContext)>) {
+    let split = || {
+        let before = rest.strip_suffix(&TRACES_END)?;
+        let (before, length) = before.split_last_chunk()?;
+        let begin = rest.len().checked_sub(u32::from_be_bytes(*length) as usize)?;
+        let traces = traces(before.get(begin..)?).ok()?;
+        Some((&rest[..begin], traces))
+    };
+    split().unwrap_or((rest, Vec::new()))
+}
+
+fn traces(mut rest: &[u8]) -> Result<Vec<(u16, TraceContext)>, Unreadable> {
+    if number::<1>(&mut rest)? != [TRACES] || rest.is_empty() {
+        return Err(Unreadable::Kind);
+    }
+    let mut traces: Vec<(u16, TraceContext)> = Vec::new();
+    while !rest.is_empty() {
+        let place = u16::from_be_bytes(number(&mut rest)?);
+        let trace = NonZeroU128::new(u128::from_be_bytes(number(&mut rest)?)).ok_or(Unreadable::Text)?;
+        let span = NonZeroU64::new(u64::from_be_bytes(number(&mut rest)?)).ok_or(Unreadable::Text)?;
+        let state = text(&mut rest)?;
+        if !is_state(state) || traces.last().is_some_and(|(last, _)| place <= *last) {
+            return Err(Unreadable::Text);
+        }
+        traces.push((place, TraceContext::new(trace, span, true, state)));
+    }
+    Ok(traces)
+}
+
 /// Ids are at most 256 bytes.
 fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(&u16::try_from(text.len()).unwrap_or(u16::MAX).to_be_bytes());
@@ -123,6 +185,10 @@ pub(crate) struct Message<'m> {
     pub(crate) publisher: NodeName,
     pub(crate) number: Number,
     rest: &'m [u8],
+    /// Of frames that were not read yet, in their order.
+    traces: std::vec::IntoIter<(u16, TraceContext)>,
+    /// Frames that were read.
+    frames: usize,
 }
 
 impl<'m> Message<'m> {
@@ -136,7 +202,8 @@ impl<'m> Message<'m> {
         let publisher = NodeName(u64::from_be_bytes(number(&mut rest)?));
         let epoch = u32::from_be_bytes(number(&mut rest)?);
         let sequence = u64::from_be_bytes(number(&mut rest)?);
-        Ok(Self { publisher, number: (epoch, sequence), rest })
+        let (rest, traces) = split_traces(rest);
+        Ok(Self { publisher, number: (epoch, sequence), rest, traces: traces.into_iter(), frames: 0 })
     }
 
     /// The next record; None at the end. After an error there is nothing more to be had.
@@ -145,10 +212,19 @@ impl<'m> Message<'m> {
             return None;
         }
         let record = self.record();
-        if record.is_err() {
-            self.rest = &[];
+        match &record {
+            Ok(Record::Frame { .. }) => self.frames += 1,
+            Ok(_) => {}
+            Err(_) => self.rest = &[],
         }
         Some(record)
+    }
+
+    /// What traces the frame that was read last, once.
+    pub(crate) fn take_trace(&mut self) -> Option<TraceContext> {
+        let is_its = |(place, _): &(u16, TraceContext)| usize::from(*place) + 1 == self.frames;
+        let is_next = self.traces.as_slice().first().is_some_and(is_its);
+        if is_next { self.traces.next().map(|(_, context)| context) } else { None }
     }
 
     fn record(&mut self) -> Result<Record, Unreadable> {
@@ -257,11 +333,15 @@ pub fn check(data: &[u8]) {
     let mut again = Vec::new();
     begin(&mut again, message.publisher, message.number);
     let mut is_whole = true;
+    let traces = message.traces.as_slice().to_vec();
     while let Some(record) = message.next() {
         match record {
             Ok(record) => assert!(put(&mut again, &record)),
             Err(_) => is_whole = false,
         }
+    }
+    if is_whole {
+        put_traces(&mut again, &traces.iter().map(|(place, context)| (*place, context)).collect::<Vec<_>>());
     }
     assert_eq!(again, data[..again.len()]);
     assert_eq!(is_whole, again.len() == data.len());
@@ -326,9 +406,68 @@ mod tests {
         check(&bytes);
     }
 
+    fn traced(state: &str) -> TraceContext {
+        TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", state).unwrap()
+    }
+
+    #[test]
+    fn traces_follow_their_frames_and_who_does_not_know_them_has_every_record_first() {
+        let records = records();
+        let plain = packed(&records);
+        let mut bytes = plain.clone();
+        let (first, last) = (traced(""), traced("a=1,b=\"2\\"));
+        put_traces(&mut bytes, &[(0, &first), (11, &last)]);
+        assert_eq!(bytes[..plain.len()], plain, "it is behind them");
+        let mut message = Message::read(&bytes).unwrap();
+        let mut found = Vec::new();
+        while let Some(record) = message.next() {
+            let is_frame = matches!(record.unwrap(), Record::Frame { .. });
+            let trace = message.take_trace();
+            assert!(is_frame || trace.is_none());
+            found.push(trace);
+        }
+        let expected: Vec<_> = (0..records.len())
+            .map(|place| match place {
+                0 => Some(first.clone()),
+                11 => Some(last.clone()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(found, expected);
+        check(&bytes);
+        // The same without what looks for it at the end.
+        let mut old = Message { traces: Vec::new().into_iter(), rest: &bytes[21..], ..Message::read(&plain).unwrap() };
+        let read: Vec<_> = std::iter::from_fn(|| old.next()).collect();
+        assert_eq!(read.iter().filter(|record| record.is_ok()).count(), records.len());
+        assert_eq!(read.last().unwrap().as_ref().unwrap_err(), &Unreadable::Kind);
+    }
+
+    #[test]
+    fn traces_that_are_none_are_an_unknown_record() {
+        let plain = packed(&records());
+        let check_bad = |change: &dyn Fn(&mut Vec<u8>)| {
+            let mut bytes = plain.clone();
+            put_traces(&mut bytes, &[(0, &traced("a=1")), (1, &traced(""))]);
+            change(&mut bytes);
+            let mut message = Message::read(&bytes).unwrap();
+            let last = std::iter::from_fn(|| message.next()).last().unwrap();
+            assert_eq!((last.unwrap_err(), message.take_trace()), (Unreadable::Kind, None));
+            check(&bytes);
+        };
+        let begin = plain.len();
+        // The second place is the first again; no trace; no span; a state with a control character; another length.
+        check_bad(&|bytes| bytes[begin + 1 + 26 + 2 + 3 + 1] = 0);
+        check_bad(&|bytes| bytes[begin + 3..begin + 19].fill(0));
+        check_bad(&|bytes| bytes[begin + 19..begin + 27].fill(0));
+        check_bad(&|bytes| bytes[begin + 29] = b'\n');
+        check_bad(&|bytes| *bytes.iter_mut().rev().nth(8).unwrap() -= 1);
+        check_bad(&|bytes| *bytes.last_mut().unwrap() = 0);
+    }
+
     #[test]
     fn what_is_cut_or_changed_anywhere_is_refused_or_read_and_never_panics() {
-        let bytes = packed(&records());
+        let mut bytes = packed(&records());
+        put_traces(&mut bytes, &[(0, &traced("a=1")), (3, &traced(""))]);
         for end in 0..bytes.len() {
             check(&bytes[..end]);
         }
