@@ -33,6 +33,7 @@
 //! | [`id`] | channel, user, request and message ids: parsed once, then types | |
 //! | [`proto`] | pure bytes: what is published, its JSON, its wire forms, RFC 6455 and 7692, event-stream lines, OpenAI chunks, why sessions end, every limit | |
 //! | [`metrics`] | counters, gauges and histograms: a set a shard, summed when somebody asks | |
+//! | [`traces`] | OpenTelemetry spans of a publish, from the request to the nodes that it reaches | `otel` for any |
 //! | [`platform`] | the adapter trait and WebChat: calls into events, clients' text into commands; the worker's queue | |
 //! | [`fanout`] | who is connected and where, frames into sessions, slow consumers, heartbeats | |
 //! | [`broker`] | between nodes: one trait, its delivery guarantee in its documentation; in memory, and through Redis | `redis` for that |
@@ -136,6 +137,7 @@
 //! | `gateway` | the HTTP edge: routes, tokens and keys, the page, the webhook | yes |
 //! | `redis` | many nodes as one through Redis; with `gateway`, workers on streams | yes |
 //! | `cli` | what only the binary needs: arguments, logging, the allocator | yes |
+//! | `otel` | OpenTelemetry traces; with `gateway`, their export to a collector by OTLP over HTTP | no |
 
 #[cfg(feature = "cli")]
 pub mod bench;
@@ -157,6 +159,7 @@ pub mod platform;
 pub mod proto;
 #[cfg(feature = "cli")]
 pub mod terminal;
+pub mod traces;
 
 /// The README's code is compiled and run with the documentation's.
 #[cfg(doctest)]

@@ -7,20 +7,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What each module may import beside itself. A module that is not here is an error, and so is one that is gone.
-const ALLOWED: [(&str, &[&str]); 15] = [
+const ALLOWED: [(&str, &[&str]); 16] = [
     ("id", &[]),
     ("proto", &["id"]),
     // Its labels are the closed enums of proto (why sessions end), so that no list is written twice.
     ("metrics", &["proto"]),
+    ("traces", &["id", "proto"]),
     // These two do not know each other: the engine joins them.
     ("platform", &["id", "proto"]),
     ("fanout", &["id", "metrics", "proto"]),
-    ("broker", &["id", "metrics", "proto"]),
-    ("engine", &["id", "metrics", "proto", "platform", "fanout", "broker"]),
+    ("broker", &["id", "metrics", "proto", "traces"]),
+    ("engine", &["id", "metrics", "proto", "traces", "platform", "fanout", "broker"]),
     ("driver", &["id", "metrics", "proto", "platform", "fanout", "broker", "engine"]),
     // Below the gateway, which is built from it: settings are ids and limits, and know nothing of what they configure.
     ("config", &["id", "proto"]),
-    ("gateway", &["id", "metrics", "proto", "platform", "fanout", "broker", "engine", "driver", "config"]),
+    ("gateway", &["id", "metrics", "proto", "traces", "platform", "fanout", "broker", "engine", "driver", "config"]),
     // How lines look is a setting.
     ("logs", &["driver", "config"]),
     // Clients of the gateway that know nothing of how it is made: a clock, and numbers as the log has them.

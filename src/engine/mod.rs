@@ -37,7 +37,7 @@ use crate::fanout::session::Address;
 use crate::fanout::shard::Resume;
 use crate::fanout::streams::{OpenError, StreamOptions};
 use crate::id::{ChannelId, MessageId, RequestId, UserId};
-use crate::metrics::{EncodeKind, Metrics, PublishOutcome};
+use crate::metrics::{EncodeKind, Label, Metrics, PublishOutcome};
 use crate::platform::adapter::{BoxFuture, OutgoingFile, Outlet, StreamError};
 use crate::platform::webchat::parse_file_url;
 use crate::proto::delivery::{Delivery, PublishError};
@@ -45,6 +45,7 @@ use crate::proto::disconnect::Disconnect;
 use crate::proto::event::{Event, Notice, Timestamp};
 use crate::proto::frame::{Frame, Kind, Moment};
 use crate::proto::limits::{FileLimits, HubLimits, SessionLimits};
+use crate::traces::PublishSpan;
 
 /// Files from this many bytes on are encoded on a thread of their own.
 const ENCODE_APART_BYTES: usize = 128 << 10;
@@ -343,10 +344,14 @@ impl Engine {
     /// [`PublishError::Overloaded`] if a shard that it is for has no room: nothing was posted.
     /// [`PublishError::SpoolFull`]: there was nobody here, and too much waits for the other nodes.
     pub fn try_publish(&self, channel: &ChannelId, event: Event<'_>) -> Result<Delivery, PublishError> {
-        let mut frame = self.encode(channel, &event)?;
-        deflate_small(&self.inner.hub, channel, &mut frame);
-        let posted = self.post_and_forward(channel, &frame).map_err(|Full| PublishError::Overloaded);
-        self.count(posted.flatten()).map(|posted| posted.delivery())
+        let span = self.span(channel);
+        let posted = self.encode(channel, &event).and_then(|mut frame| {
+            deflate_small(&self.inner.hub, channel, &mut frame);
+            span.encoded(&frame);
+            let posted = span.within(|| self.post_and_forward(channel, &frame));
+            self.count(posted.map_err(|Full| PublishError::Overloaded).flatten())
+        });
+        traced(span, posted).map(|posted| posted.delivery())
     }
 
     /// Answers one session. Waits for room on its shard up to the publish deadline.
@@ -367,10 +372,17 @@ impl Engine {
         if bytes > bytes_max { self.count(Err(PublishError::TooLarge { bytes, bytes_max })) } else { Ok(frame) }
     }
 
-    async fn post(&self, channel: &ChannelId, frame: Frame) -> Result<Posted, PublishError> {
+    async fn post(&self, span: PublishSpan, channel: &ChannelId, frame: Frame) -> Result<Posted, PublishError> {
+        span.encoded(&frame);
         let hub = &self.inner.hub;
-        let posted = self.with_room(|| hub.room_listener(channel), || self.post_and_forward(channel, &frame)).await;
-        self.count(posted.flatten())
+        let attempt = || span.within(|| self.post_and_forward(channel, &frame));
+        let posted = self.with_room(|| hub.room_listener(channel), attempt).await;
+        traced(span, self.count(posted.flatten()))
+    }
+
+    /// Of a publish that begins.
+    fn span(&self, channel: &ChannelId) -> PublishSpan {
+        PublishSpan::begin(channel, self.inner.node.number())
     }
 
     /// Held while a frame is posted here and offered to the others: one order for all.
@@ -452,16 +464,40 @@ impl Engine {
     }
 
     fn count<T: Counted>(&self, result: Result<T, PublishError>) -> Result<T, PublishError> {
-        let outcome = match &result {
-            Ok(done) => done.outcome(),
-            Err(PublishError::Overloaded) => PublishOutcome::Overloaded,
-            Err(PublishError::TooLarge { .. }) => PublishOutcome::TooLarge,
-            Err(PublishError::Closed) => PublishOutcome::Closed,
-            Err(PublishError::SpoolFull) => PublishOutcome::SpoolFull,
-        };
-        self.metrics().engine.publishes.of(outcome).increment();
+        self.metrics().engine.publishes.of(outcome_of(&result)).increment();
         result
     }
+}
+
+fn outcome_of<T: Counted>(result: &Result<T, PublishError>) -> PublishOutcome {
+    result.as_ref().map_or_else(refusal, Counted::outcome)
+}
+
+fn refusal(error: &PublishError) -> PublishOutcome {
+    match error {
+        PublishError::Overloaded => PublishOutcome::Overloaded,
+        PublishError::TooLarge { .. } => PublishOutcome::TooLarge,
+        PublishError::Closed => PublishOutcome::Closed,
+        PublishError::SpoolFull => PublishOutcome::SpoolFull,
+    }
+}
+
+/// Says in its span what became of a publish, and leaves it to what was posted.
+fn traced(mut span: PublishSpan, posted: Result<Posted, PublishError>) -> Result<Posted, PublishError> {
+    match posted {
+        Ok(posted) => {
+            span.posted(posted.outcome().name(), posted.delivery());
+            Ok(posted.of(span))
+        }
+        Err(error) => {
+            refused(&span, &error);
+            Err(error)
+        }
+    }
+}
+
+fn refused(span: &PublishSpan, error: &PublishError) {
+    span.refused(refusal(error).name());
 }
 
 /// What a publish ended in, for the counters.
@@ -503,9 +539,10 @@ impl Outlet for Engine {
     type Posted = Posted;
 
     async fn submit(&self, channel: &ChannelId, event: Event<'_>) -> Result<Posted, PublishError> {
-        let frame = self.encode(channel, &event)?;
-        let frame = self.deflated(channel, frame).await?;
-        self.post(channel, frame).await
+        let span = self.span(channel);
+        let frame = self.encode(channel, &event).inspect_err(|error| refused(&span, error))?;
+        let frame = self.deflated(channel, frame).await.inspect_err(|error| refused(&span, error))?;
+        self.post(span, channel, frame).await
     }
 
     async fn settle(&self, posted: Posted) -> Delivery {
@@ -517,9 +554,10 @@ impl Outlet for Engine {
     }
 
     async fn submit_file(&self, channel: &ChannelId, file: OutgoingFile) -> Result<Posted, PublishError> {
+        let span = self.span(channel);
         let (bytes, bytes_max) = (file.data.len(), self.inner.settings.hub.file_bytes_max);
         if bytes > bytes_max {
-            return self.count(Err(PublishError::TooLarge { bytes, bytes_max }));
+            return traced(span, self.count(Err(PublishError::TooLarge { bytes, bytes_max })));
         }
         let prepare = {
             let (engine, channel) = (self.clone(), channel.clone());
@@ -530,13 +568,14 @@ impl Outlet for Engine {
                 Ok((frame, engine.inner.files.keep(&file, engine.now())))
             }
         };
-        let (frame, keeping) = if bytes < ENCODE_APART_BYTES {
-            prepare()?
+        let prepared = if bytes < ENCODE_APART_BYTES {
+            prepare()
         } else {
             // It ends only by its own return, or with the process.
-            tokio::task::spawn_blocking(prepare).await.map_err(|_| PublishError::Closed)??
+            tokio::task::spawn_blocking(prepare).await.map_err(|_| PublishError::Closed).flatten()
         };
-        let posted = self.post(channel, frame).await?;
+        let (frame, keeping) = prepared.inspect_err(|error| refused(&span, error))?;
+        let posted = self.post(span, channel, frame).await?;
         if let Some(keeping) = keeping {
             keeping.published();
         }

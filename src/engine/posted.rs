@@ -3,7 +3,9 @@
 use tokio::time::Instant;
 
 use crate::broker::Receipt;
+use crate::metrics::{Label, PublishOutcome};
 use crate::proto::delivery::{Delivery, Nobody};
+use crate::traces::PublishSpan;
 
 /// A publish that was posted here and offered to the other nodes, of which some may have yet to answer.
 #[derive(Debug)]
@@ -11,6 +13,8 @@ use crate::proto::delivery::{Delivery, Nobody};
 pub struct Posted {
     delivery: Delivery,
     waits: Option<Waits>,
+    /// It ends with the value.
+    span: PublishSpan,
 }
 
 /// For the other nodes, until when.
@@ -23,12 +27,17 @@ struct Waits {
 impl Posted {
     /// There is nothing to wait for.
     pub(super) const fn here(delivery: Delivery) -> Self {
-        Self { delivery, waits: None }
+        Self { delivery, waits: None, span: PublishSpan::none() }
     }
 
     /// Other nodes answer by the receipt; a report waits for it until `deadline`.
     pub(super) const fn elsewhere(delivery: Delivery, receipt: Receipt, deadline: Instant) -> Self {
-        Self { delivery, waits: Some(Waits { receipt, deadline }) }
+        Self { delivery, waits: Some(Waits { receipt, deadline }), span: PublishSpan::none() }
+    }
+
+    /// The same in the publish's span, which ends once as much as anybody waits for is known.
+    pub(super) fn of(self, span: PublishSpan) -> Self {
+        Self { span, ..self }
     }
 
     /// What is known now.
@@ -48,7 +57,7 @@ impl Posted {
     /// # Cancel safety
     /// Dropping it changes nothing: the frame is on its way.
     pub async fn settled(self) -> Delivery {
-        let Self { mut delivery, waits } = self;
+        let Self { mut delivery, waits, mut span } = self;
         let Some(Waits { mut receipt, deadline }) = waits else { return delivery };
         match tokio::time::timeout_at(deadline, &mut receipt).await {
             Ok(nodes) => delivery.nodes = nodes,
@@ -59,6 +68,7 @@ impl Posted {
             }
         }
         delivery.nobody = delivery.nobody.filter(|_| delivery.nodes == 0);
+        span.settled(outcome(delivery), delivery);
         delivery
     }
 
@@ -67,8 +77,20 @@ impl Posted {
     /// # Cancel safety
     /// Dropping it changes nothing: the frame is on its way.
     pub async fn forwarded(self) {
-        if let Some(Waits { receipt, .. }) = self.waits {
-            receipt.await;
+        let Self { delivery, waits, mut span } = self;
+        if let Some(Waits { receipt, .. }) = waits {
+            let delivery = Delivery { nodes: receipt.await, nobody: None, ..delivery };
+            span.settled(outcome(delivery), delivery);
         }
     }
+}
+
+/// What a span says of it once the other nodes have answered, or are not waited for any more.
+fn outcome(delivery: Delivery) -> &'static str {
+    let outcome = match delivery.nobody {
+        _ if delivery.is_delivered() => PublishOutcome::Delivered,
+        Some(Nobody::Waiting) => PublishOutcome::Forwarded,
+        _ => PublishOutcome::Nobody,
+    };
+    outcome.name()
 }

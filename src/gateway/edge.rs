@@ -36,10 +36,12 @@ use crate::gateway::metrics_text::{self, MetricsText};
 use crate::gateway::openai::Answers;
 use crate::gateway::pages::Pages;
 use crate::gateway::response::{Answered, draining, error, finish, json, method_not_allowed, refused, typed};
+use crate::gateway::trace_headers;
 use crate::id::UserId;
 use crate::metrics::{Refusal, StatusClass};
 use crate::proto::delivery::PublishError;
 use crate::proto::disconnect::Disconnect;
+use crate::traces;
 
 /// Bodies over this are read on the control threads: below it they take a few dozen microseconds.
 pub(crate) const APART_BYTES: usize = 64 << 10;
@@ -278,7 +280,7 @@ impl ShardEdge {
         let is_keyed = headers.contains_key("idempotency-key");
         let is_apart = is_keyed || body.bytes.len() > APART_BYTES;
         let gateway = Arc::clone(&self.gateway);
-        let handle = async move {
+        let handle = traces::over(trace_headers::context_of(&headers).as_ref(), async move {
             // The whole of it: its place in the budget goes when its bytes do.
             let body = body;
             let caller = if is_keyed { caller(&headers) } else { String::new() };
@@ -293,7 +295,7 @@ impl ShardEdge {
                 body: body.bytes.clone(),
             };
             gateway.api.handle(request).await
-        };
+        });
         // A large body takes long to read, and a shard's thread must not. A keyed request runs to its end even if the
         // client goes away, so that its repeat finds the answer.
         let answered: Response<_> = if is_apart {

@@ -19,6 +19,7 @@ mod said;
 pub mod security;
 pub mod serve;
 mod status;
+mod trace_headers;
 mod upgrade;
 mod watch;
 pub mod worker;

@@ -33,6 +33,7 @@ use crate::gateway::openai::failed::Failed;
 pub(crate) use crate::gateway::openai::kept::Answers;
 use crate::gateway::openai::kept::{Claim, Kept};
 use crate::gateway::response::{self, Answered};
+use crate::gateway::trace_headers;
 use crate::id::{ChannelId, RequestId, UserId};
 use crate::metrics::{HandshakeOutcome, Refusal};
 use crate::platform::adapter::Outlet;
@@ -41,6 +42,8 @@ use crate::platform::openai::{BadRequest, ChatRequest};
 use crate::proto::completion::{Completion, CompletionHead, Failure, WholeCompletion, estimated_tokens};
 use crate::proto::event::{EndReason, Event};
 use crate::proto::sse;
+use crate::traces;
+use crate::traces::Span;
 
 /// The header that says which answer a response is.
 const REQUEST_ID_NAME: &str = "x-request-id";
@@ -123,7 +126,16 @@ impl ShardEdge {
         }
         let is_get = [Method::GET, Method::HEAD].contains(&method);
         match path {
-            "/chat/completions" if method == Method::POST => self.complete(request, user, asked.client, cors).await,
+            "/chat/completions" if method == Method::POST => {
+                let span = Span::completion(trace_headers::context_of(request.headers()).as_ref());
+                let answer = self.complete(&span, request, user, asked.client, cors).await;
+                if answer.is_ok() {
+                    span.done("answered");
+                } else {
+                    span.refused("refused");
+                }
+                answer
+            }
             "/chat/completions" => Err(Failed::method("POST, OPTIONS")),
             "/models" if is_get => respond(self.models()),
             _ if let Some(model) = path.strip_prefix("/models/") => {
@@ -167,6 +179,7 @@ impl ShardEdge {
     /// `POST /v1/chat/completions`.
     async fn complete(
         &self,
+        span: &Span,
         request: Request<Incoming>,
         user: UserId,
         client: IpAddr,
@@ -180,7 +193,8 @@ impl ShardEdge {
         if chat.is_stream && version != Version::HTTP_11 {
             return Err(Failed::http_version());
         }
-        let wanted = self.want(user, chat, &headers);
+        let mut wanted = self.want(user, chat, &headers);
+        wanted.question.trace = span.context().map(Box::new);
         let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
         let claim = self.gateway.answers.claim(self.gateway.engine.hub(), &wanted.user, key, &wanted.kept)?;
         if !wanted.is_stream {
@@ -364,7 +378,8 @@ impl ShardEdge {
         let Ok(user) = UserId::parse(&message.user_id) else { return };
         let (id, timestamp) = (message.message_id, message.timestamp);
         let event = Event::Message { id, text: &message.text, sender: &message.user_id, reply_to: None, timestamp };
-        if let Err(error) = self.gateway.engine.try_publish(&ChannelId::User(user), event) {
+        let publish = || self.gateway.engine.try_publish(&ChannelId::User(user), event);
+        if let Err(error) = traces::within(message.trace.as_deref(), publish) {
             tracing::warn!(%error, "a question was not shown to its user's tabs");
         }
     }

@@ -1,5 +1,10 @@
 //! The gateway as a process: made in the one order that file tables allow, run until a signal, drained.
 
+#[cfg(feature = "otel")]
+mod export;
+#[cfg(not(feature = "otel"))]
+#[path = "serve/no_export.rs"]
+mod export;
 #[cfg(not(feature = "redis"))]
 #[path = "serve/alone.rs"]
 mod redis;
@@ -34,6 +39,9 @@ use crate::gateway::metrics_text::{Ceilings, MetricsText};
 use crate::gateway::openai::Answers;
 use crate::gateway::pages::Pages;
 use crate::gateway::reload::{self, Reload};
+use crate::gateway::serve::export::Export;
+#[cfg(feature = "otel")]
+pub use crate::gateway::serve::export::ExportError;
 use crate::gateway::serve::redis::Node;
 use crate::gateway::status;
 use crate::gateway::worker;
@@ -80,6 +88,10 @@ pub enum ServeError {
     #[cfg(not(feature = "redis"))]
     #[error("redis is set, and this binary was built without the feature `redis`")]
     NoRedis,
+    /// Spans cannot be exported as OpenTelemetry's variables say.
+    #[cfg(feature = "otel")]
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// The webhook cannot be set up.
     #[error(transparent)]
     Webhook(#[from] WebhookError),
@@ -165,6 +177,7 @@ struct Running {
     threads: ShardThreads,
     inlet: Inlet,
     node: Node,
+    export: Export,
     certificates: Option<CertificateFiles>,
 }
 
@@ -175,6 +188,7 @@ impl Running {
         handler: Option<Arc<dyn MessageHandler>>,
     ) -> Result<Self, ServeError> {
         let certificates = CertificateFiles::open(&settings)?;
+        let export = Export::begin(control)?;
         let (engine, mut node) = Node::join(control, &settings)?;
         let bot = bot(&settings);
         let history = if settings.history_from_recovery { History::Recovery } else { History::Empty };
@@ -191,7 +205,7 @@ impl Running {
             bytes_max: settings.worker_queue_bytes_max,
             ..DispatchLimits::default()
         };
-        let (inlet, runner) = dispatch(handler, adapter, limits);
+        let (inlet, runner) = dispatch(export.of_messages(handler), adapter, limits);
         let handover = HandoverLimits { bytes_max: settings.inbound_bytes_max, ..HandoverLimits::default() };
         let (echo_to_tabs, client_ids_max) = (settings.echo_to_tabs, settings.client_ids_max);
         let intake = IntakeSettings { bot, echo_to_tabs, handover, client_ids_max, durable };
@@ -227,14 +241,7 @@ impl Running {
             own_file_tables: settings.file_tables == FileTables::PerShard,
             tls: certificates.as_ref().map(CertificateFiles::acceptor).transpose()?,
             sessions: settings.session_limits(),
-            http: HttpLimits {
-                header_timeout: settings.header_timeout,
-                header_bytes_max: settings.header_bytes_max,
-                connections_max: settings.http_connections_max,
-                connections_per_address_max: settings.outside_development(settings.connections_per_address_max),
-                proxies: clients::proxies(settings),
-                write_timeout: settings.body_timeout,
-            },
+            http: http_limits(settings),
             bytes_budget: settings.bytes_budget,
         };
         let edges: Arc<dyn EdgeFactory> = Arc::new(Edges(Arc::clone(&gateway)));
@@ -243,7 +250,7 @@ impl Running {
             .map_err(|error| ServeError::Listen { listen, error })?;
         node.listens_at(settings, threads.address());
         control.spawn(status::run(Arc::clone(&gateway), threads.address()));
-        Ok(Self { gateway, threads, inlet, node, certificates })
+        Ok(Self { gateway, threads, inlet, node, export, certificates })
     }
 
     async fn until(mut self, signals: Signals, reload: Option<Reload>) {
@@ -305,6 +312,7 @@ impl Running {
         if pending > 0 {
             tracing::warn!(messages = pending, "the deadline has passed with messages left");
         }
+        self.export.finish(end.saturating_duration_since(tokio::time::Instant::now()).min(TELL_TIME)).await;
         tracing::info!("drained");
     }
 }
@@ -362,6 +370,17 @@ fn bot(settings: &Settings) -> BotIdentity {
         display_name: settings.bot_display_name.clone(),
         mention: settings.bot_mention.clone(),
         ..BotIdentity::default()
+    }
+}
+
+fn http_limits(settings: &Settings) -> HttpLimits {
+    HttpLimits {
+        header_timeout: settings.header_timeout,
+        header_bytes_max: settings.header_bytes_max,
+        connections_max: settings.http_connections_max,
+        connections_per_address_max: settings.outside_development(settings.connections_per_address_max),
+        proxies: clients::proxies(settings),
+        write_timeout: settings.body_timeout,
     }
 }
 

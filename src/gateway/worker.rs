@@ -6,6 +6,8 @@
 pub mod demo;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(feature = "otel")]
+pub(crate) mod traced;
 pub mod webhook;
 
 pub use crate::engine::worker::run;

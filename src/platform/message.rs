@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::id::{ChannelId, MessageId, RequestId, UserId};
 use crate::proto::event::Timestamp;
+use crate::proto::trace::TraceContext;
 
 /// A file that came with a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct IncomingMessage {
     pub unified_user_id: Option<String>,
     /// Other names of that person.
     pub user_aliases: Vec<String>,
+    /// The span that it was asked in, where something is traced: what a worker does for it is a child of that.
+    pub trace: Option<Box<TraceContext>>,
 }
 
 impl IncomingMessage {
@@ -75,6 +78,7 @@ impl IncomingMessage {
             reactions: Vec::new(),
             unified_user_id: None,
             user_aliases: Vec::new(),
+            trace: None,
         }
     }
 
@@ -94,7 +98,8 @@ impl IncomingMessage {
     pub fn bytes(&self) -> usize {
         let files = self.attachments.iter().map(|file| file.filename.len() + file.mimetype.len() + file.data.len());
         let texts = [&self.platform, &self.channel_id, &self.user_id, &self.user_name, &self.text, &self.channel_name];
-        let extra = object_bytes(&self.extra);
+        let trace = self.trace.as_ref().map_or(0, |trace| trace.bytes());
+        let extra = object_bytes(&self.extra) + trace;
         size_of::<Self>() + files.sum::<usize>() + texts.into_iter().map(String::len).sum::<usize>() + extra
     }
 
@@ -112,7 +117,8 @@ impl IncomingMessage {
     /// `channel_key` is what the order of messages is kept by, the channel id. `username` and `display_name` are both
     /// the user's name; attachments are `{filename, mimetype, data}` with padded standard base64; times are Unix
     /// seconds as a float; what is unknown is `null`. `trace_id` follows the message through logs, `enqueued_at` is
-    /// when it was handed to the worker's queue.
+    /// when it was handed to the worker's queue. With a [`trace`](Self::trace) there are `traceparent` and, unless it is
+    /// empty, `tracestate` (W3C Trace Context): whoever hands them back has its answers in the same trace.
     #[must_use]
     pub fn to_json(&self, trace_id: &str, enqueued_at: Timestamp) -> Vec<u8> {
         // Every key is a string and every float finite, so this cannot fail.
@@ -148,6 +154,8 @@ impl IncomingMessage {
             unified_user_id: self.unified_user_id.as_deref(),
             reactions: &self.reactions,
             extra: &self.extra,
+            traceparent: self.trace.as_ref().map(|trace| trace.to_string()),
+            tracestate: self.trace.as_ref().map(|trace| trace.state()).filter(|state| !state.is_empty()),
         }
     }
 }
@@ -195,6 +203,10 @@ pub(crate) struct Envelope<'m> {
     unified_user_id: Option<&'m str>,
     reactions: &'m [Value],
     extra: &'m Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tracestate: Option<&'m str>,
 }
 
 #[derive(serde::Serialize)]
@@ -243,6 +255,7 @@ mod tests {
             reactions: Vec::new(),
             unified_user_id: None,
             user_aliases: vec!["x".to_owned()],
+            trace: None,
         }
     }
 
@@ -262,6 +275,22 @@ mod tests {
         let private = IncomingMessage { channel_id: "webchat:u".to_owned(), reply_to_id: None, ..message };
         let json: Value = serde_json::from_slice(&private.to_json("t", Timestamp::from_micros(0))).unwrap();
         assert_eq!((&json["is_dm"], &json["room_name"], &json["reply_to"]), (&true.into(), &Value::Null, &Value::Null));
+    }
+
+    #[test]
+    fn a_trace_is_told_and_counted_where_there_is_one() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let with_trace = |state: &str| {
+            let trace = TraceContext::parse(parent, state).map(Box::new);
+            let message = IncomingMessage { trace, ..message() };
+            let json: Value = serde_json::from_slice(&message.to_json("t", Timestamp::from_micros(0))).unwrap();
+            (json, message.bytes())
+        };
+        let (bare, state) = (with_trace(""), with_trace("a=1"));
+        assert_eq!((&bare.0["traceparent"], bare.0.get("tracestate")), (&parent.into(), None));
+        assert_eq!((&state.0["traceparent"], &state.0["tracestate"]), (&parent.into(), &"a=1".into()));
+        assert_eq!(state.1, bare.1 + 3);
+        assert!(bare.1 > message().bytes());
     }
 
     #[test]

@@ -53,12 +53,14 @@ impl Gateway {
             }
         };
         // The test's settings, and no others.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TABCAST_")) {
+        let is_setting = |name: &str| name.starts_with("TABCAST_") || name.starts_with("OTEL_");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(&name.to_string_lossy())) {
             command.env_remove(name);
         }
         command.env("TABCAST_LISTEN", "127.0.0.1:0");
         for (name, value) in settings {
-            command.env(format!("TABCAST_{}", name.to_uppercase()), value);
+            let is_whole = name.starts_with("OTEL_");
+            command.env(if is_whole { (*name).to_owned() } else { format!("TABCAST_{}", name.to_uppercase()) }, value);
         }
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (line, log) = sync_channel(100_000);

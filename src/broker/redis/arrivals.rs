@@ -11,6 +11,7 @@ use crate::id::{ChannelId, UserId};
 use crate::metrics::BrokerMetrics;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::Frame;
+use crate::traces::Span;
 
 /// How long inboxes that are full are left alone.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -19,7 +20,7 @@ const RECENT_MAX: usize = 16_384;
 
 /// What came.
 pub(crate) enum Arrival {
-    Frame { channel: ChannelId, frame: Frame },
+    Frame { channel: ChannelId, frame: Frame, span: Span },
     End { user: UserId, ending: Disconnect },
 }
 
@@ -64,6 +65,9 @@ impl Arrivals {
         let bytes = arrival.bytes();
         if waiting.bytes > 0 && waiting.bytes + bytes > self.bytes_max {
             self.metrics.dropped_frames.increment();
+            if let Arrival::Frame { span, .. } = &arrival {
+                span.done("dropped");
+            }
             peer.count_refused();
             return;
         }
@@ -118,7 +122,15 @@ impl Arrivals {
 /// False if there is no room now.
 fn hand_on(peer: &dyn Peer, arrival: &Arrival) -> bool {
     match arrival {
-        Arrival::Frame { channel, frame } => peer.deliver(channel, frame) != Delivered::Full,
+        Arrival::Frame { channel, frame, span } => {
+            let delivered = peer.deliver(channel, frame);
+            match delivered {
+                Delivered::Taken => span.done("taken"),
+                Delivered::Nobody => span.done("nobody"),
+                Delivered::Full => {}
+            }
+            delivered != Delivered::Full
+        }
         Arrival::End { user, ending } => peer.end_sessions(user, *ending),
     }
 }

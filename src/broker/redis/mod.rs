@@ -75,6 +75,8 @@ use crate::metrics::BrokerMetrics;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::{Frame, Kind, Moment};
 use crate::proto::limits::RecoveryLimits;
+use crate::proto::trace::TraceContext;
+use crate::traces::Span;
 
 /// A log line of one sort at most so often.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -217,17 +219,26 @@ impl Shared {
             peer.rooms_missed();
         }
         while let Some(record) = message.next() {
-            self.on_record(peer, message.publisher, record?, received);
+            let record = record?;
+            let trace = message.take_trace();
+            self.on_record(peer, message.publisher, (record, trace), received);
         }
         Ok(())
     }
 
-    fn on_record(&self, peer: &dyn Peer, publisher: NodeName, record: Record, received: Moment) {
+    fn on_record(
+        &self,
+        peer: &dyn Peer,
+        publisher: NodeName,
+        (record, trace): (Record, Option<TraceContext>),
+        received: Moment,
+    ) {
         match record {
             Record::Frame { channel, mut frame } => {
                 frame.accept(received);
+                let span = Span::receive(trace, &channel, &frame, self.me.0);
                 peer.prepare(&channel, &mut frame);
-                self.arrivals.take(peer, Arrival::Frame { channel, frame });
+                self.arrivals.take(peer, Arrival::Frame { channel, frame, span });
             }
             Record::End { user, ending } => self.arrivals.take(peer, Arrival::End { user, ending }),
             Record::Come => {
@@ -245,12 +256,13 @@ impl Shared {
 
     fn on_stream_frame(&self, peer: &dyn Peer, request: &str, payload: &[u8], received: Moment) {
         let frame = RequestId::parse(request).ok().map(ChannelId::Stream).zip(stream_frame(payload));
-        let Some((channel, mut frame)) = frame else {
+        let Some((channel, (mut frame, trace))) = frame else {
             return self.metrics.unreadable_messages.increment();
         };
         frame.accept(received);
         if !self.arrivals.is_double(&channel, &frame) {
-            self.arrivals.take(peer, Arrival::Frame { channel, frame });
+            let span = Span::receive(trace, &channel, &frame, self.me.0);
+            self.arrivals.take(peer, Arrival::Frame { channel, frame, span });
         }
     }
 

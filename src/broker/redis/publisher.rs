@@ -22,8 +22,10 @@ use crate::broker::redis::link::Link;
 use crate::broker::redis::packed::{self, Number, Record};
 use crate::broker::redis::recovery;
 use crate::broker::redis::spool::{Destination, Item, Parcel};
+use crate::broker::redis::stream_frame::put_trace;
 use crate::id::{ChannelId, RequestId, UserId};
 use crate::proto::json;
+use crate::proto::trace::TraceContext;
 
 /// Items of one batch.
 const BATCH_ITEMS: usize = 1_024;
@@ -56,6 +58,21 @@ enum Out {
     Record(Record),
 }
 
+impl Out {
+    /// What traces it.
+    fn trace(&self) -> Option<&TraceContext> {
+        if let Self::Parcel(parcel) = self { parcel.origin.context() } else { None }
+    }
+}
+
+/// Says which of the frames that are packed are traced.
+fn put_traces(bytes: &mut Vec<u8>, inside: &[Out]) {
+    let frames = inside.iter().filter(|out| matches!(out, Out::Parcel(_)));
+    // A message has far fewer frames than there are places.
+    let traces = (0u16..).zip(frames).filter_map(|(place, out)| Some((place, out.trace()?)));
+    packed::put_traces(bytes, &traces.collect::<Vec<_>>());
+}
+
 impl Outbox {
     fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.under_way.is_none()
@@ -67,7 +84,8 @@ impl Outbox {
             self.number.1 += 1;
             let (mut bytes, mut inside) = (Vec::with_capacity(512), Vec::new());
             packed::begin(&mut bytes, publisher, self.number);
-            while bytes.len() < PACKED_BYTES
+            let mut traced_bytes = 0;
+            while bytes.len() + traced_bytes < PACKED_BYTES
                 && let Some(out) = self.waiting.pop_front()
             {
                 let is_put = match &out {
@@ -75,8 +93,12 @@ impl Outbox {
                     Out::Record(record) => packed::put(&mut bytes, record),
                 };
                 if is_put {
+                    traced_bytes += out.trace().map_or(0, TraceContext::bytes);
                     inside.push(out);
                 }
+            }
+            if traced_bytes > 0 {
+                put_traces(&mut bytes, &inside);
             }
             self.under_way = Some((bytes, inside));
         }
@@ -273,6 +295,9 @@ impl Publisher {
             }
             text.clear();
             json::escape_non_ascii(parcel.frame.json(), &mut text);
+            if let Some(context) = parcel.origin.context() {
+                put_trace(&mut text, context);
+            }
             bytes += text.len();
             sent.plain.cmd("PUBLISH").arg(keys.stream(request)).arg(&text[..]);
             sent.streams += 1;

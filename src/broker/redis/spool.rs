@@ -13,6 +13,7 @@ use crate::id::{ChannelId, UserId};
 use crate::metrics::BrokerMetrics;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::Frame;
+use crate::traces::Origin;
 
 /// What an item costs beside its frame.
 const ITEM_BYTES: usize = 192;
@@ -44,6 +45,8 @@ pub(crate) enum Destination {
 pub(crate) struct Parcel {
     pub(crate) channel: ChannelId,
     pub(crate) frame: Frame,
+    /// The publish that it is of.
+    pub(crate) origin: Origin,
     receipt: ReceiptWriter,
     /// The spool's, shared by itself: a parcel that held the spool which it waits in would keep both for ever.
     waiting_bytes: Arc<AtomicUsize>,
@@ -56,7 +59,7 @@ impl Parcel {
     }
 
     fn bytes(&self) -> usize {
-        self.frame.bytes() + ITEM_BYTES
+        self.frame.bytes() + self.origin.bytes() + ITEM_BYTES
     }
 }
 
@@ -85,14 +88,15 @@ impl Spool {
         Arc::new(Self { items, bytes: Arc::default(), bytes_max, bell: Notify::new(), metrics })
     }
 
-    /// Takes a frame in. An empty spool takes any.
+    /// Takes a frame in, of the publish that this thread is in. An empty spool takes any.
     pub(crate) fn push_frame(
         &self,
         channel: &ChannelId,
         frame: &Frame,
         receipt: ReceiptWriter,
     ) -> Result<(), SpoolFull> {
-        let bytes = frame.bytes() + ITEM_BYTES;
+        let origin = Origin::current();
+        let bytes = frame.bytes() + origin.bytes() + ITEM_BYTES;
         let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
         if before > 0 && before + bytes > self.bytes_max {
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -100,7 +104,7 @@ impl Spool {
             return Err(SpoolFull);
         }
         let waiting_bytes = Arc::clone(&self.bytes);
-        let parcel = Parcel { channel: channel.clone(), frame: frame.clone(), receipt, waiting_bytes };
+        let parcel = Parcel { channel: channel.clone(), frame: frame.clone(), origin, receipt, waiting_bytes };
         self.push(Item::Frame(Arc::new(parcel)));
         Ok(())
     }

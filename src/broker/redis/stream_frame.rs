@@ -1,5 +1,6 @@
 //! A stream's frame as somebody published it: a node, or a worker in any language. What is inside is written anew, in
-//! the one form that everything behind here knows.
+//! the one form that everything behind here knows. With `traceparent`, and perhaps `tracestate`, it names the span that it
+//! is of: so does a node whose publish is traced, and a worker may.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
@@ -7,6 +8,7 @@ use std::time::SystemTime;
 use crate::id::MessageId;
 use crate::proto::event::{ButtonStyle, EndReason, Timestamp};
 use crate::proto::frame::{Frame, Kind};
+use crate::proto::trace::TraceContext;
 
 /// Whose messages they are if nobody says so.
 const SENDER: &str = "star";
@@ -41,6 +43,10 @@ struct Published<'f> {
     reason: Option<Cow<'f, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timestamp: Option<f64>,
+    #[serde(borrow, skip_serializing)]
+    traceparent: Option<Cow<'f, str>>,
+    #[serde(borrow, skip_serializing)]
+    tracestate: Option<Cow<'f, str>>,
 }
 
 /// A button, with its keys in the order of our own.
@@ -94,8 +100,24 @@ fn decoded_bytes(base64: &str) -> u64 {
     digits * 3 / 4
 }
 
-/// Reads a frame; None if it is none of the table of frames.
-pub(crate) fn stream_frame(payload: &[u8]) -> Option<Frame> {
+/// Says in a frame's JSON, which is an object with something in it, which span it is of.
+pub(crate) fn put_trace(json: &mut Vec<u8>, context: &TraceContext) {
+    if json.pop_if(|last| *last == b'}').is_none() {
+        return;
+    }
+    json.extend_from_slice(format!(",\"traceparent\":\"{context}\"").as_bytes());
+    // A state is text, which serializes.
+    if let Ok(state) = serde_json::to_vec(context.state())
+        && !context.state().is_empty()
+    {
+        json.extend_from_slice(b",\"tracestate\":");
+        json.extend_from_slice(&state);
+    }
+    json.push(b'}');
+}
+
+/// Reads a frame, and the sampled span that it is of; None if it is none of the table of frames.
+pub(crate) fn stream_frame(payload: &[u8]) -> Option<(Frame, Option<TraceContext>)> {
     let published: Published<'_> = serde_json::from_str(std::str::from_utf8(payload).ok()?).ok()?;
     let kind = match &*published.kind {
         "message" if published.buttons.is_some() => Kind::Buttons,
@@ -113,9 +135,11 @@ pub(crate) fn stream_frame(payload: &[u8]) -> Option<Frame> {
         Kind::Edit => Some(given?),
         _ => Some(given.unwrap_or_else(MessageId::random)),
     };
+    let state = published.tracestate.as_deref().unwrap_or_default();
+    let trace = published.traceparent.as_deref().and_then(|parent| TraceContext::parse(parent, state));
     // Every key is a string, and a float that JSON has is finite.
     let json = serde_json::to_string(&published.in_our_form(kind, id)?).ok()?;
-    Some(Frame::relay(kind, id, None, &json))
+    Some((Frame::relay(kind, id, None, &json), trace.filter(TraceContext::is_sampled)))
 }
 
 #[cfg(test)]
@@ -124,6 +148,8 @@ mod tests {
     use crate::proto::event;
     use crate::proto::event::Event;
     use crate::proto::json;
+
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
     #[test]
     fn our_own_frames_come_out_as_they_went_in() {
@@ -147,7 +173,13 @@ mod tests {
             let frame = Frame::encode(event);
             let mut ascii = Vec::new();
             json::escape_non_ascii(frame.json(), &mut ascii);
-            let read = stream_frame(&ascii).unwrap();
+            for context in [None, TraceContext::parse(PARENT, ""), TraceContext::parse(PARENT, r#"a="\"#)] {
+                let mut traced = ascii.clone();
+                context.iter().for_each(|context| put_trace(&mut traced, context));
+                assert_eq!(stream_frame(&traced).unwrap().1, context);
+                assert_eq!(stream_frame(&traced).unwrap().0.json(), stream_frame(&ascii).unwrap().0.json());
+            }
+            let (read, _) = stream_frame(&ascii).unwrap();
             assert_eq!(
                 (read.kind(), read.message_id(), String::from_utf8_lossy(read.json())),
                 (frame.kind(), frame.message_id(), String::from_utf8_lossy(frame.json()))
@@ -160,7 +192,7 @@ mod tests {
         const ID: &str = "00000000-0000-4000-8000-000000000001";
         let check = |json: &str, expected: Option<&str>| {
             let read = stream_frame(json.replace("$ID", ID).as_bytes());
-            let json_read = read.map(|frame| String::from_utf8(frame.json().to_vec()).unwrap());
+            let json_read = read.map(|(frame, _)| String::from_utf8(frame.json().to_vec()).unwrap());
             assert_eq!(json_read, expected.map(|expected| expected.replace("$ID", ID)), "{json}");
         };
         check(
@@ -176,7 +208,7 @@ mod tests {
             r#""data":"YWI=","size":2,"timestamp":1.0}"#
         );
         check(file, Some(written));
-        assert!(stream_frame(br#"{"type":"message","text":"without an id"}"#).unwrap().message_id().is_some());
+        assert!(stream_frame(br#"{"type":"message","text":"without an id"}"#).unwrap().0.message_id().is_some());
         for bad in [
             "",
             "{}",
@@ -191,6 +223,13 @@ mod tests {
             r#"{"type":"end"} x"#,
         ] {
             check(bad, None);
+        }
+        // A trace that is none, or is not recorded, is not there.
+        for parent in ["", "x", &PARENT.replace("-01", "-00")] {
+            assert_eq!(
+                stream_frame(format!(r#"{{"type":"end","traceparent":"{parent}"}}"#).as_bytes()).unwrap().1,
+                None
+            );
         }
         assert!(stream_frame(b"{\"type\":\"end\",\"a\":\"\xff\"}").is_none());
     }

@@ -23,11 +23,13 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::gateway::http_client::{HttpClient, http_client};
+use crate::gateway::trace_headers;
 use crate::gateway::worker::webhook::retry::{backoff, retry_after};
 use crate::gateway::worker::webhook::under_way::{Delivery, Heard, UnderWay};
 use crate::metrics::{Metrics, WorkerOutcome};
 use crate::platform::adapter::{BoxFuture, MessageHandler, PlatformAdapter};
 use crate::platform::message::IncomingMessage;
+use crate::proto::trace::TraceContext;
 
 /// The most of a response that is read, so that its connection can be used again. The rest costs the connection.
 const RESPONSE_BYTES_MAX: usize = 64 << 10;
@@ -121,7 +123,7 @@ struct Counters {
 ///
 /// A request has `Content-Type: application/json`, `Idempotency-Key: <message id>`, `X-Tabcast-Timestamp: <Unix
 /// seconds>` and, with a secret, `X-Tabcast-Signature: sha256=<hex HMAC-SHA-256 of "timestamp.body">`, both new for
-/// each attempt. The body is [`IncomingMessage::to_json`]. What is tried again: no connection, no answer in time, 408,
+/// each attempt, and `traceparent` and `tracestate` if the message has a trace. The body is [`IncomingMessage::to_json`]. What is tried again: no connection, no answer in time, 408,
 /// 429 (not before its `Retry-After`) and 5xx; any other answer but a 2xx is final.
 ///
 /// A message with `extra.cancel` ends the attempts for its channel's question, the message with `extra.openai`. It waits
@@ -206,6 +208,7 @@ impl Inner {
     async fn deliver(&self, message: IncomingMessage, delivery: &Delivery) {
         let id = message.message_id.to_string();
         let body = Bytes::from(message.to_json(&id.replace('-', ""), message.timestamp));
+        let trace = message.trace.clone();
         drop(message);
         let deadline = Instant::now() + self.settings.message_timeout;
         let mut attempts = 0;
@@ -213,7 +216,7 @@ impl Inner {
             if attempts > 0 {
                 self.count(&self.counters.retries, WorkerOutcome::Retried);
             }
-            let attempt = self.attempt(&id, body.clone(), permit).await;
+            let attempt = self.attempt(&id, trace.as_deref(), body.clone(), permit).await;
             attempts += 1;
             let (reason, floor) = match attempt {
                 Attempt::Delivered => {
@@ -259,8 +262,14 @@ impl Inner {
     }
 
     /// One request. A pause between two holds no permit, so that a channel in trouble does not stop others.
-    async fn attempt(&self, id: &str, body: Bytes, _permit: SemaphorePermit<'_>) -> Attempt {
-        let request = match self.request(id, body) {
+    async fn attempt(
+        &self,
+        id: &str,
+        trace: Option<&TraceContext>,
+        body: Bytes,
+        _permit: SemaphorePermit<'_>,
+    ) -> Attempt {
+        let request = match self.request(id, trace, body) {
             Ok(request) => request,
             Err(error) => return Attempt::Again(error.to_string(), Duration::ZERO),
         };
@@ -286,7 +295,12 @@ impl Inner {
         }
     }
 
-    fn request(&self, id: &str, body: Bytes) -> Result<Request<Full<Bytes>>, http::Error> {
+    fn request(
+        &self,
+        id: &str,
+        trace: Option<&TraceContext>,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, http::Error> {
         let timestamp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut request = Request::post(self.settings.url.clone())
             .header(CONTENT_TYPE, "application/json")
@@ -297,7 +311,11 @@ impl Inner {
             request =
                 request.header("x-tabcast-signature", HeaderValue::try_from(signature(secret, timestamp, &body))?);
         }
-        request.body(Full::new(body))
+        let mut request = request.body(Full::new(body))?;
+        if let Some(trace) = trace {
+            trace_headers::put(request.headers_mut(), trace);
+        }
+        Ok(request)
     }
 }
 

@@ -14,7 +14,8 @@
 //! | `end` | `reason`? |
 //!
 //! and with any of them `platform` (`webchat`), `message_key` (at most 256 bytes: what comes with one that was seen in
-//! the last 10 minutes is not sent again) and `trace_id`. Unknown keys are ignored.
+//! the last 10 minutes is not sent again), `trace_id`, and `traceparent` with `tracestate` as they came inbound (W3C Trace
+//! Context; what is none is ignored). Unknown keys are ignored.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -32,6 +33,8 @@ use crate::id::{ChannelId, MessageId};
 use crate::platform::message::IncomingMessage;
 use crate::platform::view::{View, ViewError};
 use crate::proto::event::{Button, Timestamp};
+use crate::proto::trace::TraceContext;
+use crate::traces;
 
 /// The longest `message_key`.
 pub const MESSAGE_KEY_BYTES_MAX: usize = 256;
@@ -94,6 +97,8 @@ pub struct Outbound<'a> {
     pub(crate) id: Option<MessageId>,
     pub(crate) message_key: Option<Cow<'a, str>>,
     pub(crate) trace_id: Option<Cow<'a, str>>,
+    /// The span that it is of, where something is traced.
+    pub(crate) trace: Option<Box<TraceContext>>,
 }
 
 impl Outbound<'_> {
@@ -129,6 +134,10 @@ struct Head<'a> {
     message_key: Option<Scalar<'a>>,
     #[serde(borrow, default)]
     trace_id: Option<Scalar<'a>>,
+    #[serde(borrow, default)]
+    traceparent: Option<Scalar<'a>>,
+    #[serde(borrow, default)]
+    tracestate: Option<Scalar<'a>>,
 }
 
 impl Described for View {
@@ -186,8 +195,15 @@ fn with_head<'a>(
         OpKind::File | OpKind::Edit | OpKind::Typing | OpKind::End => None,
     };
     let trace_id = text(head.trace_id, "trace_id")?;
+    let trace = if traces::is_on() { trace(head.traceparent, head.tracestate).map(Box::new) } else { None };
     let Op { channel, call } = body(kind)?;
-    Ok(Outbound { channel, call, id, message_key, trace_id })
+    Ok(Outbound { channel, call, id, message_key, trace_id, trace })
+}
+
+/// What is no text is no trace (W3C Trace Context, 3.2): it is as if it were not there.
+fn trace(parent: Option<Scalar<'_>>, state: Option<Scalar<'_>>) -> Option<TraceContext> {
+    let state = text(state, "tracestate").ok().flatten();
+    TraceContext::parse(&text(parent, "traceparent").ok()??, state.as_deref().unwrap_or_default())
 }
 
 /// The calls have the names of the frames here, and not those of the API.

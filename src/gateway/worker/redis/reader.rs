@@ -26,6 +26,7 @@ use crate::gateway::worker::redis::lease::{Lease, Tenure};
 use crate::gateway::worker::redis::outbound::{Consumer, End};
 use crate::gateway::worker::redis::{is_stopping, stopped};
 use crate::metrics::streams::StreamMetrics;
+use crate::traces;
 
 /// How long a read waits at the server.
 pub(super) const BLOCK: Duration = Duration::from_secs(1);
@@ -279,7 +280,8 @@ impl<'t> Reader<'t> {
         let mut pause = ROOM_PAUSE_MIN;
         loop {
             self.check()?;
-            let reason = match self.consumer.hand_off.hand_off(&outbound).await {
+            let trace = outbound.trace.as_deref();
+            let reason = match traces::over(trace, self.consumer.hand_off.hand_off(&outbound)).await {
                 Ok(settled) => {
                     self.streams().handed_off.increment();
                     let trace_id = outbound.trace_id();
