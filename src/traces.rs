@@ -8,7 +8,7 @@
 //! |---|---|---|---|---|
 //! | `tabcast publish` | producer | its event is to be encoded | other nodes have answered, as far as somebody waits for that | the OpenTelemetry context that it is called in |
 //! | `tabcast receive` | consumer | the frame came from Redis | the shards' inboxes have it | the other node's `tabcast publish` |
-//! | `tabcast completion` | server | `POST /v1/chat/completions` was read | the worker's queue has the question, and the answer is open; one in one piece is complete | the request's `traceparent` |
+//! | `tabcast completion` | server | the head of `POST /v1/chat/completions` is there | the worker's queue has the question, and the answer is open; one in one piece is complete | the request's `traceparent` |
 //!
 //! A publish of `/api/*` is called in the context of the request's `traceparent`; one of an entry on a worker's stream in
 //! that of the entry's; one of an in-process handler in that of the message. What a tab writes has no context: a tab lives
@@ -19,8 +19,9 @@
 //! |---|---|---|
 //! | `tabcast.channel.kind` | publish, receive | `user`, `room`, `stream` |
 //! | `tabcast.frame.kind`, `tabcast.frame.bytes` | publish, receive | `message`, `buttons`, `file`, `edit`, `typing`, `end`; its JSON's bytes |
-//! | `tabcast.outcome` | publish | as `tabcast_publishes_total` counts it |
+//! | `tabcast.outcome` | publish | as `tabcast_publishes_total` has it, with what the other nodes have answered by then |
 //! | `tabcast.outcome` | receive | `taken`, `nobody`, `dropped` |
+//! | `tabcast.outcome` | completion | `answered`, `refused` |
 //! | `tabcast.tabs`, `tabcast.nodes` | publish | whom it was posted to here, and the other nodes that took it |
 //! | `tabcast.node` | publish, receive | the node's number in Redis, hexadecimal |
 //!

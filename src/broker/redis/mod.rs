@@ -10,7 +10,8 @@
 //!
 //!  sg:node:{N}              pub/sub      packed frames for node N (sharded in a cluster)
 //!  sg:nodes:all             pub/sub      packed frames for every node: rooms
-//!  sg:sse:R                 pub/sub      the frames of stream R, one message each, JSON in ASCII
+//!  sg:sse:R                 pub/sub      the frames of stream R, one message each, JSON in ASCII; a traced one has
+//!                                        `traceparent`, and perhaps `tracestate`, as its last keys
 //!  sg:presence              pub/sub      who comes and goes: {"user_id","node","online"}
 //! ```
 //! (`{…}` are braces that choose a cluster's slot; a brace or a percent sign in a user's id is percent-encoded there.)
