@@ -156,6 +156,45 @@ describe("the status page", { concurrency: 1 }, () => {
     await person.close();
   });
 
+  it("says in words and signs what is not well, and takes frames with more and with less in them", async () => {
+    const person = await browser.person({ viewport: { width: 360, height: 740 } });
+    let frame = { type: "status", node: "far away", version: "9", timestamp: 1764115200, uptime_seconds: 7200, of_a_later_version: { x: [1] } };
+    const before = (tab) => tab.route("**/events?watch=status", (route) => route.fulfill({ contentType: "text/event-stream", body: `: a comment\n\nretry: 900\n\ndata: ${JSON.stringify(frame)}\n\n` }));
+    const tab = await status(person, { wait: null, before });
+    await until("a frame with hardly anything", async () => (await shown(tab, "#node")) === "far away");
+    assert.equal(await shown(tab, "#health-word"), "Not ready");
+    assert.match(await shown(tab, "#health-more"), /^up 2 h/);
+    assert.equal(await shown(tab, "#latency .big b"), "–");
+    frame = {
+      ...frame,
+      health: { ready: false, draining: false, reason: "Redis has not answered for 4 s" },
+      sessions: { now: 9_500, max: 10_000, users: 9_000, rooms: 3, streams: 1 },
+      queues: { frames: 12, bytes: 3_000, budget_used_bytes: 96, budget_bytes: 100 },
+      latency_micros: { p50: 800, p99: 1_250_000, count: 9 },
+      shards: Array.from({ length: 56 }, () => ({ sessions: 170, busy_share: 0.95, queue_bytes: 1 })),
+      redis: { healthy: false, reason: "it is away", canary_micros: 0, nodes: 1, spool_bytes: 2_048 },
+      refusals: { tabs_of_user: 3, something_new: 1 },
+      top_users: [{ user_id: "ann", tabs: 2, queue_frames: 1_024, queue_bytes: 1 << 20 }],
+      ended: [{ at: 1764115199.5, user_id: null, session: "1", wire: "pigeon", reason: "some new reason", code: 4999, retryable: false, detail: "because" }],
+    };
+    await until("the other frame", async () => (await shown(tab, "#redis-word")) === "Not healthy");
+    assert.match(await shown(tab, "#health-more"), /^Redis has not answered for 4 s/);
+    // Not by the colour alone: another sign, and words.
+    const sign = (selector) => tab.$eval(selector, (node) => getComputedStyle(node, "::before").content);
+    assert.deepEqual([await sign("#redis .mark"), await sign("#health .mark")], ['"!"', '"!"']);
+    assert.deepEqual(await tab.locator("#redis-facts dd").allTextContents(), ["it is away", "0 µs", "1", "2.0 KiB"]);
+    assert.equal(await shown(tab, "#latency .big"), "1.3s");
+    assert.equal(await tab.locator("#shards li").count(), 56);
+    assert.equal(await tab.locator("#queued .bar i").getAttribute("data-level"), "bad");
+    assert.deepEqual(await tab.locator("#refusals dt").allTextContents(), ["the user had all tabs it may have", "something new"]);
+    assert.match((await tab.locator("#users tr").allTextContents()).join(), /ann21,0241.0 MiB/);
+    assert.match(await shown(tab, "#ended li"), /\(nobody’s\)some new reasonbecause\..*does not come back by itself · pigeon/);
+    assert.match(await tab.title(), /^\(!\) far away/);
+    assert.ok(await fits(tab));
+    await assertClean(tab);
+    await person.close();
+  });
+
   it("fits a phone, in the light and in the dark, and stays where it is", async () => {
     for (const colorScheme of ["light", "dark"]) {
       for (const width of [320, 360, 414]) {

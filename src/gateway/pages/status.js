@@ -80,8 +80,8 @@ const tiles = {
 function showTiles(frame) {
   const { sessions = {}, rates = {}, latency_micros: latency = {}, queues = {}, process = {} } = frame;
   const now = frame.timestamp;
-  const parts = [many(sessions.users, "user"), many(sessions.rooms, "room"), many(sessions.streams, "answer")];
-  tiles.sessions.show(now, number(sessions.now), [count(sessions.now), `of ${count(sessions.max)}`], parts.join(" · "), sessions.now / sessions.max);
+  const parts = [`of ${count(sessions.max)}`, many(sessions.users, "user"), many(sessions.rooms, "room"), many(sessions.streams, "answer")];
+  tiles.sessions.show(now, number(sessions.now), [count(sessions.now)], parts.join(" · "), sessions.now / sessions.max);
   tiles.deliveries.show(now, number(rates.deliveries), [rate(rates.deliveries)], `${rate(rates.publishes)} published · ${bytes(rates.written_bytes)}/s out`);
   const p99 = latency.p99 ?? NaN;
   tiles.latency.show(now, p99, micros(p99), latency.count > 0 ? `half within ${latencyWords(latency.p50 ?? NaN)}` : "nothing was written");
