@@ -69,7 +69,7 @@ pub struct EngineSettings {
     pub files: FileLimits,
     /// How long a publish waits for room before it is refused as overloaded. Default 1 s.
     pub publish_deadline: Duration,
-    /// Whether tabs may be [mailboxes](mailboxes): one shard more, which costs an inbox and 4 bytes a room. Default true.
+    /// Whether tabs may be [mailboxes]: one shard more, which costs an inbox and 4 bytes a room. Default true.
     pub has_mailboxes: bool,
 }
 

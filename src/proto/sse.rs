@@ -61,9 +61,14 @@ pub fn chunk(content: &[u8]) -> Vec<u8> {
     chunk
 }
 
-/// The content of one whole chunk as [`chunk`] writes it.
+/// The content of one whole chunk as [`chunk`] writes it: for a server that makes the chunks itself.
+///
+/// ```
+/// use tabcast::proto::sse::{KEEP_ALIVE, unchunked};
+/// assert_eq!(unchunked(KEEP_ALIVE), b": keep-alive\n\n");
+/// ```
 #[must_use]
-pub(crate) fn unchunked(chunk: &[u8]) -> &[u8] {
+pub fn unchunked(chunk: &[u8]) -> &[u8] {
     let content = memchr::memchr(b'\n', chunk).map_or(chunk, |end| &chunk[end + 1..]);
     content.strip_suffix(b"\r\n").unwrap_or(content)
 }
