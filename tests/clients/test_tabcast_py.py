@@ -360,6 +360,9 @@ class ABotWhoseGatewayStumbles(unittest.TestCase):
         uuid.UUID(self.seen[0][1])
         self.assertEqual({token for _, _, token, *_ in self.seen}, {"Bearer k"})
         self.assertGreaterEqual(self.seen[1][0] - self.seen[0][0], 1.0)
+        # What does the same when it is done twice takes no key's place in the gateway.
+        asyncio.run(self.bot.edit_message("webchat:u", "1", "y"))
+        self.assertEqual((self.seen[-1][1], self.seen[-1][3]["text"]), (None, "y"))
 
     def test_it_gives_up_with_what_it_was_told_last(self):
         self.bot.attempts_max = 2
@@ -468,6 +471,62 @@ class ABotOnRedis(unittest.TestCase):
         self.loop.run(bot.stop())
 
 
+BOT = '''
+import asyncio
+from old_adapter import WebChatAdapter
+
+class Row:
+    def __init__(self, *children):
+        self.children = children
+
+class Button:
+    label, custom_id, style = "Tea", "tea", "primary"
+
+async def handle(message, adapter):
+    await adapter.start_typing(message.channel_id)
+    if "button" in message.extra:
+        await adapter.edit_message(message.channel_id, message.extra["button"]["message_id"], f"{message.user_name} wants {message.text}")
+    elif message.text == "menu":
+        await adapter.send_with_buttons(message.channel_id, "Which?", Row(Row(Button())))
+    else:
+        await adapter.send(message.channel_id, message.text.upper())
+    await adapter.stop_typing(message.channel_id)
+
+async def main():
+    adapter = WebChatAdapter()
+    adapter.on_message = handle
+    await adapter.start()
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+'''
+
+
+class ABotThatMoves(unittest.TestCase):
+    def test_its_import_is_all_that_changes(self):
+        port = free_port()
+        gateway = Gateway(worker="webhook", webhook_url=f"http://127.0.0.1:{port}/")
+        self.addCleanup(gateway.stop)
+        with tempfile.TemporaryDirectory() as folder:
+            pathlib.Path(folder, "tabcast.py").write_bytes(gateway.http("GET", "/tabcast.py").body)
+            pathlib.Path(folder, "bot.py").write_text(BOT.replace("from old_adapter import", "from tabcast import"))
+            settings = {"WEBCHAT_URL": gateway.origin, "WEBCHAT_LISTEN": f"127.0.0.1:{port}"}
+            bot = subprocess.Popen([sys.executable, "-B", "bot.py"], cwd=folder, env={**os.environ, **settings})
+            self.addCleanup(bot.wait)
+            self.addCleanup(bot.kill)
+            tab = gateway.tab("ann", name="Ann")
+            self.addCleanup(tab.close)
+            tab.ask(type="message", text="hello")
+            frames = tab.until(lambda frame: frame == {"type": "typing", "active": False})
+            self.assertEqual([frame["text"] for frame in frames if frame.get("sender") == "star"], ["HELLO"])
+            self.assertIn({"type": "typing", "active": True}, frames)
+            tab.ask(type="message", text="menu")
+            menu = tab.find("message", text="Which?")
+            self.assertEqual(menu["buttons"], [{"label": "Tea", "custom_id": "tea", "style": "primary"}])
+            tab.ask(type="button", message_id=menu["id"], custom_id="tea")
+            self.assertEqual(tab.find("edit", id=menu["id"])["text"], "Ann wants tea")
+
+
 class ABotAsAProgram(unittest.TestCase):
     def test_it_runs_as_it_is_and_leaves_at_sigterm(self):
         port = free_port()
@@ -482,11 +541,12 @@ async def handle(message, adapter):
 WebChatAdapter(handle, webhook=("127.0.0.1", {port})).run()
 """
         settings = {"PYTHONPATH": str(SOURCE.parent), "WEBCHAT_URL": gateway.origin, "WEBCHAT_SECRET": SECRET}
-        bot = subprocess.Popen([sys.executable, "-B", "-c", program], env={**os.environ, **settings})
+        bot = subprocess.Popen([sys.executable, "-B", "-c", program], env={**os.environ, **settings}, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(bot.stderr.close)
         self.addCleanup(bot.kill)
         tab = gateway.tab("ann")
         self.addCleanup(tab.close)
         tab.ask(type="message", text="hello")
         tab.find("message", text="You said: hello", sender="star")
         bot.send_signal(signal.SIGTERM)
-        self.assertEqual(bot.wait(PATIENCE), 0)
+        self.assertEqual((bot.wait(PATIENCE), bot.stderr.read()), (0, ""))

@@ -9,7 +9,7 @@
 
 Messages come to a webhook here (the gateway's `worker = "webhook"`, `webhook_url = "http://127.0.0.1:9000/"`), answers go by /api;
 with `redis_url` both are Redis Streams (`worker = "redis"`; needs the package `redis`). What is no argument is WEBCHAT_URL,
-WEBCHAT_TOKEN (one of `api_keys`), WEBCHAT_SECRET (`webhook_secret`), WEBCHAT_REDIS. Handlers of one channel run one after the other.
+WEBCHAT_TOKEN (one of `api_keys`), WEBCHAT_LISTEN, WEBCHAT_SECRET (`webhook_secret`), WEBCHAT_REDIS. Handlers of one channel take turns.
 A message is done when its handler returns, for the webhook after 10 s at the latest, and comes again if that fails or the bot is
 gone before. What is lost on the way out is said again, and arrives once. A client of /v1 that leaves cancels its handler; a handler
 that returns ends its answer. Over Redis `send_file` returns "", as the gateway chooses the id, and `edit_message` always True.
@@ -68,14 +68,14 @@ def kept(tasks: Set["asyncio.Task[Any]"], task: "asyncio.Task[Any]") -> "asyncio
 class WebChatAdapter:
     name, redis_prefix = "webchat", "sg:"
     handlers_max, requests_max = 64, 16  # messages taken and not done; calls under way, a thread and a connection each
-    attempts_max, timeout = 6, 30.0  # of a call, and of the handler of a message from Redis; seconds of one attempt of a call
-    claim_idle = 60.0  # seconds after which an entry that another worker has taken counts as left; longer than any handler
+    attempts_max, timeout, claim_idle = 6, 30.0, 60.0  # of calls, and handlers with Redis; seconds: of an attempt, until an entry is left
     def __init__(self, handler: Optional[Callable[[IncomingMessage, WebChatAdapter], Awaitable[Any]]] = None, *, url: str = "",
-                 token: str = "", secret: str = "", webhook: Tuple[str, int] = ("127.0.0.1", 9000), redis_url: str = "",
+                 token: str = "", secret: str = "", webhook: Optional[Tuple[str, int]] = None, redis_url: str = "",
                  operator_token: str = "", bot: Tuple[str, str, str] = ("star", "Star", "@Star")) -> None:
         """`webhook` is where to listen; without a handler nothing does. `operator_token` is for `disconnect` alone."""
-        self.on_message, self.webhook, self.operator_token, self.is_running = handler, webhook, operator_token, True
-        self.bot_identity = dict(zip(("platform", "user_id", "display_name", "mention"), (self.name, *bot)))
+        host, _, port = os.environ.get("WEBCHAT_LISTEN", "127.0.0.1:9000").rpartition(":")
+        self.webhook, self.on_message, self.operator_token = webhook or (host.strip("[]"), int(port)), handler, operator_token
+        self.bot_identity, self.is_running = dict(zip(("platform", "user_id", "display_name", "mention"), (self.name, *bot))), True
         self.url = urllib.parse.urlsplit(url or os.environ.get("WEBCHAT_URL", "http://127.0.0.1:8080"))
         self.token, self.redis_url = token or os.environ.get("WEBCHAT_TOKEN", ""), redis_url or os.environ.get("WEBCHAT_REDIS", "")
         self.secret = (secret or os.environ.get("WEBCHAT_SECRET", "")).encode()
@@ -126,19 +126,19 @@ class WebChatAdapter:
     async def disconnect(self, user_id: str) -> int:
         return int((await self._ask("DELETE", f"/api/users/{urllib.parse.quote(user_id, '')}"))["closed"])  # how many sessions it had
     async def _call(self, op: str, channel_id: str, **fields: Any) -> Dict[str, Any]:
-        given = {key: value for key, value in fields.items() if value is not None}
-        chosen: Dict[str, Any] = {"id": str(uuid.uuid4()), "delivered": True}
+        given, chosen = {key: value for key, value in fields.items() if value is not None}, {"id": str(uuid.uuid4()), "delivered": True}
         queue = self._streams.get(channel_id[4:]) if channel_id.startswith("sse:") else None
         if queue is not None:
             if queue.full():
                 raise TabcastError("stream_full", "the stream's reader is behind")
             kind = {"type": "message", "sender": self.bot_identity["user_id"]} if op in ("send", "buttons") else {"type": op}
-            named = {"id" if key == "message_id" else key: value for key, value in given.items()}
-            queue.put_nowait({**kind, "id": chosen["id"], **named, "timestamp": time.time()})
+            said = {"id" if key == "message_id" else key: value for key, value in {"message_id": chosen["id"], **given}.items()}
+            queue.put_nowait({**kind, **said, "timestamp": time.time()})
             return chosen
         body = {"channel_id": channel_id, **given}
-        if not self.redis_url:
-            return dict(await in_turn(self._sending, channel_id, lambda: self._ask("POST", f"/api/{op}", body, chosen["id"])))
+        if not self.redis_url:  # an edit may be said twice; so many keys would push out those that count
+            key = str(chosen["id"]) if op in ("send", "buttons", "file") else ""
+            return dict(await in_turn(self._sending, channel_id, lambda: self._ask("POST", f"/api/{op}", body, key)))
         own = {"message_id": chosen["id"]} if op in ("send", "buttons") else {}
         body.update(own, platform=self.name, type="message" if op == "send" else op, message_key=chosen["id"])
         await in_turn(self._sending, channel_id, lambda: self._tell(body))
@@ -233,8 +233,8 @@ class WebChatAdapter:
             with contextlib.suppress(TabcastError):
                 await self.end(message.channel_id, reason)
         return reason != "error" or "openai" in message.extra
-    async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """The webhook, one connection. Whoever speaks no HTTP is not answered."""
+    async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:  # who speaks no HTTP gets no answer
+        kept(self._answers, asyncio.current_task())  # type: ignore[arg-type]
         with contextlib.closing(writer), contextlib.suppress(OSError, EOFError, asyncio.LimitOverrunError, asyncio.TimeoutError, *MALFORMED):
             while self.is_running and len(self._idle) < CONNECTIONS_MAX:
                 self._idle.add(writer)
@@ -243,7 +243,7 @@ class WebChatAdapter:
                 length = int(headers["Content-Length"])
                 body = await asyncio.wait_for(reader.readexactly(length if length <= BODY_BYTES_MAX else -1), 60)
                 self._idle.discard(writer)
-                await kept(self._answers, asyncio.ensure_future(self._answer(headers, body, writer)))
+                await self._answer(headers, body, writer)
         self._idle.discard(writer)
     async def _answer(self, headers: http.client.HTTPMessage, body: bytes, writer: asyncio.StreamWriter) -> None:
         at, said = headers.get("X-Tabcast-Timestamp", "0"), headers.get("X-Tabcast-Signature", "")
