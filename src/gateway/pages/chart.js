@@ -32,6 +32,8 @@ export function outline(points, now, most) {
 
 export class Spark {
   #points = [];
+  #now = 0;
+  #asked = null;
   #line = svg("path", { class: "line" });
   #area = svg("path", { class: "area" });
 
@@ -42,13 +44,20 @@ export class Spark {
     place.append(this.root);
   }
 
-  /** A value that is not known is left out. */
+  /** A value that is not known is left out; what seems to come later than now is of a clock that was set back. */
   add(now, value) {
+    this.#now = now;
+    this.#points = this.#points.filter(([at]) => at >= now - SECONDS && at < now);
     if (Number.isFinite(value)) this.#points.push([now, value]);
-    while (this.#points.length > 0 && (this.#points[0][0] < now - SECONDS || this.#points[0][0] > now)) this.#points.shift();
+    // A page that nobody looks at draws nothing.
+    this.#asked ??= requestAnimationFrame(() => this.#draw());
+  }
+
+  #draw() {
+    this.#asked = null;
     const values = this.#points.map(([, known]) => known);
     const most = Math.max(0, ...values);
-    const { line, area } = outline(this.#points, now, most);
+    const { line, area } = outline(this.#points, this.#now, most);
     this.#line.setAttribute("d", line);
     this.#area.setAttribute("d", area);
     const range = values.length ? `from ${this.words(Math.min(...values))} to ${this.words(most)}` : "not known yet";
