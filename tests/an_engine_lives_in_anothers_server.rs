@@ -13,7 +13,12 @@ use std::time::Duration;
 use in_axum::App;
 use serde_json::json;
 use support::{Client, Response, Seen, handshake, masked, with_lines};
+use tabcast::driver::embed::{Tabs, TabsSettings};
 use tabcast::driver::start::DrainPlan;
+use tabcast::engine::{Engine, EngineSettings};
+use tabcast::metrics::Refusal;
+use tabcast::platform::adapter::Unanswered;
+use tabcast::proto::limits::HubLimits;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
@@ -29,9 +34,13 @@ struct Served {
 
 impl Served {
     fn start() -> Self {
+        Self::start_app(|| App::start().unwrap())
+    }
+
+    fn start_app(app: impl FnOnce() -> App) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (app, address) = runtime.block_on(async {
-            let app = App::start().unwrap();
+            let app = app();
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             let serving = axum::serve(listener, app.clone().router());
@@ -193,6 +202,48 @@ fn a_handshake_that_is_none_is_answered_as_at_the_gateway() {
     check("dGhlIHNhbXBsZSBub25jZQ==", "c2hvcnQ=", 400, "bad_handshake");
     check("GET", "POST", 405, "method_not_allowed");
     assert_eq!(served.app.tabs.engine().hub().registry().total_connections(), 0);
+}
+
+#[test]
+fn one_tab_too_many_is_refused_before_or_after_the_handshake() {
+    let hub = HubLimits { tabs_per_user_max: 1, ..HubLimits::default() };
+    let engine = Engine::new(EngineSettings { shards: 2, hub, ..EngineSettings::default() });
+    let settings = TabsSettings { tabs_max: 2, ..TabsSettings::default() };
+    let served = Served::start_app(|| App::new(Tabs::start_with(&engine, Unanswered, settings).unwrap()));
+    // All at once: which of them is the one is the shards' to say.
+    let mut clients: Vec<Client> = (0..8).map(|_| Client::connect(served.address)).collect();
+    for client in &mut clients {
+        client.write(&with_lines(&handshake("hello=1"), ANN));
+    }
+    let mut tabs = Vec::new();
+    for mut client in clients {
+        let head = client.head();
+        if head.starts_with("HTTP/1.1 101 ") {
+            match client.frame() {
+                Seen::Text(hello) => {
+                    assert!(hello.starts_with(br#"{"type":"hello""#));
+                    tabs.push(client);
+                }
+                refused => assert_eq!(refused, Seen::Close(1013, "over budget".to_owned())),
+            }
+        } else {
+            assert!(head.starts_with("HTTP/1.1 429 ") && head.contains("retry-after: 5"), "{head}");
+        }
+    }
+    assert_eq!(tabs.len(), 1);
+    let check = |request: &[u8], status: u16| {
+        let response = served.answer(request);
+        assert_eq!((response.status, &*response.code()), (status, "limit_reached"));
+    };
+    let events = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    check(&with_lines(&handshake(""), ANN), 429);
+    check(&with_lines(events, ANN), 429);
+    let _ben = reader(&served, "", BEN);
+    served.wait_for_tabs(2);
+    check(&with_lines(&handshake(""), BEN), 503);
+    check(&with_lines(events, BEN), 503);
+    let refusals = &engine.metrics().engine.refusals;
+    assert_eq!(refusals.of(Refusal::Tabs).value(), 2);
 }
 
 #[test]

@@ -105,7 +105,8 @@ type Refused = (HandshakeOutcome, Answered);
 ///
 /// There is a thread for each shard of the engine. [`Tabs::shutdown`] ends them in an orderly way; dropping the last clone
 /// ends them too: tabs are told to come back (1012), what they have queued is written, and the threads are gone once the
-/// tabs have closed, or a [`close_timeout`](crate::proto::limits::SessionLimits::close_timeout) later.
+/// tabs have closed, or a [`close_timeout`](crate::proto::limits::SessionLimits::close_timeout) later; and once nobody is
+/// on the way to them.
 ///
 /// ```no_run
 /// use axum::extract::{Request, State};

@@ -54,10 +54,12 @@ impl FromRequestParts<App> for Asker {
 
 impl App {
     pub(crate) fn start() -> Result<Self, Box<dyn Error>> {
-        let engine = Engine::new(EngineSettings::default());
-        let tabs = Tabs::start(&engine, answer)?;
-        let bot = Arc::new(WebChat::new(Arc::new(engine), BotIdentity::default()));
-        Ok(Self { tabs, bot, sessions: Arc::new(HashMap::from([("s-ann", "ann"), ("s-ben", "ben")])) })
+        Ok(Self::new(Tabs::start(&Engine::new(EngineSettings::default()), answer)?))
+    }
+
+    pub(crate) fn new(tabs: Tabs) -> Self {
+        let bot = Arc::new(WebChat::new(Arc::new(tabs.engine().clone()), BotIdentity::default()));
+        Self { tabs, bot, sessions: Arc::new(HashMap::from([("s-ann", "ann"), ("s-ben", "ben")])) }
     }
 
     fn identity(&self, Asker(user): Asker) -> Identity {
