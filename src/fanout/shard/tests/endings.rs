@@ -39,6 +39,24 @@ fn a_tab_that_closes_while_it_is_behind_gets_the_close_instead_of_what_was_queue
 }
 
 #[test]
+fn a_reader_of_events_is_told_where_coming_back_makes_no_sense() {
+    for (ending, is_told) in
+        [(Disconnect::Kicked, true), (Disconnect::TokenExpired, true), (Disconnect::OverBudget, false)]
+    {
+        let mut rig = Rig::new(1);
+        let reader = rig.reader(0, "u");
+        rig.post("u", &message("first"));
+        assert_eq!(rig.hub.end_sessions(&ChannelId::parse("u").unwrap(), ending), Ok(1));
+        rig.turn();
+        let got = rig.got(reader);
+        assert_eq!((got[0].text(), got.last()), (Some("first"), Some(&Got::LastChunk)));
+        let close = serde_json::json!({ "code": ending.close_code(), "reason": ending.reason() });
+        assert_eq!(got[1] == Got::CloseEvent(close), is_told, "{ending:?} {got:?}");
+        assert_eq!(got.len(), 2 + usize::from(is_told));
+    }
+}
+
+#[test]
 fn our_close_waits_for_the_peers() {
     let mut rig = Rig::new(1);
     let tab = rig.tab(0, "u");

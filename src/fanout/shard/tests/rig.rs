@@ -30,6 +30,8 @@ pub(super) enum Got {
     Close(u16, String),
     KeepAlive,
     Retry(u64),
+    /// An event stream's own word for why it ends.
+    CloseEvent(Value),
     LastChunk,
     /// Records of an answer, as they came in one chunk.
     Records(String),
@@ -584,8 +586,9 @@ fn next_chunk(bytes: &[u8]) -> Option<(Got, &[u8])> {
     } else if let Some(millis) = record.strip_prefix("retry: ") {
         Got::Retry(millis.trim_end().parse().unwrap())
     } else {
-        let json = record.lines().find_map(|line| line.strip_prefix("data: ")).expect("data");
-        Got::Json(serde_json::from_str(json).expect("JSON"))
+        let data = record.lines().find_map(|line| line.strip_prefix("data: ")).expect("data");
+        let json = serde_json::from_str(data).expect("JSON");
+        if record.starts_with("event: close\n") { Got::CloseEvent(json) } else { Got::Json(json) }
     };
     Some((got, rest))
 }
