@@ -14,6 +14,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::trace::v1::Span as Exported;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use prost::Message;
 use serde_json::{Value, json};
 use support::{Client, Gateway, PATIENCE, now, post, with_lines};
@@ -357,6 +358,39 @@ fn an_entry_of_a_worker_goes_on_in_the_trace_that_it_was_given() {
     publish.check("user", "delivered");
     assert_eq!((publish.parent().as_str(), publish.attribute("tabcast.tabs")), (CALLER, json!(1)));
     assert_eq!(collector.spans.len(), 1, "{:#?}", collector.spans);
+}
+
+#[test]
+fn a_publish_that_is_refused_is_an_error_and_one_for_nobody_is_none() {
+    let mut collector = Collector::start();
+    let collector_url = collector.server.url();
+    let gateway = Gateway::start(&[&traced(&collector_url, "a")[..], &[("file_bytes_max", "1000")]].concat());
+    let file = |bytes: usize, trace: &str| {
+        let path = "/api/file?channel_id=ann&filename=secret.txt";
+        let lines = format!("X-Tabcast-Raw: 1\r\n{}", in_trace(&parent(trace, "01")));
+        let mut client = gateway.connect();
+        client.write(&with_lines(&post(path, "text/plain", &vec![b'x'; bytes]), &lines));
+        client.response().status
+    };
+    let [large, fitting] = ["a", "b"].map(|digit| digit.repeat(32));
+    assert_eq!((file(1_001, &large), file(1_000, &fitting)), (413, 200));
+    let refused = collector.span("a", "tabcast publish", &large);
+    assert_eq!(refused.attribute("tabcast.outcome"), "too_large");
+    assert_eq!(refused.exported.status.as_ref().unwrap().code, StatusCode::Error as i32);
+    assert!(refused.exported.events.is_empty());
+    let published = collector.span("a", "tabcast publish", &fitting);
+    assert_eq!(
+        (published.attribute("tabcast.outcome"), published.attribute("tabcast.tabs")),
+        (json!("nobody"), json!(0))
+    );
+    assert_eq!(published.exported.status.as_ref().unwrap().code, StatusCode::Unset as i32);
+    assert_eq!(published.attribute("tabcast.frame.kind"), "file");
+    for span in &collector.spans {
+        let names: std::collections::HashSet<_> =
+            span.exported.attributes.iter().map(|attribute| &attribute.key).collect();
+        assert_eq!(names.len(), span.exported.attributes.len(), "none is there twice: {span:?}");
+        assert!(!format!("{span:?}").contains("secret"));
+    }
 }
 
 #[test]

@@ -23,19 +23,31 @@ static TRACER: OnceLock<BoxedTracer> = OnceLock::new();
 /// A second call does nothing.
 ///
 /// ```
+/// use std::sync::mpsc::{SyncSender, sync_channel};
 /// use opentelemetry::global;
-/// use opentelemetry_sdk::trace::{InMemorySpanExporterBuilder, SdkTracerProvider};
+/// use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+/// use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 /// use tabcast::engine::{Engine, EngineSettings};
 /// use tabcast::id::ChannelId;
 /// use tabcast::proto::event::Event;
 ///
-/// let spans = InMemorySpanExporterBuilder::new().build();
-/// global::set_tracer_provider(SdkTracerProvider::builder().with_simple_exporter(spans.clone()).build());
+/// #[derive(Debug)]
+/// struct Names(SyncSender<String>);
+///
+/// impl SpanExporter for Names {
+///     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+///         let sent = batch.iter().try_for_each(|span| self.0.try_send(span.name.to_string()));
+///         sent.map_err(|error| OTelSdkError::InternalFailure(error.to_string()))
+///     }
+/// }
+///
+/// let (sender, names) = sync_channel(8);
+/// global::set_tracer_provider(SdkTracerProvider::builder().with_simple_exporter(Names(sender)).build());
 /// tabcast::traces::begin();
 ///
 /// let engine = Engine::new(EngineSettings::default());
 /// engine.try_publish(&ChannelId::parse("ann")?, Event::Typing { active: true })?;
-/// assert_eq!(spans.get_finished_spans()?[0].name, "tabcast publish");
+/// assert_eq!(names.recv()?, "tabcast publish");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn begin() {
