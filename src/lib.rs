@@ -38,7 +38,7 @@
 //! | [`fanout`] | who is connected and where, frames into sessions, slow consumers, heartbeats | |
 //! | [`broker`] | between nodes: one trait, its delivery guarantee in its documentation; in memory, and through Redis | `redis` for that |
 //! | [`engine`] | joins these: what an embedder holds | |
-//! | [`driver`] | runs shards on threads: runtimes, sockets, clocks | `driver` |
+//! | [`driver`] | runs shards on threads: runtimes, sockets, clocks; tabs in another's HTTP server | `driver` |
 //! | [`config`] | file, environment and flags into typed settings, checked once | `gateway` |
 //! | [`gateway`] | the HTTP edge: who may what, the routes, the page, where replies come from | `gateway` |
 //! | [`logs`] | the binary's log lines: text or JSON, by rules that can be replaced, no more than can be read | `cli` |

@@ -94,7 +94,8 @@ fn two_engines_in_one_process_have_users_rooms_and_ends_of_their_own() {
     let runtime = runtime();
     let tabs = [0, 1].map(|_| runtime.block_on(async { in_hyper::tabs().unwrap() }));
     let bots = tabs.each_ref().map(|tabs| WebChat::new(tabs.engine().clone().into(), BotIdentity::default()));
-    let mut clients = tabs.each_ref().map(|tabs| tab(serve(&runtime, tabs)));
+    let addresses = tabs.each_ref().map(|tabs| serve(&runtime, tabs));
+    let mut clients = addresses.map(tab);
     for client in &mut clients {
         client.send(&json!({"type": "join", "room": "lobby", "client_id": "j"}));
         assert_eq!(client.json()["type"], "ack");
@@ -113,6 +114,10 @@ fn two_engines_in_one_process_have_users_rooms_and_ends_of_their_own() {
     let threads = 2 * (1 + first.engine().settings().shards);
     wait_until("each has its threads", || engine_threads() == threads);
     let [mut of_first, mut of_second] = clients;
+    let mut events = Client::connect(addresses[0]);
+    let request = b"GET /events?hello=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    events.write(&with_lines(request, ANN));
+    assert!(events.head().starts_with("HTTP/1.1 200 OK\r\n"));
     let shutdown = runtime.spawn({
         let first = first.clone();
         async move { first.shutdown(DrainPlan::within(Duration::from_secs(4))).await }
@@ -120,6 +125,11 @@ fn two_engines_in_one_process_have_users_rooms_and_ends_of_their_own() {
     assert_eq!(of_first.json()["type"], "draining");
     assert_eq!(of_first.closed().0, 1012);
     drop(of_first);
+    // Its last chunk, and then its end.
+    let heard = String::from_utf8(events.until_the_end()).unwrap();
+    for part in [r#"data: {"type":"hello","#, r#"data: {"type":"draining","#, "retry: ", "\r\n0\r\n\r\n"] {
+        assert!(heard.contains(part), "{part} is not in {heard}");
+    }
     assert_eq!(runtime.block_on(shutdown).unwrap(), 0);
     drop(first);
     wait_until("its threads have ended", || engine_threads() == threads / 2);

@@ -54,7 +54,7 @@ pub struct TabsSettings {
     /// 503.
     pub tabs_max: usize,
     /// Connections that are on their way from the server to a shard: a request was answered 101 and its client has not
-    /// taken that yet. Default 1,024; each costs about 1 KiB beside what it costs the server. One more is answered 503.
+    /// taken that yet. Default 1,024; each costs a task of up to 4 KiB beside what it costs the server. One more is answered 503.
     pub arriving_max: usize,
     /// How long one may be on its way. Default 10 s.
     pub arrival_timeout: Duration,
@@ -106,7 +106,8 @@ type Refused = (HandshakeOutcome, Answered);
 /// There is a thread for each shard of the engine. [`Tabs::shutdown`] ends them in an orderly way; dropping the last clone
 /// ends them too: tabs are told to come back (1012), what they have queued is written, and the threads are gone once the
 /// tabs have closed, or a [`close_timeout`](crate::proto::limits::SessionLimits::close_timeout) later; and once nobody is
-/// on the way to them.
+/// on the way to them. A handler that has a clone keeps them for as long as the engine runs: then it takes
+/// [`Tabs::shutdown`].
 ///
 /// ```no_run
 /// use axum::extract::{Request, State};

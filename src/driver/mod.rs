@@ -2,7 +2,8 @@
 //!
 //! One thread per shard: a single-threaded tokio runtime, a listener of its own (`SO_REUSEPORT`), hyper for HTTP, and
 //! one mio poll for all session sockets. A request that becomes a session leaves hyper with its socket; from then on
-//! it costs its slot and nothing else; over TLS (feature `tls`) also its keys, but no buffer.
+//! it costs its slot and nothing else; over TLS (feature `tls`) also its keys, but no buffer. [`embed`] does the same with
+//! the sockets of another's HTTP server.
 //!
 //! # Where a delivery's time goes
 //! A room of 1,000 tabs, 128 bytes of text, gateway with one shard on one processor and client on the other, over

@@ -142,7 +142,7 @@ impl Engine {
     /// An engine on its own.
     ///
     /// # Panics
-    /// If `shards` is 0 or over [`crate::fanout::session::SHARDS_MAX`].
+    /// If `shards` is 0, or over [`SHARDS_MAX`](crate::fanout::session::SHARDS_MAX) together with that of the mailboxes.
     #[must_use]
     pub fn new(settings: EngineSettings) -> Self {
         Self::with_broker(settings, Arc::new(MemoryBroker::default()))

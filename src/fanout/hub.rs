@@ -100,15 +100,19 @@ impl Hub {
     /// The same with one shard more, whose sessions are mailboxes.
     ///
     /// # Panics
-    /// As [`Self::new`].
+    /// If `shards` is 0, or over [`SHARDS_MAX`] with that one.
     #[must_use]
     pub(crate) fn with_mailbox_shard(shards: usize, limits: &HubLimits, sessions: &SessionLimits) -> Arc<Self> {
         Self::build(shards, true, limits, sessions)
     }
 
     fn build(shards: usize, has_mailbox_shard: bool, limits: &HubLimits, sessions: &SessionLimits) -> Arc<Self> {
-        assert!((1..=SHARDS_MAX).contains(&shards), "1 to {SHARDS_MAX} shards");
-        let shards = shards + usize::from(has_mailbox_shard);
+        let mailbox_shards = usize::from(has_mailbox_shard);
+        assert!(
+            (1..=SHARDS_MAX - mailbox_shards).contains(&shards),
+            "1 to {SHARDS_MAX} shards, one of mailboxes included"
+        );
+        let shards = shards + mailbox_shards;
         let inbox = || Inbox {
             queue: Queue::new(),
             room: InboxRoom::new(limits.inbox_posts_max, limits.inbox_bytes_max),

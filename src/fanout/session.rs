@@ -8,8 +8,8 @@ use crate::proto::event::Timestamp;
 
 /// Slots that one shard can have: 2²².
 pub const SLOTS_MAX: usize = 1 << 22;
-/// Shards for sockets that one engine can have: 2¹⁰, but for the number that is the mailboxes'.
-pub const SHARDS_MAX: usize = (1 << 10) - 1;
+/// Shards that one engine can have: 2¹⁰.
+pub const SHARDS_MAX: usize = 1 << 10;
 
 /// Where a session lives: its shard, its slot there, and which of the slot's successive owners it is.
 ///
@@ -19,7 +19,7 @@ pub struct Address(u64);
 
 impl Address {
     pub(crate) fn new(shard: u16, slot: u32, generation: u32) -> Self {
-        debug_assert!((shard as usize) <= SHARDS_MAX && (slot as usize) < SLOTS_MAX);
+        debug_assert!((shard as usize) < SHARDS_MAX && (slot as usize) < SLOTS_MAX);
         Self(u64::from(shard) << 54 | u64::from(slot) << 32 | u64::from(generation))
     }
 

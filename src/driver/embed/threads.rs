@@ -260,3 +260,17 @@ fn pair() -> io::Result<(Socket, UnixStream)> {
     theirs.set_nonblocking(true)?;
     Ok((unix(ours), UnixStream::from_std(theirs)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_arrivals_task_is_small() {
+        fn bytes_of<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = bytes_of(adopt);
+        assert!(bytes <= 4_096, "{bytes} bytes");
+    }
+}
