@@ -177,7 +177,7 @@ settings! {
     /// Those of one address, or one /64 of IPv6; not of `trusted_proxies`. Default 256; 0: no limit, as in development
     /// mode. Past it a connection is answered 429 and closed, with TLS just closed.
     /// Memory: each address up to 40 bytes.
-    connections_per_address_max: usize ["connections"] = 256;
+    connections_per_address_max: usize ["connections"] = 256, live;
     /// How long a client may take to send the head of a request, and for the TLS handshake. Default 10s.
     header_timeout: Duration = Duration::from_secs(10);
     /// Bytes of the head of a request. Default 16KiB.

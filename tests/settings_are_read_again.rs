@@ -145,6 +145,25 @@ fn limits_change_for_open_tabs_and_new_ones_and_what_is_wrong_changes_nothing() 
 }
 
 #[test]
+fn connections_of_an_address_are_counted_before_there_is_a_limit() {
+    let file = |max: u32| format!("operator_keys = ['operator']\nconnections_per_address_max = {max}");
+    let reloaded = Reloaded::start(&file(0), &[]);
+    let idle: Vec<_> = (0..3)
+        .map(|_| {
+            let mut client = reloaded.gateway.connect();
+            client.write(&support::get("/healthz"));
+            assert_eq!(client.response().status, 200);
+            client
+        })
+        .collect();
+    reloaded.reload(&file(3), "connections_per_address_max: 0 → 3");
+    assert_eq!(reloaded.status("/healthz", ""), 429);
+    reloaded.reload(&file(4), "connections_per_address_max: 3 → 4");
+    assert_eq!(reloaded.status("/healthz", ""), 200);
+    drop(idle);
+}
+
+#[test]
 fn what_is_logged_changes() {
     let reloaded = Reloaded::start("log = 'info'", &[]);
     let said = reloaded.reload("log = 'info,tabcast=debug'", "SIGHUP: log: \"info\" → \"info,tabcast=debug\"");

@@ -132,6 +132,21 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_may_come_later_and_counts_who_was_there() {
+        assert!(AddressCounts::new(0).is_none());
+        let counts = AddressCounts::counting(0);
+        let one = address("192.0.2.1");
+        let held: Vec<_> = (0..5).map(|_| counts.take(one).unwrap()).collect();
+        counts.limit(3);
+        assert_eq!(counts.take(one).unwrap_err(), TooManyOfAddress { max: 3 });
+        counts.limit(6);
+        let sixth = counts.take(one).unwrap();
+        assert!(counts.take(one).is_err());
+        drop((held, sixth));
+        assert_eq!(counts.addresses(), 0);
+    }
+
+    #[test]
     fn an_address_has_as_many_as_it_may_and_is_forgotten_with_the_last() {
         let counts = AddressCounts::new(2).unwrap();
         let first = counts.take(address("192.0.2.1")).unwrap();

@@ -99,6 +99,7 @@ pub struct ShardThreads {
     /// True once requests need not be answered any more.
     release: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
+    by_address: Option<Arc<AddressCounts>>,
 }
 
 impl ShardThreads {
@@ -157,7 +158,15 @@ impl ShardThreads {
         }
         let address = together.address.get().and_then(|bound| bound.as_ref().ok()).copied();
         let address = address.ok_or_else(|| io::Error::other("no shard listens"))?;
-        Ok(Self { address, hub: Arc::clone(hub), running, occupied, release, threads })
+        let by_address = together.by_address.clone();
+        Ok(Self { address, hub: Arc::clone(hub), running, occupied, release, threads, by_address })
+    }
+
+    /// How many connections that are not sessions each address has, and their limit, which may be replaced. None if they
+    /// were started without one.
+    #[must_use]
+    pub fn connections_by_address(&self) -> Option<&Arc<AddressCounts>> {
+        self.by_address.as_ref()
     }
 
     /// Where the shards listen.

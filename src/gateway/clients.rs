@@ -213,6 +213,19 @@ mod tests {
     }
 
     #[test]
+    fn limits_that_are_read_again_hold_for_who_comes_next() {
+        let clients = clients("handshakes_per_address_per_second_max = 0\ntabs_per_address_max = 0");
+        let one = IpAddr::from([192, 0, 2, 1]);
+        let _places: Vec<_> = (0..3).map(|_| clients.place(one).unwrap().unwrap()).collect();
+        assert!((0..1_000).all(|_| clients.admit(one, clients.start) == Ok(())));
+        let settings = "api_keys = ['k']\nhandshakes_per_address_per_second_max = 1\ntabs_per_address_max = 3";
+        clients.reload(&Sources::new().with_toml(settings).load(Machine { cores: 1, open_files_max: 1000 }).unwrap());
+        assert!(clients.place(one).is_err());
+        let later = clients.start + Duration::from_secs(10);
+        assert_eq!([clients.admit(one, later), clients.admit(one, later)], [Ok(()), Err(TooFast::Address)]);
+    }
+
+    #[test]
     fn in_development_mode_there_are_no_limits() {
         let settings = Sources::new().with_toml("handshakes_per_second_max = 1\ntabs_per_address_max = 1");
         let clients = Clients::new(&settings.load(Machine { cores: 1, open_files_max: 1000 }).unwrap());

@@ -11,8 +11,10 @@ use tokio::signal::unix::Signal;
 use crate::config::Effect;
 use crate::config::Machine;
 use crate::config::Settings;
+use crate::driver::addresses::AddressCounts;
 use crate::gateway::auth::Keys;
 use crate::gateway::edge::Gateway;
+use crate::gateway::serve::connections_per_address;
 
 type ApplyLog = Box<dyn Fn(&str) -> Result<(), String> + Send>;
 
@@ -25,6 +27,27 @@ pub struct Reload {
 impl std::fmt::Debug for Reload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reload").finish_non_exhaustive()
+    }
+}
+
+/// What a reload changes.
+#[derive(Clone)]
+pub(crate) struct Reloaded {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) connections: Option<Arc<AddressCounts>>,
+}
+
+impl Reloaded {
+    fn apply(&self, new: Settings, keys: Keys) {
+        let Self { gateway, connections } = self;
+        gateway.keys.store(Arc::new(keys));
+        gateway.clients.reload(&new);
+        if let Some(connections) = connections {
+            connections.limit(connections_per_address(&new));
+        }
+        gateway.engine.hub().registry().limit_tabs_per_user(new.tabs_per_user_max);
+        gateway.engine.limit_sessions(new.session_limits());
+        gateway.settings.store(Arc::new(new));
     }
 }
 
@@ -46,16 +69,12 @@ impl Reload {
     ///
     /// # Errors
     /// What is wrong with what was read: nothing has changed.
-    fn run(&self, gateway: &Gateway) -> Result<(), String> {
-        let old = gateway.settings.load_full();
+    fn run(&self, running: &Reloaded) -> Result<(), String> {
+        let old = running.gateway.settings.load_full();
         let read = (self.read)()?;
         let new = reloaded(&old, &read)?;
         let keys = Keys::new(&new).map_err(|error| error.to_string())?;
-        gateway.keys.store(Arc::new(keys));
-        gateway.clients.reload(&new);
-        gateway.engine.hub().registry().limit_tabs_per_user(new.tabs_per_user_max);
-        gateway.engine.limit_sessions(new.session_limits());
-        gateway.settings.store(Arc::new(new));
+        running.apply(new, keys);
         // Whoever silences the log, or makes it speak, is told of it all the same.
         let is_told = tracing::enabled!(tracing::Level::INFO);
         if is_told {
@@ -107,18 +126,14 @@ fn tell(old: &Settings, read: &Settings) {
 ///
 /// # Cancel safety
 /// Dropped, a reading that has begun ends by itself, and no other begins.
-pub(crate) async fn keep(
-    reload: Option<Reload>,
-    gateway: Arc<Gateway>,
-    mut hangup: Signal,
-) -> std::convert::Infallible {
+pub(crate) async fn keep(reload: Option<Reload>, running: Reloaded, mut hangup: Signal) -> std::convert::Infallible {
     let Some(mut reload) = reload else { return std::future::pending().await };
     loop {
         hangup.recv().await;
-        let gateway = Arc::clone(&gateway);
+        let running = running.clone();
         // A file may be on a disk that does not answer: that is for a thread that nobody waits for.
         let run = tokio::task::spawn_blocking(move || {
-            if let Err(reason) = reload.run(&gateway) {
+            if let Err(reason) = reload.run(&running) {
                 tracing::error!("SIGHUP: no setting has changed: {reason}");
             }
             reload

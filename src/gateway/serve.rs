@@ -38,7 +38,7 @@ use crate::gateway::files::remote::RemoteFiles;
 use crate::gateway::metrics_text::{Ceilings, MetricsText};
 use crate::gateway::openai::Answers;
 use crate::gateway::pages::Pages;
-use crate::gateway::reload::{self, Reload};
+use crate::gateway::reload::{self, Reload, Reloaded};
 use crate::gateway::serve::export::Export;
 #[cfg(feature = "otel")]
 pub use crate::gateway::serve::export::ExportError;
@@ -255,10 +255,12 @@ impl Running {
 
     async fn until(mut self, signals: Signals, reload: Option<Reload>) {
         let Signals { mut leave, mut certificates, settings } = signals;
+        let connections = self.threads.connections_by_address().cloned();
+        let reloaded = Reloaded { gateway: Arc::clone(&self.gateway), connections };
         tokio::select! {
             () = leave.next() => {}
             never = certificate_files::keep(self.certificates.take(), &mut certificates) => match never {},
-            never = reload::keep(reload, Arc::clone(&self.gateway), settings) => match never {},
+            never = reload::keep(reload, reloaded, settings) => match never {},
         }
         tokio::select! {
             () = self.drain() => {}
@@ -346,6 +348,12 @@ fn engine_settings(settings: &Settings) -> EngineSettings {
     EngineSettings { shards, sessions, hub, files, publish_deadline, has_mailboxes: false }
 }
 
+/// Without a limit they are counted all the same, but in development mode: one that comes later holds for all of them.
+pub(super) fn connections_per_address(settings: &Settings) -> usize {
+    let max = settings.connections_per_address_max;
+    settings.outside_development(if max == 0 { usize::MAX } else { max })
+}
+
 /// What is kept of users' frames, wherever that is.
 fn kept_limits(settings: &Settings) -> RecoveryLimits {
     RecoveryLimits {
@@ -378,7 +386,7 @@ fn http_limits(settings: &Settings) -> HttpLimits {
         header_timeout: settings.header_timeout,
         header_bytes_max: settings.header_bytes_max,
         connections_max: settings.http_connections_max,
-        connections_per_address_max: settings.outside_development(settings.connections_per_address_max),
+        connections_per_address_max: connections_per_address(settings),
         proxies: clients::proxies(settings),
         write_timeout: settings.body_timeout,
     }

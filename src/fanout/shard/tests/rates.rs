@@ -53,6 +53,22 @@ fn who_waits_is_heard_again_and_who_keeps_to_the_rate_always() {
 }
 
 #[test]
+fn other_limits_hold_for_open_tabs_from_the_next_turn_on() {
+    let mut rig = limited();
+    let tab = rig.tab(0, "u");
+    (0..20).for_each(|_| rig.say(tab, "x"));
+    let more = SessionLimits { inbound_messages_per_second_max: 3, ..SessionLimits::default() };
+    rig.hub.limit_sessions(&std::sync::Arc::new(more));
+    rig.turn();
+    (0..11).for_each(|_| rig.say(tab, "x"));
+    assert_eq!((rig.ear.heard.len(), limited_frames(&rig)), (30, 1));
+    rig.hub.limit_sessions(&std::sync::Arc::new(SessionLimits { message_bytes_max: 8, ..SessionLimits::default() }));
+    rig.turn();
+    rig.say(tab, "longer than eight");
+    assert_eq!(rig.last(tab), close(Disconnect::MessageTooBig));
+}
+
+#[test]
 fn floods_of_pings_pongs_and_empty_fragments_end_with_1008() {
     let check = |frames: &[u8], answers: usize| {
         let mut rig = limited();
