@@ -8,6 +8,7 @@ mod contract;
 mod deflate;
 pub mod files;
 pub mod intake;
+mod limits;
 pub mod mailboxes;
 mod peer;
 mod posted;
@@ -42,7 +43,7 @@ use crate::platform::adapter::{BoxFuture, OutgoingFile, Outlet, StreamError};
 use crate::platform::webchat::parse_file_url;
 use crate::proto::delivery::{Delivery, PublishError};
 use crate::proto::disconnect::Disconnect;
-use crate::proto::event::{Event, Notice, Timestamp};
+use crate::proto::event::{Event, Timestamp};
 use crate::proto::frame::{Frame, Kind, Moment};
 use crate::proto::limits::{FileLimits, HubLimits, SessionLimits};
 use crate::traces::PublishSpan;
@@ -194,19 +195,6 @@ impl Engine {
         &self.inner.settings
     }
 
-    /// The limits of sessions that are in effect.
-    pub(crate) fn session_limits(&self) -> &Arc<ArcSwap<SessionLimits>> {
-        &self.inner.sessions
-    }
-
-    /// From now on these are the limits of all sessions, also of those that are open. A message that is being received,
-    /// and is already longer than it may be now, ends its session. The limits of streams stay what they were.
-    pub fn limit_sessions(&self, limits: SessionLimits) {
-        let limits = Arc::new(limits);
-        self.inner.sessions.store(Arc::clone(&limits));
-        self.inner.hub.limit_sessions(&limits);
-    }
-
     /// What joins this node to the others.
     #[must_use]
     pub fn broker(&self) -> &Arc<dyn Broker> {
@@ -266,18 +254,6 @@ impl Engine {
             reading = broker.kept(*node, user);
         }
         Resume::Missed(Arc::new(missed))
-    }
-
-    /// What a tab is told first that asks for it: which session it is, the time here, and its limits.
-    #[must_use]
-    pub fn hello(&self, session: Address) -> Frame {
-        let limits = self.session_limits().load();
-        Frame::notice(&Notice::Hello {
-            session: session.as_u64(),
-            server_time: self.now(),
-            message_bytes_max: limits.message_bytes_max,
-            attachment_bytes_max: limits.attachment_bytes_max,
-        })
     }
 
     /// Takes this node out of those that others publish to, and waits until what waits for them is sent: put it under a
