@@ -87,7 +87,7 @@ class OtherOrigins(GatewayTest):
         answer = self.ask("OPTIONS", "https://friend.example", **wanted)
         self.assertEqual((answer.status, answer.body), (204, b""))
         self.assertEqual(answer.headers["Access-Control-Allow-Origin"], "https://friend.example")
-        self.assertEqual(answer.headers["Access-Control-Allow-Methods"], "GET")
+        self.assertEqual(answer.headers["Access-Control-Allow-Methods"], "GET, POST")
         self.assertIn("authorization", answer.headers["Access-Control-Allow-Headers"])
         self.assertEqual(answer.headers["Vary"], "origin")
         self.assertIsNone(answer.headers["Access-Control-Allow-Credentials"])
