@@ -16,6 +16,9 @@ use crate::proto::delivery::Delivery;
 use crate::proto::frame::Frame;
 use crate::proto::trace::TraceContext;
 
+/// About what a span with its attributes holds.
+const SPAN_BYTES: usize = 1 << 10;
+
 /// Set once, and read by every publish.
 static TRACER: OnceLock<BoxedTracer> = OnceLock::new();
 
@@ -209,6 +212,11 @@ impl Span {
     /// What is to be told to whoever goes on with it, sampled or not.
     pub(crate) fn context(&self) -> Option<TraceContext> {
         context_of(self.0.as_ref()?.span().span_context())
+    }
+
+    /// About what it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, |_| SPAN_BYTES)
     }
 
     /// What became of it, once.

@@ -26,8 +26,8 @@ pub(crate) enum Arrival {
 
 impl Arrival {
     fn bytes(&self) -> usize {
-        let frame = if let Self::Frame { frame, .. } = self { frame.bytes() } else { 0 };
-        size_of::<Self>() + frame
+        let held = if let Self::Frame { frame, span, .. } = self { frame.bytes() + span.bytes() } else { 0 };
+        size_of::<Self>() + held
     }
 }
 
