@@ -1,7 +1,7 @@
 //! `tabcast top` and `tabcast tail`: one node as an operator sees it, over its own event streams.
 //!
 //! Both are clients like any other: `GET /events?watch=…` with an operator's key. What comes from there is text of
-//! strangers, user ids above all: nothing of it reaches a terminal but through [`text::Clean`].
+//! strangers, user ids above all: nothing of it reaches a terminal but through `text::Clean`.
 
 mod connection;
 mod draw;
