@@ -291,7 +291,7 @@ impl Oracle {
                 }
                 Ok(())
             }
-            Got::Close(code) => self.close_says_why(number, *code),
+            Got::Close(code) | Got::EventClose(code) => self.close_says_why(number, *code),
             Got::Ping(_) | Got::KeepAlive | Got::Retry | Got::LastChunk => Ok(()),
         }
     }

@@ -29,6 +29,8 @@ pub(crate) enum Got {
     Ping(Vec<u8>),
     Pong(Vec<u8>),
     Close(u16),
+    /// An event stream says with which code a WebSocket would be closed.
+    EventClose(u16),
     KeepAlive,
     Retry,
     /// The end of an event stream.
@@ -190,6 +192,11 @@ fn record(content: &[u8], parsed: &mut Parsed) -> Result<Got, String> {
     let lines = text.strip_suffix("\n\n").ok_or("a record without its end")?;
     if lines.contains('\r') {
         return Err("CR in a record".to_owned());
+    }
+    if let Some(close) = lines.strip_prefix("event: close\ndata: ") {
+        let code = serde_json::from_str::<serde_json::Value>(close).ok().and_then(|close| close["code"].as_u64());
+        let code = code.and_then(|code| u16::try_from(code).ok()).ok_or(format!("an end without a code: {close}"))?;
+        return Ok(Got::EventClose(code));
     }
     let (mut position, mut data) = (None, None);
     for line in lines.split('\n') {
