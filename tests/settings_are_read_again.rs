@@ -77,6 +77,11 @@ fn keys_come_and_go_and_no_key_is_in_the_log() {
     assert_eq!([reloaded.status("/metrics", "operator-1"), reloaded.status("/metrics", "operator-2")], [200, 401]);
     assert_eq!([reloaded.status("/api/users", "worker-1"), reloaded.status("/api/users", "worker-2")], [200, 401]);
     assert_eq!([reloaded.handshake("a", &one), reloaded.handshake("b", &two)], [101, 401]);
+    let mut watcher = reloaded.gateway.connect();
+    watcher.write(
+        b"GET /events?watch=webchat:ann HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer operator-1\r\n\r\n",
+    );
+    assert_eq!(status(&mut watcher), 200);
     // The worker's key in its own file, the others in the file of settings.
     std::fs::write(reloaded.path("api.key"), "worker-2\nworker-3\n").unwrap();
     let keys = format!("api_keys = ['file:FOLDER/api.key']\noperator_keys = ['operator-2']\n{}", token_key("b", &two));
@@ -90,6 +95,9 @@ fn keys_come_and_go_and_no_key_is_in_the_log() {
         assert!(said.iter().all(|line| !line.contains(secret)), "{said:?}");
     }
     assert_eq!([reloaded.status("/metrics", "operator-1"), reloaded.status("/metrics", "operator-2")], [401, 200]);
+    // Who watched with the old key is asked for one again.
+    let last = String::from_utf8(watcher.until_the_end()).unwrap();
+    assert!(last.contains("event: close\ndata: {\"code\":4001"), "{last}");
     assert_eq!([reloaded.status("/api/users", "worker-1"), reloaded.status("/api/users", "worker-3")], [401, 200]);
     assert_eq!([reloaded.handshake("a", &one), reloaded.handshake("b", &two)], [401, 101]);
     // Without the last key everything would be open.

@@ -32,7 +32,7 @@ use crate::gateway::body::BodyLimits;
 use crate::gateway::clients::Clients;
 use crate::gateway::files;
 use crate::gateway::files::remote::RemoteFiles;
-use crate::gateway::metrics_text::{self, MetricsText};
+use crate::gateway::metrics_text::{self, Ceilings, MetricsText};
 use crate::gateway::openai::Answers;
 use crate::gateway::pages::Pages;
 use crate::gateway::response::{Answered, draining, error, finish, json, method_not_allowed, refused, typed};
@@ -202,7 +202,8 @@ impl ShardEdge {
     fn metrics(&self) -> Answered {
         let content_type = HeaderValue::from_static(metrics_text::CONTENT_TYPE);
         let is_ready = !self.gateway.is_draining() && self.gateway.engine.broker().health().is_ok();
-        typed(StatusCode::OK, content_type, self.gateway.metrics_text.render(is_ready))
+        let ceilings = Ceilings::of(&self.gateway.settings.load());
+        typed(StatusCode::OK, content_type, self.gateway.metrics_text.render(is_ready, Some(ceilings)))
     }
 
     async fn users(&self) -> Answered {

@@ -16,6 +16,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 
+use crate::config::Settings;
 use crate::driver::clock;
 use crate::gateway::metrics_text::page::Page;
 use crate::gateway::metrics_text::process::Process;
@@ -41,12 +42,24 @@ pub struct Ceilings {
     pub spool_bytes_max: usize,
 }
 
+impl Ceilings {
+    /// As they are in effect.
+    pub(crate) fn of(settings: &Settings) -> Self {
+        Self {
+            sessions_max: settings.tabs_max,
+            held_bytes_max: settings.bytes_budget,
+            inbox_posts_max: settings.inbox_posts_max,
+            inbox_bytes_max: settings.inbox_bytes_max,
+            spool_bytes_max: settings.redis_spool_bytes_max,
+        }
+    }
+}
+
 /// Renders an engine's metrics.
 #[derive(Debug)]
 pub struct MetricsText {
     metrics: Arc<Metrics>,
     broker: Option<Arc<BrokerMetrics>>,
-    ceilings: Option<Ceilings>,
     /// When this was made, as the gateway is.
     begun: Timestamp,
 }
@@ -55,16 +68,10 @@ impl MetricsText {
     /// Over the metrics of one engine, and of its broker if that counts.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, broker: Option<Arc<BrokerMetrics>>) -> Self {
-        Self { metrics, broker, ceilings: None, begun: clock::wall() }
+        Self { metrics, broker, begun: clock::wall() }
     }
 
-    /// With the settings that levels are compared with.
-    #[must_use]
-    pub fn with_ceilings(self, ceilings: Ceilings) -> Self {
-        Self { ceilings: Some(ceilings), ..self }
-    }
-
-    /// The text now; `is_ready` is whether the node takes traffic. It reads every counter once, and costs a few dozen
+    /// The text now; `is_ready` is whether the node takes traffic, and `ceilings` what levels are compared with. It reads every counter once, and costs a few dozen
     /// microseconds for each ten shards.
     ///
     /// ```
@@ -74,14 +81,13 @@ impl MetricsText {
     ///
     /// let metrics = Arc::new(Metrics::new(2));
     /// metrics.shard(0).sessions.store(3);
-    /// assert!(MetricsText::new(metrics, None).render(true).contains("\ntabcast_sessions 3\n"));
+    /// assert!(MetricsText::new(metrics, None).render(true, None).contains("\ntabcast_sessions 3\n"));
     /// ```
     #[must_use]
-    pub fn render(&self, is_ready: bool) -> String {
-        let Self { metrics, broker, ceilings, begun } = self;
+    pub fn render(&self, is_ready: bool, ceilings: Option<Ceilings>) -> String {
+        let Self { metrics, broker, begun } = self;
         let now = clock::now();
-        let scrape =
-            Scrape { metrics: Arc::clone(metrics), broker: broker.clone(), ceilings: *ceilings, is_ready, now };
+        let scrape = Scrape { metrics: Arc::clone(metrics), broker: broker.clone(), ceilings, is_ready, now };
         let mut registry = Registry::default();
         registry.sub_registry_with_prefix("tabcast").register_collector(Box::new(scrape));
         registry.register_collector(Box::new(Process::read(*begun)));
@@ -141,7 +147,7 @@ mod tests {
         }
         metrics.engine.encodes.of(EncodeKind::Edit).add(5);
         metrics.engine.publishes.of(PublishOutcome::Overloaded).increment();
-        let series = values(&MetricsText::new(Arc::clone(&metrics), None).render(false));
+        let series = values(&MetricsText::new(Arc::clone(&metrics), None).render(false, None));
         let check = |name: &str, expected: f64| assert_eq!(series.get(name), Some(&expected), "{name}: {series:#?}");
         check("tabcast_shards", 2.0);
         check("tabcast_ready", 0.0);
@@ -169,7 +175,7 @@ mod tests {
         for name in ["tabcast_broker_canary_age_seconds", "tabcast_broker_round_trip_micros_bucket"] {
             assert!(all.contains_key(name), "{name}");
         }
-        let without = exposed(&MetricsText::new(Arc::new(Metrics::new(1)), Some(Arc::default())).render(true));
+        let without = exposed(&MetricsText::new(Arc::new(Metrics::new(1)), Some(Arc::default())).render(true, None));
         let maxima = |names: &exposed::Exposed| names.keys().filter(|name| name.ends_with("_max")).count();
         assert_eq!((maxima(&without), maxima(&alone), maxima(&all)), (0, 4, 5));
     }

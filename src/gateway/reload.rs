@@ -2,7 +2,8 @@
 //!
 //! All of it or nothing: what is read is checked as at the start, and once more together with what stays until a restart.
 //! Sessions that are open keep what they were given: who came with a token whose key is gone stays until it leaves, and
-//! is asked for a token that verifies when it comes back. `DELETE /api/users/{user_id}` ends it before.
+//! is asked for a token that verifies when it comes back. `DELETE /api/users/{user_id}` ends it before. Whoever watches has
+//! to show a key again once `operator_keys` have changed.
 
 use std::sync::Arc;
 
@@ -41,6 +42,9 @@ impl Reloaded {
     fn apply(&self, new: Settings, keys: Keys) {
         let Self { gateway, connections } = self;
         gateway.keys.store(Arc::new(keys));
+        if new.operator_keys != gateway.settings.load().operator_keys {
+            gateway.engine.hub().end_watchers();
+        }
         gateway.clients.reload(&new);
         if let Some(connections) = connections {
             connections.limit(connections_per_address(&new));

@@ -35,7 +35,7 @@ use crate::gateway::certificate_files::{self, CertificateFiles, CertificateFiles
 use crate::gateway::clients::{self, Clients};
 use crate::gateway::edge::{Edges, Gateway};
 use crate::gateway::files::remote::RemoteFiles;
-use crate::gateway::metrics_text::{Ceilings, MetricsText};
+use crate::gateway::metrics_text::MetricsText;
 use crate::gateway::openai::Answers;
 use crate::gateway::pages::Pages;
 use crate::gateway::reload::{self, Reload, Reloaded};
@@ -215,7 +215,6 @@ impl Running {
         control.spawn(worker::look_after(engine.clone(), inlet.clone()));
         let answers = Answers::new(inlet.clone(), engine.now().as_micros() / 1_000_000);
         let metrics_text = MetricsText::new(Arc::clone(engine.metrics()), engine.broker().metrics().cloned());
-        let metrics_text = metrics_text.with_ceilings(ceilings(&settings));
         let gateway = Arc::new(Gateway {
             keys: ArcSwap::from_pointee(Keys::new(&settings)?),
             api: Api::new(chat, api_limits(&settings)),
@@ -389,16 +388,6 @@ fn http_limits(settings: &Settings) -> HttpLimits {
         connections_per_address_max: connections_per_address(settings),
         proxies: clients::proxies(settings),
         write_timeout: settings.body_timeout,
-    }
-}
-
-fn ceilings(settings: &Settings) -> Ceilings {
-    Ceilings {
-        sessions_max: settings.tabs_max,
-        held_bytes_max: settings.bytes_budget,
-        inbox_posts_max: settings.inbox_posts_max,
-        inbox_bytes_max: settings.inbox_bytes_max,
-        spool_bytes_max: settings.redis_spool_bytes_max,
     }
 }
 

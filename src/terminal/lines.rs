@@ -14,11 +14,13 @@ pub(super) struct Events {
     line: Vec<u8>,
     data: Vec<u8>,
     has_data: bool,
+    /// It has a name: it is no frame, but says that the stream is over.
+    is_named: bool,
 }
 
 impl Events {
     /// Takes the next bytes, in any pieces, and hands out the data of every event that is whole. Lines end in LF or CR LF;
-    /// what is no `data:` is passed over (comments, ids, pauses). What is not UTF-8 is replaced.
+    /// what is no `data:` is passed over (comments, ids, pauses), and so is an event with a name. What is not UTF-8 is replaced.
     ///
     /// # Errors
     /// [`TooLong`]: the stream cannot be followed any further.
@@ -36,9 +38,12 @@ impl Events {
     fn line_is_whole(&mut self, line: &[u8], out: &mut Vec<String>) {
         if line.is_empty() {
             let data = std::mem::take(&mut self.data);
-            if std::mem::take(&mut self.has_data) {
+            let is_named = std::mem::take(&mut self.is_named);
+            if std::mem::take(&mut self.has_data) && !is_named {
                 out.push(String::from_utf8_lossy(&data).into_owned());
             }
+        } else if line.starts_with(b"event:") {
+            self.is_named = true;
         } else if let Some(data) = line.strip_prefix(b"data:") {
             if std::mem::replace(&mut self.has_data, true) {
                 self.data.push(b'\n');
@@ -68,6 +73,7 @@ mod tests {
         check(": keep-alive\n\nretry: 500\n\nid: 7\ndata: x\n\ndata:y\r\n\r\n", &["x", "y"]);
         check("data: a\ndata: b\n\n", &["a\nb"]);
         check("data\n\ndata: \n\nevent: z\n\ndata: not yet\n", &[""]);
+        check("event: close\ndata: {\"code\":4001}\n\ndata: x\n\n", &["x"]);
         check("data: zoë 猫\n\n", &["zoë 猫"]);
         check("", &[]);
     }

@@ -44,9 +44,28 @@ struct Published<'f> {
     #[serde(skip_serializing_if = "Option::is_none")]
     timestamp: Option<f64>,
     #[serde(borrow, skip_serializing)]
-    traceparent: Option<Cow<'f, str>>,
+    traceparent: Header<'f>,
     #[serde(borrow, skip_serializing)]
-    tracestate: Option<Cow<'f, str>>,
+    tracestate: Header<'f>,
+}
+
+/// What traces are named by. What is no text names none, and spoils no frame.
+#[derive(Default, serde::Deserialize)]
+#[serde(untagged)]
+enum Header<'f> {
+    Text(#[serde(borrow)] Cow<'f, str>),
+    Other(serde::de::IgnoredAny),
+    #[default]
+    Absent,
+}
+
+impl Header<'_> {
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Other(_) | Self::Absent => None,
+        }
+    }
 }
 
 /// A button, with its keys in the order of our own.
@@ -135,8 +154,8 @@ pub(crate) fn stream_frame(payload: &[u8]) -> Option<(Frame, Option<TraceContext
         Kind::Edit => Some(given?),
         _ => Some(given.unwrap_or_else(MessageId::random)),
     };
-    let state = published.tracestate.as_deref().unwrap_or_default();
-    let trace = published.traceparent.as_deref().and_then(|parent| TraceContext::parse(parent, state));
+    let state = published.tracestate.text().unwrap_or_default();
+    let trace = published.traceparent.text().and_then(|parent| TraceContext::parse(parent, state));
     // Every key is a string, and a float that JSON has is finite.
     let json = serde_json::to_string(&published.in_our_form(kind, id)?).ok()?;
     Some((Frame::relay(kind, id, None, &json), trace.filter(TraceContext::is_sampled)))
@@ -231,6 +250,8 @@ mod tests {
                 None
             );
         }
+        let (frame, trace) = stream_frame(br#"{"type":"end","traceparent":{"a":1},"tracestate":7}"#).unwrap();
+        assert_eq!((frame.json(), trace), (&br#"{"type":"end","reason":"stop"}"#[..], None));
         assert!(stream_frame(b"{\"type\":\"end\",\"a\":\"\xff\"}").is_none());
     }
 }

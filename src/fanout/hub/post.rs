@@ -27,6 +27,8 @@ pub(crate) enum Post {
     Drain(Box<Pace>),
     /// From now on these are the limits of the shard's sessions.
     Limits(Arc<SessionLimits>),
+    /// Whoever watches has to show its key again.
+    EndWatchers,
     /// Somebody asks how the shard is.
     Report(Box<dyn FnOnce(Report) + Send>),
     /// Shards to wake: the one at `place` and, through it, those behind it.
@@ -40,6 +42,7 @@ impl Post {
             Self::Session { frame, .. } | Self::Sessions { frame, .. } | Self::Room { frame, .. } => frame.bytes(),
             Self::End { .. }
             | Self::RoomsMissed
+            | Self::EndWatchers
             | Self::Drain(_)
             | Self::Limits(_)
             | Self::Report(_)
@@ -53,6 +56,7 @@ impl Post {
             Self::Session { frame, .. } | Self::Sessions { frame, .. } | Self::Room { frame, .. } => frame.accepted(),
             Self::End { .. }
             | Self::RoomsMissed
+            | Self::EndWatchers
             | Self::Drain(_)
             | Self::Limits(_)
             | Self::Report(_)

@@ -165,6 +165,15 @@ impl Hub {
         if room.is_apart() { &self.watching.rooms } else { &self.rooms }
     }
 
+    /// Ends everybody who watches, as a token that has expired ends a tab: whoever still may comes back. Room is not asked
+    /// for: it is done when the keys of operators change.
+    pub fn end_watchers(&self) {
+        for (shard, inbox) in self.inboxes.iter().enumerate() {
+            inbox.room.take(1, 0);
+            self.push(&[shard_number(shard)], || Post::EndWatchers);
+        }
+    }
+
     /// Asks a shard how it is. `answer` is called on the shard's thread once it comes to it, and must be quick; it is
     /// dropped with a shard that never does. Room is not asked for: ask again only when this was answered.
     pub fn ask_report(&self, shard: u16, answer: Box<dyn FnOnce(Report) + Send>) {

@@ -31,6 +31,12 @@ impl LocalRooms {
         &self.rooms[local as usize].slots
     }
 
+    /// Those who are in rooms that are apart from the others.
+    pub(crate) fn apart(&self) -> impl Iterator<Item = u32> + '_ {
+        let is_apart = |members: &&Members| members.room.as_ref().is_some_and(|room| room.is_apart());
+        self.rooms.iter().filter(is_apart).flat_map(|members| members.slots.iter().copied())
+    }
+
     pub(crate) fn room(&self, local: u32) -> Option<&Arc<Room>> {
         self.rooms[local as usize].room.as_ref()
     }

@@ -297,6 +297,7 @@ impl Shard {
                 }
             }
             Post::RoomsMissed => self.tell_members_of_gap(),
+            Post::EndWatchers => self.end_watchers(),
             Post::Drain(pace) => self.start_drain(*pace, now),
             Post::Limits(limits) => self.limits = SessionLimits::clone(&limits),
             Post::Report(answer) => answer(self.report()),

@@ -182,6 +182,14 @@ impl Shard {
         Ok(address)
     }
 
+    /// Ends all of these.
+    pub(super) fn end_watchers(&mut self) {
+        let watchers: Vec<u32> = self.rooms.apart().collect();
+        for slot in watchers {
+            self.end(slot, Disconnect::TokenExpired);
+        }
+    }
+
     /// Opens a session that reads a new answer, and the answer's stream with it.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ pub(crate) fn text(has_redis: bool) -> String {
     let ceilings =
         Ceilings { sessions_max: 1, held_bytes_max: 1, inbox_posts_max: 1, inbox_bytes_max: 1, spool_bytes_max: 1 };
     let broker = has_redis.then(Arc::default);
-    MetricsText::new(Arc::new(Metrics::new(2)), broker).with_ceilings(ceilings).render(true)
+    MetricsText::new(Arc::new(Metrics::new(2)), broker).render(true, Some(ceilings))
 }
 
 /// Values by name and labels.

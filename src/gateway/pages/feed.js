@@ -6,7 +6,7 @@ const RETRY_MS = { least: 500, most: 15_000 };
 const SILENT_MS = 40_000; // past it even the heartbeat is missing
 const RECORD_CHARS_MAX = 4 << 20;
 
-/** The `data:` of each record of an event stream, as text. */
+/** The `data:` of each record of an event stream, as text. One with a name is no frame: it says that the stream is over. */
 export class Records {
   #rest = "";
 
@@ -15,7 +15,7 @@ export class Records {
     this.#rest = records.pop();
     if (this.#rest.length > RECORD_CHARS_MAX) throw new Error("a record without an end");
     return records.flatMap((record) => {
-      const lines = record.split("\n").filter((line) => line.startsWith("data:"));
+      const lines = record.startsWith("event:") ? [] : record.split("\n").filter((line) => line.startsWith("data:"));
       return lines.length ? [lines.map((line) => line.slice(5).replace(/^ /, "")).join("\n")] : [];
     });
   }

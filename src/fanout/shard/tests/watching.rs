@@ -36,6 +36,21 @@ fn report(rig: &mut Rig, shard: u16) -> Report {
 }
 
 #[test]
+fn whoever_watches_can_be_asked_for_a_key_again_and_tabs_notice_nothing() {
+    let mut rig = Rig::new(2);
+    let (ann, reader) = (rig.tab(0, "ann"), rig.answer(1, ("ann", "1"), Some(StreamOptions::default())).unwrap());
+    let watchers = [rig.watcher(0, &Watched::Status).unwrap(), rig.watcher(1, &channel("ann")).unwrap()];
+    rig.hub.end_watchers();
+    rig.fan_out();
+    for watcher in watchers {
+        assert!(!rig.is_open(watcher));
+        assert!(kinds(&rig, watcher).is_empty());
+    }
+    assert_eq!(rig.hub.watcher_count(), 0);
+    assert!(rig.is_open(ann) && rig.is_open(reader));
+}
+
+#[test]
 fn whoever_watches_a_channel_sees_its_frames_whether_or_not_somebody_is_there() {
     let mut rig = Rig::new(2);
     let ann = rig.tab(0, "ann");
