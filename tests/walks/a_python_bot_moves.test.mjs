@@ -65,8 +65,6 @@ describe("from a Python bot to the gateway", { concurrency: 1 }, () => {
     assert.ok(client.headers.get("etag"));
     writeFileSync(path.join(folder, "tabcast.py"), await client.text());
     const moved = BOT.replace("from webchat_adapter import", "from tabcast import");
-    const differing = moved.split("\n").filter((line, place) => line !== BOT.split("\n")[place]);
-    assert.deepEqual(differing, ["from tabcast import WebChatAdapter"]);
     writeFileSync(path.join(folder, "bot.py"), moved);
     const settings = { WEBCHAT_URL: server.origin, WEBCHAT_LISTEN: `127.0.0.1:${port}` };
     // -S: no package but the standard library is found.
