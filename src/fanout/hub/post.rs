@@ -36,32 +36,21 @@ pub(crate) enum Post {
 }
 
 impl Post {
+    fn frame(&self) -> Option<&Frame> {
+        match self {
+            Self::Session { frame, .. } | Self::Sessions { frame, .. } | Self::Room { frame, .. } => Some(frame),
+            _ => None,
+        }
+    }
+
     /// Bytes that the inbox counts for it.
     pub(crate) fn bytes(&self) -> usize {
-        match self {
-            Self::Session { frame, .. } | Self::Sessions { frame, .. } | Self::Room { frame, .. } => frame.bytes(),
-            Self::End { .. }
-            | Self::RoomsMissed
-            | Self::EndWatchers
-            | Self::Drain(_)
-            | Self::Limits(_)
-            | Self::Report(_)
-            | Self::Ring { .. } => 0,
-        }
+        self.frame().map_or(0, Frame::bytes)
     }
 
     /// When what it brings was accepted, if that is timed.
     pub(crate) fn accepted(&self) -> Option<Moment> {
-        match self {
-            Self::Session { frame, .. } | Self::Sessions { frame, .. } | Self::Room { frame, .. } => frame.accepted(),
-            Self::End { .. }
-            | Self::RoomsMissed
-            | Self::EndWatchers
-            | Self::Drain(_)
-            | Self::Limits(_)
-            | Self::Report(_)
-            | Self::Ring { .. } => None,
-        }
+        self.frame().and_then(Frame::accepted)
     }
 
     /// Whether room was reserved for it.
