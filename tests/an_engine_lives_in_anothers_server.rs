@@ -10,14 +10,19 @@ mod support;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::BodyExt;
 use in_axum::App;
 use serde_json::json;
 use support::{Client, Response, Seen, handshake, masked, with_lines};
-use tabcast::driver::embed::{Tabs, TabsSettings};
+use tabcast::driver::embed::{EventsBody, Tabs, TabsSettings};
 use tabcast::driver::start::DrainPlan;
 use tabcast::engine::{Engine, EngineSettings};
+use tabcast::fanout::session::Identity;
+use tabcast::id::{ChannelId, UserId};
 use tabcast::metrics::Refusal;
-use tabcast::platform::adapter::Unanswered;
+use tabcast::platform::adapter::{BotIdentity, Outlet, PlatformAdapter, Unanswered};
+use tabcast::platform::webchat::WebChat;
 use tabcast::proto::limits::HubLimits;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -38,12 +43,16 @@ impl Served {
     }
 
     fn start_app(app: impl FnOnce() -> App) -> Self {
+        Self::start_routed(app, App::router)
+    }
+
+    fn start_routed(app: impl FnOnce() -> App, router: impl FnOnce(App) -> axum::Router) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (app, address) = runtime.block_on(async {
             let app = app();
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
-            let serving = axum::serve(listener, app.clone().router());
+            let serving = axum::serve(listener, router(app.clone()));
             #[expect(clippy::disallowed_methods, reason = "it lives as long as the runtime")]
             tokio::spawn(async { serving.await.unwrap() });
             (app, address)
@@ -185,6 +194,46 @@ fn axum_answers_readers_of_events_with_what_tabs_hear() {
     assert_eq!(tab.closed().0, 1012);
     drop(tab);
     assert_eq!(served.runtime.block_on(shutdown).unwrap(), 0);
+}
+
+/// The parts of a body's next record.
+async fn record(body: &mut EventsBody) -> Vec<Bytes> {
+    let mut parts: Vec<Bytes> = Vec::new();
+    while parts.last().is_none_or(|part| !part.ends_with(b"\n\n")) {
+        let frame = tokio::time::timeout(Duration::from_secs(20), body.frame()).await.expect("in time");
+        parts.push(frame.expect("it goes on").unwrap().into_data().unwrap());
+    }
+    parts
+}
+
+#[tokio::test]
+async fn readers_of_a_large_record_share_its_one_buffer() {
+    let engine = Engine::new(EngineSettings { shards: 1, ..EngineSettings::default() });
+    let tabs = Tabs::start(&engine, Unanswered).unwrap();
+    let bot = WebChat::new(engine.clone().into(), BotIdentity::default());
+    let mut bodies = Vec::new();
+    for _ in 0..3 {
+        let ann = Identity::new(UserId::parse("ann").unwrap(), engine.now());
+        let response = tabs.events(&http::Request::new(()), ann).await;
+        assert_eq!(response.status(), 200);
+        bodies.push(response.into_body());
+    }
+    let channel = ChannelId::parse("ann").unwrap();
+    // With a separator that its form for event streams has to escape, and without.
+    for text in ["x".repeat(100_000), "\u{2028}".repeat(50_000)] {
+        let id = bot.send(&channel, &text).await.unwrap();
+        let mut places = Vec::new();
+        for body in &mut bodies {
+            let parts = record(body).await;
+            let whole = String::from_utf8(parts.concat()).unwrap();
+            let start = format!("id: {id}\ndata: ");
+            let data = whole.strip_prefix(&start).and_then(|rest| rest.strip_suffix("\n\n")).unwrap();
+            assert_eq!(serde_json::from_str::<serde_json::Value>(data).unwrap()["text"], text);
+            // Kept, so that no other may lie there.
+            places.push(parts.into_iter().max_by_key(Bytes::len).unwrap());
+        }
+        assert!(places.iter().all(|part| part.len() > 100_000 && part.as_ptr() == places[0].as_ptr()));
+    }
 }
 
 #[test]

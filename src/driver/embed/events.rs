@@ -9,7 +9,12 @@ use http_body_util::Full;
 use hyper::body::{Body, Frame as BodyFrame, SizeHint};
 
 use crate::engine::mailboxes::{Piece, TabMailbox};
+use crate::proto::frame::Frame;
 use crate::proto::sse;
+
+/// Records up to this many bytes are copied: that costs less than to share them, and a server joins them in its buffers
+/// anyway. What is larger is the frame's own memory, whoever reads it, and counts there.
+const COPIED_BYTES_MAX: usize = 2 << 10;
 
 /// The body of an answer to a reader of events: the tab's records until it ends, or why there is no tab. Dropping it ends
 /// the tab.
@@ -18,13 +23,20 @@ pub struct EventsBody(Content);
 
 #[derive(Debug)]
 enum Content {
-    Tab(Box<TabMailbox>),
+    Tab(Box<Records>),
     Refusal(Full<Bytes>),
+}
+
+#[derive(Debug)]
+struct Records {
+    tab: TabMailbox,
+    /// The rest of a record that has begun.
+    rest: Option<Bytes>,
 }
 
 impl EventsBody {
     pub(super) fn of(tab: TabMailbox) -> Self {
-        Self(Content::Tab(Box::new(tab)))
+        Self(Content::Tab(Box::new(Records { tab, rest: None })))
     }
 
     pub(super) fn refusal(body: Full<Bytes>) -> Self {
@@ -32,11 +44,45 @@ impl EventsBody {
     }
 }
 
-/// A piece as it stands in an event stream, without the chunk around it, which is the server's to make.
-fn record(piece: &Piece) -> Option<Bytes> {
+impl Records {
+    /// The next part of a record; None once there are no more of them. None is empty: a server might take that for the
+    /// end.
+    fn poll_part(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            if let Some(rest) = self.rest.take() {
+                return Poll::Ready(Some(rest));
+            }
+            let Some(piece) = ready!(self.tab.poll_piece(context)) else { return Poll::Ready(None) };
+            let (part, rest) = record(&piece);
+            self.rest = rest;
+            if !part.is_empty() {
+                return Poll::Ready(Some(part));
+            }
+        }
+    }
+}
+
+/// A piece as it stands in an event stream, without the chunk around it, which is the server's to make: nothing if it has
+/// no form there.
+fn record(piece: &Piece) -> (Bytes, Option<Bytes>) {
     match piece {
-        Piece::Frame(frame) => frame.event_stream().map(|form| Bytes::from(form.record().concat())),
-        Piece::Chunk(chunk) => Some(Bytes::copy_from_slice(sse::unchunked(chunk))),
+        Piece::Chunk(chunk) => (Bytes::copy_from_slice(sse::unchunked(chunk)), None),
+        Piece::Frame(frame) => match frame.event_stream().map(|form| form.record()) {
+            None => (Bytes::new(), None),
+            Some([start, rest]) if start.len() + rest.len() <= COPIED_BYTES_MAX => {
+                ([start, rest].concat().into(), None)
+            }
+            Some([start, _]) => (Bytes::copy_from_slice(start), Some(Bytes::from_owner(Shared(frame.clone())))),
+        },
+    }
+}
+
+/// A frame as the owner of what its record goes on with.
+struct Shared(Frame);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        self.0.event_stream().map_or(&[], |form| form.record()[1])
     }
 }
 
@@ -50,13 +96,7 @@ impl Body for EventsBody {
     ) -> Poll<Option<Result<BodyFrame<Bytes>, Infallible>>> {
         match &mut self.get_mut().0 {
             Content::Refusal(body) => Pin::new(body).poll_frame(context),
-            Content::Tab(tab) => loop {
-                let Some(piece) = ready!(tab.poll_piece(context)) else { return Poll::Ready(None) };
-                // What has no form there, and an empty record, which a server might take for the end.
-                if let Some(record) = record(&piece).filter(|record| !record.is_empty()) {
-                    return Poll::Ready(Some(Ok(BodyFrame::data(record))));
-                }
-            },
+            Content::Tab(records) => records.poll_part(context).map(|part| part.map(|part| Ok(BodyFrame::data(part)))),
         }
     }
 
