@@ -242,6 +242,8 @@ impl Tabs {
     /// HTTP/2 alike. `Last-Event-ID` or `?after=`, and `?hello=1`, mean what they do at the gateway; CORS is the caller's.
     ///
     /// It is a [`mailbox`](Mailboxes), which the server reads and writes: it costs what the server takes for a response.
+    /// A reader that stalls is cut, and what was handed over goes; but what the server has taken stays until it gives the
+    /// response up, so it should have a timeout for writes.
     ///
     /// # Cancel safety
     /// Dropped, it leaves no tab behind.

@@ -252,7 +252,8 @@ impl Drop for Shared {
     }
 }
 
-/// One tab: its frames in order, then the end. Dropping it ends the tab.
+/// One tab: its frames in order, then the end. Dropping it ends the tab. Of one that is cut, because it is behind or dead,
+/// what was not read is gone: it gets that by coming back.
 ///
 /// # Cancel safety
 /// A frame is taken out only when `poll_next` returns it.

@@ -94,9 +94,14 @@ impl Hand {
         true
     }
 
-    /// The tab is over.
+    /// The tab is over. If it was cut, what was handed over and not read goes with its queue: a reader that stalls, and
+    /// may never see the end, would keep it while the user's next tab is opened.
     pub(super) fn end(&self, ending: Disconnect) {
-        self.lane().ending.get_or_insert(ending);
+        let mut lane = self.lane();
+        let first = *lane.ending.get_or_insert(ending);
+        let displaced = if is_cut(first) { std::mem::take(&mut lane.pieces) } else { VecDeque::new() };
+        drop(lane);
+        drop(displaced);
         self.reader.wake();
     }
 
@@ -144,6 +149,11 @@ impl Hand {
         }
         Poll::Ready(Some(piece))
     }
+}
+
+/// Whether what waits for a tab that ends so is dropped, and not written.
+fn is_cut(ending: Disconnect) -> bool {
+    matches!(ending, Disconnect::SlowConsumer | Disconnect::OverBudget | Disconnect::HeartbeatTimeout)
 }
 
 /// Hands that the shard is to look at: a reader wants more, or is gone. Each is there once, so that tabs bound it.
@@ -202,5 +212,26 @@ mod tests {
         assert_eq!(stirred.take(&mut context).len(), 1, "it is there once");
         assert!(hand.look());
         assert_eq!(hand.ending(), Some(Disconnect::Kicked));
+    }
+
+    #[test]
+    fn what_was_handed_over_goes_with_a_tab_that_is_cut_and_is_read_of_one_that_ends() {
+        let check = |ending: Disconnect, left: usize| {
+            let (hand, stirred) = (Arc::new(Hand::new(Chunks::Ignored)), Stirred::default());
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(hand.take(&Given::Frame(&Frame::text("x"))));
+            hand.end(ending);
+            for _ in 0..left {
+                assert!(matches!(hand.poll(&mut context, &stirred), Poll::Ready(Some(_))), "{ending:?}");
+            }
+            assert_eq!(hand.ending(), Some(ending));
+            assert!(matches!(hand.poll(&mut context, &stirred), Poll::Ready(None)), "{ending:?}");
+        };
+        for cut in [Disconnect::SlowConsumer, Disconnect::OverBudget, Disconnect::HeartbeatTimeout] {
+            check(cut, 0);
+        }
+        for ending in [Disconnect::Kicked, Disconnect::ServiceRestart, Disconnect::TokenExpired] {
+            check(ending, 1);
+        }
     }
 }

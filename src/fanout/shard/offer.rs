@@ -354,12 +354,16 @@ impl Shard {
         self.mark(slot, Urgency::Broadcast);
     }
 
-    /// Drops what is queued but for the partly written frame, and queues the close.
+    /// Drops what is queued but for the partly written frame, and queues the close. A reader in this process, which may
+    /// never make room for it, is told in another way, and at once.
     pub(super) fn cut(&mut self, slot: u32, ending: Disconnect) {
         let session = self.slab.get(slot);
         let discarded = session.queue.len() - usize::from(session.written > 0);
         self.metrics.discarded_frames.of(ending).add(discarded as u64);
         self.depart(slot, ending);
+        if self.slab.get(slot).wire == Wire::Frames {
+            return self.finish(slot);
+        }
         self.drop_queue(slot, true);
         self.queue_close(slot, ending);
     }
