@@ -23,6 +23,7 @@ use tabcast::id::{ChannelId, UserId};
 use tabcast::metrics::Refusal;
 use tabcast::platform::adapter::{BotIdentity, Outlet, PlatformAdapter, Unanswered};
 use tabcast::platform::webchat::WebChat;
+use tabcast::proto::disconnect::Disconnect;
 use tabcast::proto::limits::HubLimits;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -194,6 +195,16 @@ fn axum_answers_readers_of_events_with_what_tabs_hear() {
     assert_eq!(tab.closed().0, 1012);
     drop(tab);
     assert_eq!(served.runtime.block_on(shutdown).unwrap(), 0);
+}
+
+#[test]
+fn a_reader_that_is_not_to_come_back_is_told_so() {
+    let served = Served::start();
+    let mut events = reader(&served, "", ANN);
+    let engine = served.app.tabs.engine();
+    served.runtime.block_on(engine.end_sessions(&UserId::parse("ann").unwrap(), Disconnect::Kicked)).unwrap();
+    assert_eq!(chunk(&mut events), "event: close\ndata: {\"code\":4010,\"reason\":\"kicked\"}\n\n");
+    assert_eq!(chunk(&mut events), "", "its end is the body's");
 }
 
 /// The parts of a body's next record.

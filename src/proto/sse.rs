@@ -80,16 +80,30 @@ pub fn retry(after: Duration) -> Vec<u8> {
     chunk(format!("retry: {}\n\n", after.as_millis()).as_bytes())
 }
 
-/// The end of an event stream. Readers come back to one that ends, so one that is over for another reason than they would
-/// think says so before: by an event `close` with the code and the reason that a WebSocket would be closed with.
+/// What an event stream says before it ends. Readers come back to one that ends, so one that is over for another reason
+/// than they would think says so: by an event `close` with the code and the reason that a WebSocket would be closed with.
+/// Empty for the others. Without a chunk around it, for a server that makes the chunks itself.
+///
+/// ```
+/// use tabcast::proto::disconnect::Disconnect;
+/// use tabcast::proto::sse::last_record;
+/// let kicked = last_record(Disconnect::Kicked);
+/// assert_eq!(kicked, "event: close\ndata: {\"code\":4010,\"reason\":\"kicked\"}\n\n");
+/// assert_eq!(last_record(Disconnect::ServiceRestart), "");
+/// ```
 #[must_use]
-pub fn end(ending: Disconnect) -> Vec<u8> {
+pub fn last_record(ending: Disconnect) -> String {
     if ending.is_retryable() && ending != Disconnect::TokenExpired {
-        return LAST_CHUNK.to_vec();
+        return String::new();
     }
     let (code, reason) = (ending.close_code(), ending.reason());
-    let close = format!("event: close\ndata: {{\"code\":{code},\"reason\":\"{reason}\"}}\n\n");
-    [&chunk(close.as_bytes()), LAST_CHUNK].concat()
+    format!("event: close\ndata: {{\"code\":{code},\"reason\":\"{reason}\"}}\n\n")
+}
+
+/// The end of an event stream: its [`last_record`], and the end of the response.
+#[must_use]
+pub fn end(ending: Disconnect) -> Vec<u8> {
+    [&chunk(last_record(ending).as_bytes()), LAST_CHUNK].concat()
 }
 
 #[cfg(test)]

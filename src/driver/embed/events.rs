@@ -16,15 +16,16 @@ use crate::proto::sse;
 /// anyway. What is larger is the frame's own memory, whoever reads it, and counts there.
 const COPIED_BYTES_MAX: usize = 2 << 10;
 
-/// The body of an answer to a reader of events: the tab's records until it ends, or why there is no tab. Dropping it ends
-/// the tab.
+/// The body of an answer to a reader of events: the tab's records until it ends, and whether it should come back; or why
+/// there is no tab. Dropping it ends the tab.
 #[derive(Debug)]
 pub struct EventsBody(Content);
 
 #[derive(Debug)]
 enum Content {
     Tab(Box<Records>),
-    Refusal(Full<Bytes>),
+    /// A refusal, or what is said at the end.
+    Whole(Full<Bytes>),
 }
 
 #[derive(Debug)]
@@ -40,7 +41,7 @@ impl EventsBody {
     }
 
     pub(super) fn refusal(body: Full<Bytes>) -> Self {
-        Self(Content::Refusal(body))
+        Self(Content::Whole(body))
     }
 }
 
@@ -59,6 +60,11 @@ impl Records {
                 return Poll::Ready(Some(part));
             }
         }
+    }
+
+    /// What is said once there are no more of them.
+    fn last_record(&self) -> String {
+        self.tab.ending().map(sse::last_record).unwrap_or_default()
     }
 }
 
@@ -94,22 +100,28 @@ impl Body for EventsBody {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<BodyFrame<Bytes>, Infallible>>> {
-        match &mut self.get_mut().0 {
-            Content::Refusal(body) => Pin::new(body).poll_frame(context),
-            Content::Tab(records) => records.poll_part(context).map(|part| part.map(|part| Ok(BodyFrame::data(part)))),
+        let content = &mut self.get_mut().0;
+        loop {
+            match content {
+                Content::Whole(body) => return Pin::new(body).poll_frame(context),
+                Content::Tab(records) => match ready!(records.poll_part(context)) {
+                    Some(part) => return Poll::Ready(Some(Ok(BodyFrame::data(part)))),
+                    None => *content = Content::Whole(records.last_record().into()),
+                },
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Content::Refusal(body) => body.is_end_stream(),
+            Content::Whole(body) => body.is_end_stream(),
             Content::Tab(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Content::Refusal(body) => body.size_hint(),
+            Content::Whole(body) => body.size_hint(),
             Content::Tab(_) => SizeHint::default(),
         }
     }
