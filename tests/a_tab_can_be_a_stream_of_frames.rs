@@ -13,7 +13,8 @@ use tabcast::fanout::registry::TooManyTabs;
 use tabcast::fanout::session::{Identity, RoomGrant};
 use tabcast::fanout::shard::{OpenError, Resume};
 use tabcast::id::{ChannelId, RoomName, UserId};
-use tabcast::platform::adapter::{BotIdentity, Outlet, PlatformAdapter, Unanswered};
+use tabcast::platform::adapter::{BotIdentity, MessageHandler, Outlet, PlatformAdapter, Unanswered};
+use tabcast::platform::message::IncomingMessage;
 use tabcast::platform::webchat::WebChat;
 use tabcast::proto::disconnect::Disconnect;
 use tabcast::proto::limits::{HubLimits, SessionLimits};
@@ -29,9 +30,13 @@ struct Rig {
 
 impl Rig {
     fn new(settings: EngineSettings) -> Self {
+        Self::answered_by(Unanswered, settings)
+    }
+
+    fn answered_by(handler: impl MessageHandler, settings: EngineSettings) -> Self {
         let engine = Engine::new(settings);
         let bot = WebChat::new(Arc::new(engine.clone()), BotIdentity::default());
-        let mailboxes = Mailboxes::start(&engine, Unanswered).unwrap();
+        let mailboxes = Mailboxes::start(&engine, handler).unwrap();
         Self { engine, bot, mailboxes }
     }
 
@@ -205,6 +210,34 @@ async fn an_end_says_why_and_a_shutdown_waits_for_the_readers() {
     assert_eq!(rig.mailboxes.connect(rig.identity("ann", RoomGrant::None)).await.err(), Some(ConnectError::Ended));
     let without = EngineSettings { has_mailboxes: false, ..EngineSettings::default() };
     assert!(matches!(Mailboxes::start(&Engine::new(without), Unanswered), Err(StartError::NoShard)));
+}
+
+/// Hangs for ever.
+async fn hang(_: IncomingMessage, _: Arc<dyn PlatformAdapter>) {
+    std::future::pending().await
+}
+
+#[tokio::test]
+async fn a_handler_that_hangs_keeps_no_tab_from_being_told_to_come_back() {
+    for is_dropped in [false, true] {
+        let rig = Rig::answered_by(hang, EngineSettings::default());
+        let mut tab = rig.connect("ann").await;
+        tab.voice().say(r#"{"type":"message","text":"hi","client_id":"1"}"#.to_owned()).await.unwrap();
+        assert_eq!(next(&mut tab).await.unwrap()["type"], "ack");
+        assert_eq!(next(&mut tab).await.unwrap()["text"], "hi");
+        let latest = if is_dropped { Duration::from_secs(3_600) } else { Duration::from_millis(200) };
+        let drain = Drain { spread: Duration::ZERO, closes_per_second_max: u32::MAX, latest };
+        let shutdown = async {
+            let patience = if is_dropped { Duration::from_millis(50) } else { PATIENCE };
+            assert_eq!(timeout(patience, rig.mailboxes.shutdown(drain)).await.is_err(), is_dropped);
+        };
+        let read = async {
+            assert_eq!(next(&mut tab).await.unwrap()["type"], "draining");
+            assert_eq!(next(&mut tab).await, None);
+            assert_eq!(tab.ending(), Some(Disconnect::ServiceRestart));
+        };
+        tokio::join!(shutdown, read);
+    }
 }
 
 #[test]

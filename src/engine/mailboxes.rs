@@ -217,17 +217,20 @@ impl Mailboxes {
         Ok(replied.await.map_err(|_| ConnectError::Ended)??)
     }
 
-    /// Opens no tab any more and tells all of them to come back later; each ends once what it had waiting is read, or a
-    /// [`close_timeout`](crate::proto::limits::SessionLimits::close_timeout) later. Waits until the thread has ended: put
-    /// it under a deadline.
+    /// Lets the handler finish what it was given, for as long as [`Drain::latest`] at most; then opens no tab any more and
+    /// tells all of them to come back later. Each ends once what it had waiting is read, or a
+    /// [`close_timeout`](crate::proto::limits::SessionLimits::close_timeout) later. Waits until the thread has ended, which
+    /// takes `latest` twice and that timeout at the most. To be awaited in a runtime with timers.
     ///
     /// # Cancel safety
-    /// Dropped, it goes on, and nobody waits for it.
+    /// Dropped once it has begun, it goes on at once, also if the handler has yet to finish, and nobody waits for it.
     pub async fn shutdown(&self, drain: Drain) {
+        let begins = BeginsWhenDropped { shared: &self.shared, drain };
         if let Some(worker) = &self.shared.worker {
-            worker.finish().await;
+            // Whoever waits for an answer still gets it, if it comes in time.
+            let _ = tokio::time::timeout(drain.latest, worker.finish()).await;
         }
-        self.shared.engine.hub().drain_shard(self.shared.shard, drain);
+        drop(begins);
         self.ended().await;
     }
 
@@ -242,6 +245,18 @@ impl Mailboxes {
     pub(crate) async fn ended(&self) {
         // An error is a thread that is gone.
         let _ = self.shared.running.clone().wait_for(|running| !running).await;
+    }
+}
+
+/// A drain that begins in any case.
+struct BeginsWhenDropped<'a> {
+    shared: &'a Shared,
+    drain: Drain,
+}
+
+impl Drop for BeginsWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.shared.engine.hub().drain_shard(self.shared.shard, self.drain);
     }
 }
 

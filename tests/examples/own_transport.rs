@@ -96,7 +96,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         _ = tokio::signal::ctrl_c() => {}
     }
     let second = Duration::from_secs(1);
-    let drain = Drain { spread: second, closes_per_second_max: 2_000, latest: 10 * second };
+    // The handler has five seconds, then the tabs have; whoever does not read is given up a close timeout later.
+    let drain = Drain { spread: second, closes_per_second_max: 2_000, latest: 5 * second };
     let _ = tokio::time::timeout(20 * second, mailboxes.shutdown(drain)).await;
     Ok(())
 }
