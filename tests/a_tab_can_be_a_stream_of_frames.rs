@@ -240,6 +240,22 @@ async fn a_handler_that_hangs_keeps_no_tab_from_being_told_to_come_back() {
     }
 }
 
+#[tokio::test]
+async fn a_limit_that_changes_is_that_of_open_tabs() {
+    let rig = Rig::new(EngineSettings::default());
+    let tab = rig.connect("ann").await;
+    let voice = tab.voice();
+    let limit = |message_bytes_max| {
+        rig.engine.limit_sessions(SessionLimits { message_bytes_max, ..SessionLimits::default() });
+    };
+    let text = r#"{"type":"ping","client_id":"1"}"#.to_owned();
+    limit(20);
+    let too_large = SayError::TooLarge { bytes: text.len(), bytes_max: 20 };
+    assert_eq!(voice.say(text.clone()).await, Err(too_large));
+    limit(100);
+    assert_eq!(voice.say(text).await, Ok(()));
+}
+
 #[test]
 fn without_a_runtime_nothing_is_started() {
     let engine = Engine::new(EngineSettings::default());

@@ -207,6 +207,19 @@ fn a_reader_that_is_not_to_come_back_is_told_so() {
     assert_eq!(chunk(&mut events), "", "its end is the body's");
 }
 
+#[test]
+fn a_user_may_have_as_many_tabs_as_are_allowed_now() {
+    let hub = HubLimits { tabs_per_user_max: 1, ..HubLimits::default() };
+    let engine = Engine::new(EngineSettings { shards: 1, hub, ..EngineSettings::default() });
+    let served = Served::start_app(|| App::new(Tabs::start(&engine, Unanswered).unwrap()));
+    let _first = reader(&served, "", ANN);
+    let request = with_lines(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n", ANN);
+    assert_eq!(served.answer(&request).status, 429);
+    engine.hub().registry().limit_tabs_per_user(2);
+    let _second = reader(&served, "", ANN);
+    assert_eq!(served.answer(&request).status, 429);
+}
+
 /// The parts of a body's next record.
 async fn record(body: &mut EventsBody) -> Vec<Bytes> {
     let mut parts: Vec<Bytes> = Vec::new();

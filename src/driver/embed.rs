@@ -315,7 +315,7 @@ impl Tabs {
             let message = "this node has as many tabs as it may have";
             return Err(self.full(StatusCode::SERVICE_UNAVAILABLE, Refusal::Tabs, message));
         }
-        let tabs_max = engine.settings().hub.tabs_per_user_max;
+        let tabs_max = registry.tabs_per_user_max();
         if registry.get_sessions(&identity.user).is_some_and(|sessions| sessions.len() >= tabs_max) {
             let message = TooManyTabs { tabs_max }.to_string();
             return Err(self.full(StatusCode::TOO_MANY_REQUESTS, Refusal::TabsOfUser, &message));
@@ -352,7 +352,7 @@ impl Tabs {
         is_draining.store(true, Ordering::Relaxed);
         let hub = engine.hub();
         let time = plan.sessions.time_for(hub.registry().total_connections());
-        let closing = engine.settings().sessions.close_timeout;
+        let closing = engine.session_limits().load().close_timeout;
         let patience = plan.deadline.saturating_sub(time).saturating_sub(closing);
         let drained = async {
             // Whoever waits for an answer still gets it, if it comes in time.

@@ -37,6 +37,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures_core::Stream;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -53,6 +54,7 @@ use crate::id::{ChannelId, RoomName};
 use crate::platform::adapter::{MessageHandler, Outlet};
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::Frame;
+use crate::proto::limits::SessionLimits;
 
 /// What tabs may ask of their shard's thread before it has done it.
 const COMMANDS_MAX: usize = 256;
@@ -208,9 +210,9 @@ impl Mailboxes {
         let resume = engine.resume(&identity.user, resume).await;
         let opening = Opening { resume, ..Opening::at(engine.now(), identity, Wire::Frames) };
         let (reply, replied) = oneshot::channel();
-        let bytes_max = engine.settings().sessions.message_bytes_max;
+        let limits = Arc::clone(engine.session_limits());
         let (hand, stirred) = (Arc::new(Hand::new(chunks)), Arc::clone(stirred));
-        let tab = TabMailbox { hand, stirred, commands: commands.clone(), bytes_max };
+        let tab = TabMailbox { hand, stirred, commands: commands.clone(), limits };
         // The tab goes there and comes back: whoever does not wait for it leaves none behind.
         let open = Command::Open { opening: Box::new(opening), greeter, tab, reply };
         commands.send(open).await.map_err(|_| ConnectError::Ended)?;
@@ -277,7 +279,7 @@ pub struct TabMailbox {
     hand: Arc<Hand>,
     stirred: Arc<Stirred>,
     commands: mpsc::Sender<Command>,
-    bytes_max: usize,
+    limits: Arc<ArcSwap<SessionLimits>>,
 }
 
 impl TabMailbox {
@@ -299,8 +301,8 @@ impl TabMailbox {
     /// What speaks for the tab, while it is read.
     #[must_use]
     pub fn voice(&self) -> Voice {
-        let (hand, commands) = (Arc::clone(&self.hand), self.commands.clone());
-        Voice { address: self.address(), hand, commands, bytes_max: self.bytes_max }
+        let (hand, limits) = (Arc::clone(&self.hand), Arc::clone(&self.limits));
+        Voice { address: self.address(), hand, commands: self.commands.clone(), limits }
     }
 
     /// The next piece, of those that are no frames as well if it was opened for them.
@@ -358,7 +360,7 @@ pub struct Voice {
     address: Address,
     hand: Arc<Hand>,
     commands: mpsc::Sender<Command>,
-    bytes_max: usize,
+    limits: Arc<ArcSwap<SessionLimits>>,
 }
 
 impl Voice {
@@ -371,7 +373,7 @@ impl Voice {
     /// # Cancel safety
     /// Dropped, it was said or not.
     pub async fn say(&self, text: String) -> Result<(), SayError> {
-        let (bytes, bytes_max) = (text.len(), self.bytes_max);
+        let (bytes, bytes_max) = (text.len(), self.limits.load().message_bytes_max);
         if bytes > bytes_max {
             return Err(SayError::TooLarge { bytes, bytes_max });
         }

@@ -51,12 +51,18 @@ impl Registry {
         self.tabs_per_user_max.store(tabs_max, Ordering::Relaxed);
     }
 
+    /// How many sessions a user may have.
+    #[must_use]
+    pub fn tabs_per_user_max(&self) -> usize {
+        self.tabs_per_user_max.load(Ordering::Relaxed)
+    }
+
     /// Adds a session behind the user's others.
     ///
     /// # Errors
     /// [`TooManyTabs`]: nothing was added.
     pub fn connect(&self, session: SessionRef) -> Result<(), TooManyTabs> {
-        let tabs_max = self.tabs_per_user_max.load(Ordering::Relaxed);
+        let tabs_max = self.tabs_per_user_max();
         let displaced = match self.users.entry(session.user().clone()) {
             Entry::Vacant(entry) => {
                 drop(entry.insert(Arc::from([session])));
