@@ -156,7 +156,8 @@ fn is_cut(ending: Disconnect) -> bool {
     matches!(ending, Disconnect::SlowConsumer | Disconnect::OverBudget | Disconnect::HeartbeatTimeout)
 }
 
-/// Hands that the shard is to look at: a reader wants more, or is gone. Each is there once, so that tabs bound it.
+/// Hands that the shard is to look at: a reader wants more, or is gone. Each is there once, so that tabs bound it, and
+/// only if the shard has a session of it: when the thread has ended, nobody takes them out.
 #[derive(Debug, Default)]
 pub(super) struct Stirred {
     hands: Mutex<Vec<Arc<Hand>>>,
@@ -165,9 +166,11 @@ pub(super) struct Stirred {
 
 impl Stirred {
     pub(super) fn stir(&self, hand: &Arc<Hand>) {
-        if std::mem::replace(&mut hand.lane().is_stirred, true) {
+        let mut lane = hand.lane();
+        if hand.address().is_none() || lane.ending.is_some() || std::mem::replace(&mut lane.is_stirred, true) {
             return;
         }
+        drop(lane);
         self.hands.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(hand));
         self.thread.wake();
     }
@@ -185,9 +188,27 @@ mod tests {
 
     use super::*;
 
+    fn opened() -> Arc<Hand> {
+        let hand = Hand::new(Chunks::Ignored);
+        hand.opened(Address::new(0, 0, 0));
+        Arc::new(hand)
+    }
+
+    #[test]
+    fn a_hand_that_the_shard_does_not_know_or_has_let_go_is_not_left_for_it() {
+        let (never_opened, ended) = (Arc::new(Hand::new(Chunks::Ignored)), opened());
+        ended.end(Disconnect::InternalError);
+        let stirred = Stirred::default();
+        for hand in [never_opened, ended] {
+            hand.leave();
+            stirred.stir(&hand);
+            assert_eq!(Arc::strong_count(&hand), 1);
+        }
+    }
+
     #[test]
     fn a_reader_that_was_short_asks_once_for_more_and_an_empty_lane_takes_anything() {
-        let (hand, stirred) = (Arc::new(Hand::new(Chunks::Ignored)), Stirred::default());
+        let (hand, stirred) = (opened(), Stirred::default());
         let mut context = Context::from_waker(Waker::noop());
         let take = |frame: &Frame| hand.take(&Given::Frame(frame));
         assert!(take(&Frame::text(&"x".repeat(2 * BYTES_MAX))), "an empty lane");
@@ -205,12 +226,13 @@ mod tests {
             assert!(stirred.take(&mut context).is_empty(), "{left} were left to read");
             assert!(hand.poll(&mut context, &stirred).is_ready());
         }
-        hand.end(Disconnect::Kicked);
-        assert!(matches!(hand.poll(&mut context, &stirred), Poll::Ready(None)));
         hand.leave();
+        stirred.stir(&hand);
         stirred.stir(&hand);
         assert_eq!(stirred.take(&mut context).len(), 1, "it is there once");
         assert!(hand.look());
+        hand.end(Disconnect::Kicked);
+        assert!(matches!(hand.poll(&mut context, &stirred), Poll::Ready(None)));
         assert_eq!(hand.ending(), Some(Disconnect::Kicked));
     }
 
