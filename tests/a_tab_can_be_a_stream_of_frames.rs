@@ -256,6 +256,31 @@ async fn a_limit_that_changes_is_that_of_open_tabs() {
     assert_eq!(voice.say(text).await, Ok(()));
 }
 
+#[tokio::test]
+async fn who_comes_back_is_told_that_rooms_were_not_kept_and_who_ends_joins_none() {
+    let rig = Rig::new(EngineSettings::default());
+    let mut tab = rig.connect("ann").await;
+    rig.send("ann", "one").await;
+    let position = next(&mut tab).await.unwrap()["id"].as_str().unwrap().to_owned();
+    drop(tab);
+    let lobby = RoomName::parse("lobby").unwrap();
+    let resume = Resume::from_position(Some(&position));
+    let mut back = rig.mailboxes.reconnect(rig.identity("ann", RoomGrant::Any), resume).await.unwrap();
+    back.voice().join(&lobby).await.unwrap();
+    let gap = next(&mut back).await.unwrap();
+    assert_eq!((&gap["type"], &gap["reason"]), (&"gap".into(), &"room_not_kept".into()));
+    // One that has yet to read what it had waiting is in no room any more, and joins none.
+    let ending = rig.connect("ben").await;
+    for n in 0..40 {
+        rig.send("ben", &n.to_string()).await;
+    }
+    let ben = UserId::parse("ben").unwrap();
+    rig.engine.end_sessions(&ben, Disconnect::Kicked).await.unwrap();
+    rig.wait_for_tabs(1).await;
+    assert_eq!(ending.ending(), None);
+    assert_eq!(ending.voice().join(&lobby).await, Err(SayError::Ended));
+}
+
 #[test]
 fn without_a_runtime_nothing_is_started() {
     let engine = Engine::new(EngineSettings::default());

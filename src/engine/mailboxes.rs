@@ -107,7 +107,7 @@ pub enum SayError {
     /// The tab is in as many rooms as it may be.
     #[error("the tab is in as many rooms as it may be")]
     TooManyRooms,
-    /// The tab has ended.
+    /// The tab has ended, or is about to.
     #[error("the tab has ended")]
     Ended,
 }
@@ -380,7 +380,8 @@ impl Voice {
         self.ask(Command::Text { address: self.address, text }).await
     }
 
-    /// Puts the tab into a room that its identity may join. Ready once what is published there reaches it.
+    /// Puts the tab into a room that its identity may join. Ready once what is published there reaches it. One that came
+    /// back just now is told of a gap, as rooms are not kept.
     ///
     /// # Errors
     /// [`SayError`], but for the first: it is not in the room.

@@ -15,7 +15,7 @@ use crate::engine::client::ClientText;
 use crate::engine::mailboxes::hand::{Hand, Stirred};
 use crate::engine::mailboxes::{SayError, TabMailbox};
 use crate::fanout::session::Address;
-use crate::fanout::shard::{OpenError, Opening, Shard};
+use crate::fanout::shard::{Join, OpenError, Opening, Shard};
 use crate::id::RoomName;
 use crate::proto::disconnect::Disconnect;
 
@@ -182,7 +182,11 @@ impl MailboxThread {
         if !session.identity().rooms.allows(room) {
             return Err(SayError::NotGranted);
         }
-        if self.shard.handle_join(slot, room) { Ok(()) } else { Err(SayError::TooManyRooms) }
+        match self.shard.handle_join(slot, room) {
+            Join::Member => Ok(()),
+            Join::Full => Err(SayError::TooManyRooms),
+            Join::Ends => Err(SayError::Ended),
+        }
     }
 
     /// A reader wants more, or is gone.

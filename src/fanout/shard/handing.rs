@@ -17,6 +17,17 @@ pub(crate) enum Given<'a> {
     Chunk(&'a [u8]),
 }
 
+/// What became of a session that was to join a room.
+#[must_use]
+pub(crate) enum Join {
+    /// It is in it.
+    Member,
+    /// It is in as many as it may be.
+    Full,
+    /// It has ended, or is about to.
+    Ends,
+}
+
 impl Shard {
     /// Gives the next session of [`Wire::Frames`](super::Wire::Frames) what waits for it, until `take` has no room for the
     /// next: then it gets more once [`Self::handle_writable`] is called for it. False if nobody waits for anything.
@@ -57,9 +68,17 @@ impl Shard {
         self.slab.find(address).filter(|slot| self.slab.get(*slot).state != State::Ended)
     }
 
-    /// Puts a session into a room. False if it is in as many as it may be, or ends.
-    pub(crate) fn handle_join(&mut self, slot: u32, room: &RoomName) -> bool {
-        self.slab.get(slot).state == State::Open && self.join(slot, room)
+    /// Puts a session into a room, as if its client had said so: what it may have missed there, it is told.
+    pub(crate) fn handle_join(&mut self, slot: u32, room: &RoomName) -> Join {
+        let session = self.slab.get(slot);
+        if session.state != State::Open || session.unlisted {
+            return Join::Ends;
+        }
+        if !self.join(slot, room) {
+            return Join::Full;
+        }
+        self.tell_returned_of_gap(slot);
+        Join::Member
     }
 
     /// Takes a session out of a room.

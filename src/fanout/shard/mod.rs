@@ -36,7 +36,7 @@ pub use crate::fanout::shard::answer::Answer;
 use crate::fanout::shard::drain::Draining;
 pub use crate::fanout::shard::frames::Wire;
 use crate::fanout::shard::frames::{Frames, Handle, Local};
-pub(crate) use crate::fanout::shard::handing::Given;
+pub(crate) use crate::fanout::shard::handing::{Given, Join};
 use crate::fanout::shard::members::LocalRooms;
 pub use crate::fanout::shard::opening::{OpenError, Opening, Resume};
 use crate::fanout::shard::queue::Pool;

@@ -251,10 +251,7 @@ impl Shard {
             Reaction::End(ending) => self.end_deaf(slot, ending),
             Reaction::Join { room, ack, full } if self.join(slot, &room) => {
                 ack.into_iter().for_each(|frame| self.send(slot, frame));
-                if self.timers.tick() < self.slab.get(slot).resumed_until {
-                    let gap = Notice::Gap { reason: GapReason::RoomNotKept, count: None };
-                    self.send(slot, Frame::notice(&gap));
-                }
+                self.tell_returned_of_gap(slot);
                 drop(full);
             }
             Reaction::Join { full, .. } => self.send(slot, full),
@@ -262,6 +259,14 @@ impl Shard {
                 self.leave(slot, &room);
                 ack.into_iter().for_each(|frame| self.send(slot, frame));
             }
+        }
+    }
+
+    /// Says that what was said in a room is not kept, to a tab that has joined it and came back just now.
+    pub(super) fn tell_returned_of_gap(&mut self, slot: u32) {
+        if self.timers.tick() < self.slab.get(slot).resumed_until {
+            let gap = Notice::Gap { reason: GapReason::RoomNotKept, count: None };
+            self.send(slot, Frame::notice(&gap));
         }
     }
 
