@@ -199,10 +199,11 @@ async fn adopt(local: Rc<LocalShard>, arrival: Arrival, patience: Duration) {
         Ok(address) => local.attach(address, socket, (&[], &mut received), None),
         Err(error) => refuse(&mut socket, error),
     }
-    // From here on it holds nothing of the engine's, whose last user may be gone before the peer is.
+    let limits = Arc::clone(engine.session_limits());
+    // From here on it holds no engine, whose last user may be gone before the peer is.
     drop((engine, _room, local));
     if let Some((upgraded, end)) = carried {
-        carry(TokioIo::new(upgraded), end).await;
+        carry(TokioIo::new(upgraded), end, limits).await;
     }
 }
 
