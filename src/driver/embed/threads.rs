@@ -1,5 +1,6 @@
 //! The shards' threads of an embedded engine: without listeners, as sockets come to them.
 
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -13,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use crate::driver::clock;
 use crate::driver::connections::Connections;
@@ -152,25 +153,39 @@ impl Thread {
     }
 
     async fn serve(self, local: Rc<LocalShard>, driver: ShardDriver) -> io::Result<()> {
-        let Self { mut coming, timeout, texts, .. } = self;
+        let Self { coming, timeout, texts, .. } = self;
         // The shard has its own; what is left of them must not keep the intake alive.
         drop(texts);
         let connections = Rc::new(Connections::default());
         let arriving = Rc::clone(&connections);
-        tokio::task::spawn_local(async move {
-            while let Some(arrival) = coming.recv().await {
-                let (local, counted) = (Rc::clone(&local), arriving.enter());
-                tokio::task::spawn_local(async move {
-                    adopt(local, arrival, timeout).await;
-                    drop(counted);
-                });
-            }
-        });
+        let (running, ended) = oneshot::channel();
+        let receiving = tokio::task::spawn_local(receive(coming, ended, move |arrival| {
+            let (local, counted) = (Rc::clone(&local), arriving.enter());
+            tokio::task::spawn_local(async move {
+                adopt(local, arrival, timeout).await;
+                drop(counted);
+            });
+        }));
         driver.run().await?;
         // Who came last is told, and what is carried reaches its client.
-        tokio::task::yield_now().await;
+        drop(running);
+        receiving.await.map_err(io::Error::other)?;
         connections.wait_for_none().await;
         Ok(())
+    }
+}
+
+/// Hands on what comes, until `ended` is ready, and then what has come by then: nothing is taken any more.
+async fn receive<T>(mut coming: mpsc::Receiver<T>, ended: oneshot::Receiver<Infallible>, mut each: impl FnMut(T)) {
+    tokio::pin!(ended);
+    loop {
+        tokio::select! {
+            arrival = coming.recv() => match arrival {
+                Some(arrival) => each(arrival),
+                None => return,
+            },
+            _ = &mut ended, if !coming.is_closed() => coming.close(),
+        }
     }
 }
 
@@ -273,5 +288,18 @@ mod tests {
         }
         let bytes = bytes_of(adopt);
         assert!(bytes <= 4_096, "{bytes} bytes");
+    }
+
+    /// More than a task receives in one go.
+    #[tokio::test]
+    async fn who_has_come_when_a_shard_ends_is_received_and_who_comes_later_is_not() {
+        let (arrival, coming) = mpsc::channel(1_000);
+        let (running, ended) = oneshot::channel();
+        (0..900).for_each(|n| arrival.try_send(n).unwrap());
+        drop(running);
+        let mut received = Vec::new();
+        receive(coming, ended, |n| received.push(n)).await;
+        assert!(received.into_iter().eq(0..900));
+        assert!(arrival.try_send(900).is_err());
     }
 }
