@@ -154,13 +154,10 @@ impl Mailboxes {
 
     fn start_thread(engine: &Engine, texts: &ClientTexts, worker: Option<Worker>) -> Result<Self, StartError> {
         let shard = engine.hub().mailbox_shard().ok_or(StartError::NoShard)?;
-        // Ordering: Relaxed: who comes first starts them, and publishes nothing by it.
-        if engine.inner.has_started_mailboxes.swap(true, Ordering::Relaxed) {
-            return Err(StartError::Started);
-        }
         let (commands, asked) = mpsc::channel(COMMANDS_MAX);
         let stirred = Arc::<Stirred>::default();
-        let running = MailboxThread::start(engine, shard, texts.for_shard(shard), (asked, Arc::clone(&stirred)))?;
+        let reach = (asked, Arc::clone(&stirred));
+        let running = start_once(engine, || MailboxThread::start(engine, shard, texts.for_shard(shard), reach))?;
         Ok(Self { shared: Arc::new(Shared { engine: engine.clone(), shard, commands, stirred, running, worker }) })
     }
 
@@ -248,6 +245,19 @@ impl Mailboxes {
         // An error is a thread that is gone.
         let _ = self.shared.running.clone().wait_for(|running| !running).await;
     }
+}
+
+/// Starts what an engine has once. What could not be started may be tried again.
+fn start_once<T>(engine: &Engine, start: impl FnOnce() -> io::Result<T>) -> Result<T, StartError> {
+    let has_started = &engine.inner.has_started_mailboxes;
+    // Ordering: Relaxed: who comes first starts them, and publishes nothing by it.
+    if has_started.swap(true, Ordering::Relaxed) {
+        return Err(StartError::Started);
+    }
+    start().map_err(|error| {
+        has_started.store(false, Ordering::Relaxed);
+        error.into()
+    })
 }
 
 /// A drain that begins in any case.
@@ -410,5 +420,21 @@ impl Voice {
             return Err(SayError::Ended);
         }
         self.commands.send(command).await.map_err(|_| SayError::Ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::EngineSettings;
+
+    #[test]
+    fn what_could_not_be_started_is_started_later_and_then_never_again() {
+        let engine = Engine::new(EngineSettings::default());
+        let fails = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        assert!(matches!(start_once(&engine, fails), Err(StartError::Io(_))));
+        assert!(matches!(start_once(&engine, fails), Err(StartError::Io(_))));
+        assert!(start_once(&engine, || Ok(())).is_ok());
+        assert!(matches!(start_once(&engine, || Ok(())), Err(StartError::Started)));
     }
 }
