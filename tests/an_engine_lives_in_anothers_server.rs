@@ -20,7 +20,7 @@ use tabcast::driver::start::DrainPlan;
 use tabcast::engine::{Engine, EngineSettings};
 use tabcast::fanout::session::Identity;
 use tabcast::id::{ChannelId, UserId};
-use tabcast::metrics::Refusal;
+use tabcast::metrics::{HandshakeOutcome, Refusal};
 use tabcast::platform::adapter::{BotIdentity, Outlet, PlatformAdapter, Unanswered};
 use tabcast::platform::webchat::WebChat;
 use tabcast::proto::disconnect::Disconnect;
@@ -261,6 +261,47 @@ async fn readers_of_a_large_record_share_its_one_buffer() {
 }
 
 #[test]
+fn who_is_on_the_way_counts_among_the_tabs() {
+    let engine = Engine::new(EngineSettings { shards: 1, ..EngineSettings::default() });
+    let settings = TabsSettings { tabs_max: 1, ..TabsSettings::default() };
+    let tabs = || App::new(Tabs::start_with(&engine, Unanswered, settings).unwrap());
+    let served = Served::start_routed(tabs, |app| {
+        let tabs = app.tabs.clone();
+        let held = async move |mut request: axum::extract::Request| -> axum::response::Response {
+            let ann = Identity::new(UserId::parse("ann").unwrap(), tabs.engine().now());
+            let _switched = tabs.websocket(&mut request, ann);
+            // What is never answered is never upgraded.
+            std::future::pending().await
+        };
+        app.router().route("/held", axum::routing::any(held))
+    });
+    let mut held = Client::connect(served.address);
+    let request = String::from_utf8(handshake("")).unwrap();
+    held.write(request.replace("/ws", "/held").as_bytes());
+    let deadline = support::now() + Duration::from_secs(20);
+    while engine.metrics().engine.handshakes.of(HandshakeOutcome::WebSocket).value() == 0 {
+        assert!(support::now() < deadline, "nobody is on the way");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let events = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for request in [with_lines(&handshake(""), BEN), with_lines(events, BEN)] {
+        let refused = served.answer(&request);
+        assert_eq!((refused.status, &*refused.code()), (503, "limit_reached"));
+    }
+    // Who has gone on the way leaves its place.
+    drop(held);
+    while engine.hub().registry().total_connections() == 0 {
+        assert!(support::now() < deadline, "the place stays taken");
+        let mut ben = Client::connect(served.address);
+        ben.write(&with_lines(&handshake(""), BEN));
+        if ben.head().starts_with("HTTP/1.1 101 ") {
+            served.wait_for_tabs(1);
+            break;
+        }
+    }
+}
+
+#[test]
 fn a_handshake_that_is_none_is_answered_as_at_the_gateway() {
     let served = Served::start();
     let check = |from: &str, to: &str, status: u16, code: &str| {
@@ -300,10 +341,14 @@ fn one_tab_too_many_is_refused_before_or_after_the_handshake() {
                 refused => assert_eq!(refused, Seen::Close(1013, "over budget".to_owned())),
             }
         } else {
-            assert!(head.starts_with("HTTP/1.1 429 ") && head.contains("retry-after: 5"), "{head}");
+            // Of its user's, or of all: those that are on the way count there.
+            let is_full = head.starts_with("HTTP/1.1 429 ") || head.starts_with("HTTP/1.1 503 ");
+            assert!(is_full && head.contains("retry-after: 5"), "{head}");
         }
     }
     assert_eq!(tabs.len(), 1);
+    let refusals = &engine.metrics().engine.refusals;
+    let refused = refusals.of(Refusal::Tabs).value();
     let check = |request: &[u8], status: u16| {
         let response = served.answer(request);
         assert_eq!((response.status, &*response.code()), (status, "limit_reached"));
@@ -315,8 +360,7 @@ fn one_tab_too_many_is_refused_before_or_after_the_handshake() {
     served.wait_for_tabs(2);
     check(&with_lines(&handshake(""), BEN), 503);
     check(&with_lines(events, BEN), 503);
-    let refusals = &engine.metrics().engine.refusals;
-    assert_eq!(refusals.of(Refusal::Tabs).value(), 2);
+    assert_eq!(refusals.of(Refusal::Tabs).value(), refused + 2);
 }
 
 #[test]

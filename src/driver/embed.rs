@@ -50,8 +50,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// What the tabs of an embedded engine are started with.
 #[derive(Debug, Clone)]
 pub struct TabsSettings {
-    /// Tabs of this engine. Default 100,000; each costs what [the crate's table](crate#memory) says. One more is answered
-    /// 503.
+    /// Tabs of this engine, those that are on their way included. Default 100,000; each costs what
+    /// [the crate's table](crate#memory) says. One more is answered 503.
     pub tabs_max: usize,
     /// Connections that are on their way from the server to a shard: a request was answered 101 and its client has not
     /// taken that yet. Default 1,024; each costs a task of up to 4 KiB beside what it costs the server. One more is answered 503.
@@ -205,11 +205,13 @@ impl Tabs {
         if let Some(response) = handshake::fault(request) {
             return Err(bad(response));
         }
-        self.admit(&identity)?;
+        self.refuse_if_draining()?;
         let room = Arc::clone(&self.shared.arriving).try_acquire_owned().map_err(|_| {
             let message = "too many connections are on their way; try again later";
             self.full(StatusCode::SERVICE_UNAVAILABLE, Refusal::Tabs, message)
         })?;
+        // With its place taken: of two that come at once, each sees the other.
+        self.admit(&identity, 0)?;
         let upgrading = request.extensions().get::<OnUpgrade>().is_some().then(|| hyper::upgrade::on(&mut *request));
         // It writes the answer's headers; the connection is taken in our own way.
         let (Some(upgrading), Ok((head, _))) = (upgrading, fastwebsockets::upgrade::upgrade(&mut *request)) else {
@@ -269,7 +271,8 @@ impl Tabs {
         if request.method() != Method::GET {
             return Err((HandshakeOutcome::BadRequest, method_not_allowed("GET")));
         }
-        self.admit(identity)?;
+        self.refuse_if_draining()?;
+        self.admit(identity, 1)?;
         let parameter = |name| handshake::parameter(request.uri().query(), name);
         let resume = handshake::resume_of_reader(request.headers(), parameter("after"));
         Ok((resume, parameter("hello").is_some_and(|value| value == "1")))
@@ -304,14 +307,16 @@ impl Tabs {
         &self.shared.mailboxes
     }
 
-    /// Whether there may be one more tab of that user.
-    fn admit(&self, identity: &Identity) -> Result<(), Refused> {
-        let Shared { engine, settings, .. } = &*self.shared;
-        if self.is_draining() {
-            return Err((HandshakeOutcome::Draining, draining()));
-        }
+    fn refuse_if_draining(&self) -> Result<(), Refused> {
+        if self.is_draining() { Err((HandshakeOutcome::Draining, draining())) } else { Ok(()) }
+    }
+
+    /// Whether there may be so many tabs more than there are or are on their way, and one of that user.
+    fn admit(&self, identity: &Identity, more: usize) -> Result<(), Refused> {
+        let Shared { engine, settings, arriving, .. } = &*self.shared;
         let registry = engine.hub().registry();
-        if registry.total_connections() >= settings.tabs_max {
+        let arriving = settings.arrivals_max() - arriving.available_permits();
+        if registry.total_connections() + arriving + more > settings.tabs_max {
             let message = "this node has as many tabs as it may have";
             return Err(self.full(StatusCode::SERVICE_UNAVAILABLE, Refusal::Tabs, message));
         }
