@@ -52,7 +52,9 @@
 //! - No event is serialised twice, nor framed or compressed twice for one wire form, whatever the number of tabs. No
 //!   frame changes once it is shared: what waits for a session is what it is written.
 //! - No session is written by two threads: its shard's alone. No lock and no atomic guards a session's queue, and no
-//!   delivery touches a counter that threads share. What crosses threads is a shard's inbox, and it is lock-free.
+//!   delivery over a connection touches a counter that threads share. What crosses threads is a shard's inbox, and it is
+//!   lock-free. A [mailbox](engine::mailboxes) is the exception, as its reader is on a thread of its own: each of its frames
+//!   is counted once more, and handed over under that tab's own lock.
 //! - No publisher does work per tab, only per shard; it waits for no peer, and no tab waits for another.
 //! - No queue, map, buffer or string that a peer can grow is without a bound in bytes.
 //! - No registry guard is held across an `.await`, nor while frames are offered; displaced values are dropped after it.

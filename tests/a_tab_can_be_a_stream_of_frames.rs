@@ -1,7 +1,7 @@
 //! A mailbox is a tab by the rules of every tab: order, bounds, resume, rooms, and an end that says why.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -254,6 +254,43 @@ async fn a_limit_that_changes_is_that_of_open_tabs() {
     assert_eq!(voice.say(text.clone()).await, Err(too_large));
     limit(100);
     assert_eq!(voice.say(text).await, Ok(()));
+}
+
+#[tokio::test]
+async fn limits_that_change_twice_at_once_are_one_and_the_same_everywhere() {
+    // The mailboxes' shard is told last, which takes a while.
+    let rig = Rig::new(EngineSettings { shards: 256, ..EngineSettings::default() });
+    let mut tab = rig.connect("ann").await;
+    let voice = tab.voice();
+    let rooms = ["lobby", "game"].map(|name| RoomName::parse(name).unwrap());
+    assert_eq!(voice.join(&rooms[0]).await, Ok(()));
+    let limit = |rooms_max| {
+        let sessions = SessionLimits::default();
+        rig.engine.limit_sessions(SessionLimits { message_bytes_max: 100 + rooms_max, rooms_max, ..sessions });
+    };
+    let limit = &limit;
+    for _ in 0..400 {
+        let start = &Barrier::new(2);
+        std::thread::scope(|scope| {
+            for rooms_max in [1, 2] {
+                scope.spawn(move || {
+                    start.wait();
+                    limit(rooms_max);
+                });
+            }
+        });
+        // Behind the limits, in the shard's inbox.
+        rig.send("ann", "there").await;
+        assert_eq!(next(&mut tab).await.unwrap()["text"], "there");
+        let rooms_max = if voice.join(&rooms[1]).await.is_ok() { 2 } else { 1 };
+        let hello: Value = serde_json::from_slice(rig.engine.hello(tab.address()).json()).unwrap();
+        assert_eq!(
+            hello["limits"]["message_bytes_max"],
+            100 + rooms_max,
+            "what tabs are told, and what their shard goes by"
+        );
+        assert_eq!(voice.leave(&rooms[1]).await, Ok(()));
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The limits of sessions as they are in effect, and what tabs are told of them.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use arc_swap::ArcSwap;
 
@@ -21,6 +21,8 @@ impl Engine {
     /// and is already longer than it may be now, ends its session. The limits of streams stay what they were.
     pub fn limit_sessions(&self, limits: SessionLimits) {
         let limits = Arc::new(limits);
+        // Of two that come at once, the same one is the last everywhere. It covers nothing that could be half done.
+        let _turn = self.inner.limiting.lock().unwrap_or_else(PoisonError::into_inner);
         self.inner.sessions.store(Arc::clone(&limits));
         self.inner.hub.limit_sessions(&limits);
     }

@@ -119,6 +119,8 @@ struct Inner {
     files: Arc<FileStore>,
     settings: EngineSettings,
     sessions: Arc<ArcSwap<SessionLimits>>,
+    /// Held while these change, here and on the shards.
+    limiting: Mutex<()>,
     /// Held while a frame is posted here and offered to the other nodes: one of them for a channel.
     sequences: [Mutex<()>; SEQUENCES],
     /// Its mailboxes were started, or are being.
@@ -170,6 +172,7 @@ impl Engine {
             files,
             settings,
             sessions,
+            limiting: Mutex::default(),
             sequences,
             has_started_mailboxes: started,
             _peer: peer,
