@@ -68,15 +68,15 @@ fn say(text: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "tabcast tail: {text}");
 }
 
-/// A frame as it came. JSON may have DEL and C1 characters in the clear, which a terminal obeys: they are written as JSON
-/// writes the others.
+/// A frame as it came. JSON may have DEL and C1 characters in the clear, which a terminal obeys, and what a hostile node
+/// sends need not be JSON and may have C0 too: all are written as JSON writes them within a text.
 fn json_line(event: &str) -> String {
     let mut out = String::with_capacity(event.len());
     for character in event.chars() {
         match character {
-            '\u{7f}'..='\u{9f}' => drop(write!(out, "\\u{:04x}", u32::from(character))),
-            // Between values; within a text there is none.
-            '\n' | '\r' => out.push(' '),
+            // JSON's white space between values; within a text there is none. A tab would move a column, so it goes too.
+            '\n' | '\r' | '\t' => out.push(' '),
+            _ if character.is_control() => drop(write!(out, "\\u{:04x}", u32::from(character))),
             _ => out.push(character),
         }
     }
@@ -163,6 +163,10 @@ mod tests {
         let (read, came): (Value, Value) =
             (serde_json::from_str(&json).unwrap(), serde_json::from_str(hostile).unwrap());
         assert_eq!(read, came);
+        // What is no JSON, as it has ESC and BEL in the clear, becomes JSON that a terminal can be shown.
+        let raw = json_line("\t{\"text\":\"\u{1b}]0;x\u{7}\0\u{7f}\"}\r\n");
+        assert_eq!(raw, r#" {"text":"\u001b]0;x\u0007\u0000\u007f"}  "#);
+        assert_eq!(serde_json::from_str::<Value>(&raw).unwrap()["text"], "\u{1b}]0;x\u{7}\0\u{7f}");
         assert!(!line("\u{1b}c not JSON \u{7}", 0).chars().any(char::is_control));
     }
 }
