@@ -77,6 +77,37 @@ class TheFile(unittest.TestCase):
         self.assertTrue(all("bot.py:5:" in line for line in wrong), run.stdout)
 
 
+class TheTurns(unittest.TestCase):
+    def test_who_is_cancelled_while_it_waits_lets_nobody_overtake(self):
+        async def turns():
+            lanes, order, release = {}, [], asyncio.Event()
+
+            async def work(name, waits):
+                order.append(f"{name} begins")
+                if waits:
+                    await release.wait()
+                order.append(f"{name} ends")
+
+            first = tabcast.in_turn(lanes, "c", lambda: work("first", True))
+            second, third = (tabcast.in_turn(lanes, "c", lambda name=name: work(name, False)) for name in ("second", "third"))
+            other = tabcast.in_turn(lanes, "d", lambda: work("other", False))
+            await other
+            second.cancel()
+            await asyncio.wait([second])
+            for _ in range(10):
+                await asyncio.sleep(0)
+            fourth = tabcast.in_turn(lanes, "c", lambda: work("fourth", False))
+            release.set()
+            await asyncio.gather(first, third, fourth)
+            await asyncio.sleep(0)
+            return order, lanes, second.cancelled()
+
+        order, lanes, is_cancelled = asyncio.run(turns())
+        expected = "first begins, other begins, other ends, first ends, third begins, third ends, fourth begins, fourth ends"
+        self.assertEqual(", ".join(order), expected)
+        self.assertEqual((lanes, is_cancelled), ({}, True))
+
+
 class BotTest(GatewayTest):
     """A gateway whose worker is a bot on a webhook."""
 

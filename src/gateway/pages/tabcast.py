@@ -53,11 +53,15 @@ def described(view: Any) -> Any:
     return {**own, "children": described(view.children)} if hasattr(view, "children") else own
 
 def in_turn(lanes: Dict[str, Any], key: str, work: Callable[[], Awaitable[Any]]) -> "asyncio.Task[Any]":
-    """Does `work` when all is done that was asked for `key` before. `lanes` has the last of each key, until it is done."""
-    async def turn(before: List["asyncio.Task[Any]"]) -> Any:
-        return (await asyncio.wait(before) if before else None, await work())[1]
-    task = lanes[key] = asyncio.ensure_future(turn([lanes[key]] if key in lanes else []))
-    task.add_done_callback(lambda done: lanes.pop(key, None) if lanes.get(key) is done else None)
+    """Does `work` when all is over that was asked for `key` before. `lanes` has what ends with the last of each key."""
+    before, over = lanes.get(key), asyncio.get_running_loop().create_future()
+    async def turn() -> Any:
+        return (before and await asyncio.wait([before]), await work())[1]
+    def end(_: Any) -> None:  # after the end before: who is cancelled while it waits lets nobody overtake
+        _ = lanes[key] is over and lanes.pop(key)
+        over.set_result(None)
+    lanes[key], task = over, asyncio.ensure_future(turn())
+    task.add_done_callback(lambda done: before.add_done_callback(end) if before else end(done))
     return task
 
 def kept(tasks: Set["asyncio.Task[Any]"], task: "asyncio.Task[Any]") -> "asyncio.Task[Any]":
@@ -102,10 +106,8 @@ class WebChatAdapter:
         with contextlib.suppress(TabcastError):
             await self._call("typing", channel_id, active=active)
     stop_typing = functools.partialmethod(start_typing, active=False)
-    async def fetch_history(self, channel_id: str, limit: int = 100) -> List[IncomingMessage]:
-        return []  # as it was; what tabs missed the gateway gives them itself
-    def prompt_context(self) -> List[Dict[str, str]]:
-        return [self.bot_identity] if self.is_running else []
+    async def fetch_history(self, channel_id: str, limit: int = 100) -> List[IncomingMessage]: return []  # what tabs missed the gateway says
+    def prompt_context(self) -> List[Dict[str, str]]: return [self.bot_identity] if self.is_running else []
     def create_sse_queue(self, request_id: str, frames_max: int = 1024) -> "asyncio.Queue[Dict[str, Any]]":
         """From here on what is sent to `sse:{request_id}` is put into this queue, as frames, and nowhere else; its end wakes the reader."""
         if request_id in self._streams:
@@ -115,16 +117,12 @@ class WebChatAdapter:
         if (queue := self._streams.pop(request_id, None)) is not None:
             _ = queue.full() and queue.get_nowait()
             queue.put_nowait({"type": "end", "reason": "cancelled"})
-    async def get_sessions(self, user_id: str) -> List[Dict[str, Any]]:
-        return list((await self._ask("GET", f"/api/users/{urllib.parse.quote(user_id, '')}"))["sessions"])
-    async def is_online(self, user_id: str) -> bool:
-        return bool((await self._ask("GET", f"/api/users/{urllib.parse.quote(user_id, '')}"))["online"])
-    async def active_users(self) -> List[str]:
-        return [user["user_id"] for user in (await self._ask("GET", "/api/users"))["users"]]
-    async def total_connections(self) -> int:
-        return int((await self._ask("GET", "/api/users"))["tab_count"])
-    async def disconnect(self, user_id: str) -> int:
-        return int((await self._ask("DELETE", f"/api/users/{urllib.parse.quote(user_id, '')}"))["closed"])  # how many sessions it had
+    async def _user(self, method: str, id: str) -> Any: return await self._ask(method, f"/api/users/{urllib.parse.quote(id, '')}")
+    async def get_sessions(self, user_id: str) -> List[Dict[str, Any]]: return list((await self._user("GET", user_id))["sessions"])
+    async def is_online(self, user_id: str) -> bool: return bool((await self._user("GET", user_id))["online"])
+    async def active_users(self) -> List[str]: return [user["user_id"] for user in (await self._ask("GET", "/api/users"))["users"]]
+    async def total_connections(self) -> int: return int((await self._ask("GET", "/api/users"))["tab_count"])
+    async def disconnect(self, user_id: str) -> int: return int((await self._user("DELETE", user_id))["closed"])  # sessions that it had
     async def _call(self, op: str, channel_id: str, **fields: Any) -> Dict[str, Any]:
         given, chosen = {key: value for key, value in fields.items() if value is not None}, {"id": str(uuid.uuid4()), "delivered": True}
         queue = self._streams.get(channel_id[4:]) if channel_id.startswith("sse:") else None
