@@ -35,6 +35,15 @@ SECRET = "a webhook's secret"
 BUTTONS = [{"label": "Yes", "custom_id": "yes", "style": "success"}]
 
 
+def envelope(text, channel_id="webchat:u", message_id=None, **extra):
+    """A message as a gateway's webhook says it."""
+    return json.dumps({
+        "platform": "webchat", "channel_id": channel_id, "user_id": "u", "display_name": "U", "content": text, "is_addressed": True,
+        "attachments": [], "room_name": None, "timestamp": 1.0, "message_id": message_id or str(uuid.uuid4()), "reply_to": None, "extra": extra,
+        "reactions": [], "unified_user_id": None, "user_aliases": [],
+    }).encode()
+
+
 class Loop:
     """A loop on a thread of its own, as a bot would have."""
 
@@ -232,12 +241,7 @@ class ABotOnAWebhook(BotTest):
             until("the third try", lambda: len(tries) == 3)
         self.assertEqual(len(set(tries)), 1)
         # The gateway was not told, and asks once more: the same message is not handled again.
-        body = json.dumps({
-            "platform": "webchat", "channel_id": f"webchat:{self.user}", "user_id": self.user, "display_name": "x", "content": "x", "is_addressed": True,
-            "attachments": [], "room_name": None, "timestamp": 1.0, "message_id": tries[0], "reply_to": None, "extra": {}, "reactions": [],
-            "unified_user_id": None, "user_aliases": [],
-        }).encode()
-        self.assertEqual(self.webhooked(body), 200)
+        self.assertEqual(self.webhooked(envelope("x", message_id=tries[0])), 200)
         self.assertEqual(len(tries), 3)
         self.assertFalse(bot._under_way)
 
@@ -279,6 +283,50 @@ class ABotOnAWebhook(BotTest):
         with self.assertRaises(tabcast.TabcastError) as refused:
             self.run_(tabcast.WebChatAdapter(handle, webhook=("0.0.0.0", 0)).start())
         self.assertEqual(refused.exception.code, "no_secret")
+
+    def test_without_a_secret_no_page_in_a_browser_is_heard(self):
+        heard = []
+
+        async def handle(message, adapter):
+            heard.append(message.text)
+
+        port = free_port()
+        bot = tabcast.WebChatAdapter(handle, webhook=("127.0.0.1", port))
+        self.run_(bot.start())
+        self.addCleanup(lambda: self.run_(bot.stop()))
+
+        def asked(method, text, **headers):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+            try:
+                connection.request(method, "/", envelope(text), {name.replace("_", "-"): value for name, value in headers.items()})
+                answer = connection.getresponse()
+                answer.read()
+                if answer.status == 405:
+                    self.assertEqual(answer.headers["Allow"], "POST")
+                return answer.status, connection.sock is None  # it is not kept
+            finally:
+                connection.close()
+
+        json_type = "application/json"
+        for method, headers, status in [
+            ("POST", {"Content_Type": "text/plain", "Origin": "https://evil.example"}, 403),
+            ("POST", {"Content_Type": "text/plain"}, 403),
+            ("POST", {"Content_Type": "text/plain; application/json"}, 403),
+            ("POST", {}, 403),
+            ("POST", {"Content_Type": json_type, "Origin": "https://evil.example"}, 403),
+            ("POST", {"Content_Type": json_type, "Origin": "null"}, 403),
+            ("OPTIONS", {"Origin": "https://evil.example", "Access_Control_Request_Method": "POST"}, 405),
+            ("PUT", {"Content_Type": json_type}, 405),
+            ("GET", {}, 405),
+        ]:
+            self.assertEqual(asked(method, "a page's", **headers), (status, True), (method, headers))
+        # What the gateway sends, and the same with a parameter.
+        self.assertEqual(asked("POST", "one", Content_Type=json_type), (200, False))
+        self.assertEqual(asked("POST", "two", Content_Type="Application/JSON; charset=utf-8"), (200, False))
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as browser:
+            browser.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            self.assertTrue(browser.recv(100).startswith(b"HTTP/1.1 405 "))
+        self.assertEqual(heard, ["one", "two"])
 
     def test_an_answer_of_v1_ends_with_its_handler_and_a_client_that_leaves_cancels_it(self):
         cancelled = threading.Event()

@@ -20,7 +20,7 @@ import logging, os, random, signal, threading, time, urllib.parse, uuid
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 log = logging.getLogger("tabcast")
-RETRYABLE, MALFORMED = frozenset([408, 429, 500, 502, 503, 504]), (KeyError, TypeError, ValueError)
+LOST, MALFORMED = (OSError, asyncio.TimeoutError, http.client.HTTPException), (KeyError, TypeError, ValueError)
 BODY_BYTES_MAX, CONNECTIONS_MAX, TAKEN_MAX = 16 << 20, 128, 10_000  # of and to the webhook; messages that are known when they come again
 
 class TabcastError(Exception):
@@ -55,8 +55,7 @@ def described(view: Any) -> Any:
 def in_turn(lanes: Dict[str, Any], key: str, work: Callable[[], Awaitable[Any]]) -> "asyncio.Task[Any]":
     """Does `work` when all is over that was asked for `key` before. `lanes` has what ends with the last of each key."""
     before, over = lanes.get(key), asyncio.get_running_loop().create_future()
-    async def turn() -> Any:
-        return (before and await asyncio.wait([before]), await work())[1]
+    async def turn() -> Any: return (before and await asyncio.wait([before]), await work())[1]
     def end(_: Any) -> None:  # after the end before: who is cancelled while it waits lets nobody overtake
         _ = lanes[key] is over and lanes.pop(key)
         over.set_result(None)
@@ -100,18 +99,15 @@ class WebChatAdapter:
         return str((await self._call("buttons", channel_id, text=content, **fields))["id"])
     async def edit_message(self, channel_id: str, message_id: str, content: str) -> bool:
         return bool((await self._call("edit", channel_id, message_id=message_id, text=content))["delivered"])
-    async def end(self, channel_id: str, reason: str = "stop") -> None:
-        await self._call("end", channel_id, reason=reason)  # a stream's last word: stop, error, timeout or cancelled
+    async def end(self, channel_id: str, reason: str = "stop") -> None: await self._call("end", channel_id, reason=reason)  # or error, …
     async def start_typing(self, channel_id: str, active: bool = True) -> None:
-        with contextlib.suppress(TabcastError):
-            await self._call("typing", channel_id, active=active)
+        with contextlib.suppress(TabcastError): await self._call("typing", channel_id, active=active)
     stop_typing = functools.partialmethod(start_typing, active=False)
     async def fetch_history(self, channel_id: str, limit: int = 100) -> List[IncomingMessage]: return []  # what tabs missed the gateway says
     def prompt_context(self) -> List[Dict[str, str]]: return [self.bot_identity] if self.is_running else []
     def create_sse_queue(self, request_id: str, frames_max: int = 1024) -> "asyncio.Queue[Dict[str, Any]]":
         """From here on what is sent to `sse:{request_id}` is put into this queue, as frames, and nowhere else; its end wakes the reader."""
-        if request_id in self._streams:
-            raise TabcastError("stream_exists", f"there is a stream {request_id} already")
+        if request_id in self._streams: raise TabcastError("stream_exists", f"there is a stream {request_id} already")
         return self._streams.setdefault(request_id, asyncio.Queue(frames_max))
     def remove_sse_queue(self, request_id: str) -> None:
         if (queue := self._streams.pop(request_id, None)) is not None:
@@ -127,8 +123,7 @@ class WebChatAdapter:
         given, chosen = {key: value for key, value in fields.items() if value is not None}, {"id": str(uuid.uuid4()), "delivered": True}
         queue = self._streams.get(channel_id[4:]) if channel_id.startswith("sse:") else None
         if queue is not None:
-            if queue.full():
-                raise TabcastError("stream_full", "the stream's reader is behind")
+            if queue.full(): raise TabcastError("stream_full", "the stream's reader is behind")
             kind = {"type": "message", "sender": self.bot_identity["user_id"]} if op in ("send", "buttons") else {"type": op}
             said = {"id" if key == "message_id" else key: value for key, value in {"message_id": chosen["id"], **given}.items()}
             queue.put_nowait({**kind, **said, "timestamp": time.time()})
@@ -139,14 +134,13 @@ class WebChatAdapter:
             return dict(await in_turn(self._sending, channel_id, lambda: self._ask("POST", f"/api/{op}", body, key)))
         own = {"message_id": chosen["id"]} if op in ("send", "buttons") else {}
         body.update(own, platform=self.name, type="message" if op == "send" else op, message_key=chosen["id"])
-        await in_turn(self._sending, channel_id, lambda: self._tell(body))
-        return chosen
-    async def _tell(self, envelope: Dict[str, Any]) -> None:
         from redis.exceptions import RedisError
+        stream, entry = f"{self.redis_prefix}stream:outbound:webchat", {"e": json.dumps(body)}
         try:
-            await self._client().xadd(f"{self.redis_prefix}stream:outbound:webchat", {"e": json.dumps(envelope)}, maxlen=100_000)
+            await in_turn(self._sending, channel_id, lambda: self._client().xadd(stream, entry, maxlen=100_000))
         except RedisError as lost:
             raise TabcastError("unreachable", str(lost)) from lost
+        return chosen
     def _client(self) -> Any:
         import redis.asyncio.retry, redis.backoff
         retry = redis.asyncio.retry.Retry(redis.backoff.FullJitterBackoff(cap=10, base=0.1), self.attempts_max)
@@ -160,13 +154,11 @@ class WebChatAdapter:
             try:
                 status, after, text = await asyncio.get_running_loop().run_in_executor(self._pool, self._request, *request)
                 answer: Dict[str, Any] = json.loads(text)
-                if status < 300:
-                    return answer
+                if status < 300: return answer
                 error = TabcastError(answer["error"]["code"], answer["error"]["message"], status)
-            except (OSError, http.client.HTTPException, *MALFORMED) as lost:
+            except (*LOST, *MALFORMED) as lost:
                 status, after, error = 503, 0, TabcastError("unreachable", f"{type(lost).__name__}: {lost}")
-            if status not in RETRYABLE or attempt >= self.attempts_max:
-                raise error
+            if status not in (408, 429, 500, 502, 503, 504) or attempt >= self.attempts_max: raise error
             await asyncio.sleep(min(after, 60) + random.uniform(0, min(10.0, 0.1 * 2**attempt)))
     def _request(self, method: str, path: str, body: bytes, headers: Dict[str, str]) -> Tuple[int, int, bytes]:
         """On a thread of the pool, each of which keeps its connection."""
@@ -184,15 +176,13 @@ class WebChatAdapter:
     def run(self) -> None:
         async def until_signalled() -> None:
             stopped = asyncio.Event()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+            for number in (signal.SIGINT, signal.SIGTERM): asyncio.get_running_loop().add_signal_handler(number, stopped.set)
             await asyncio.gather(self.start(), stopped.wait())
             await self.stop()
         asyncio.run(until_signalled())
     async def start(self) -> None:
         self.is_running = True
-        if self.on_message is None or self._end is not None:
-            return
+        if self.on_message is None or self._end is not None: return
         if not self.redis_url and not self.secret and self.webhook[0] not in ("127.0.0.1", "::1", "localhost"):
             raise TabcastError("no_secret", "a webhook that others can reach needs a secret")
         receiving = None if self.redis_url else await asyncio.start_server(self._receive, *self.webhook)
@@ -200,12 +190,9 @@ class WebChatAdapter:
     async def stop(self) -> None:
         """Takes nothing more, and returns when all handlers have. Sends still work."""
         self.is_running, end, self._end = False, self._end, None
-        if end is not None:
-            end()
-        for writer in self._idle:
-            writer.close()
-        while self._under_way or self._answers:
-            await asyncio.wait(self._under_way | self._answers)
+        if end is not None: end()
+        for writer in self._idle: writer.close()
+        while self._under_way or self._answers: await asyncio.wait(self._under_way | self._answers)
     def _take(self, message: IncomingMessage) -> "asyncio.Task[bool]":
         """Its handler's turn, and whether it is done then. One that comes again shares it, unless it has failed."""
         task = self._taken.pop(message.message_id, None)
@@ -213,14 +200,12 @@ class WebChatAdapter:
             lane = message.channel_id + ("\0" if "cancel" in message.extra else "")  # it does not wait for what it cancels
             task = kept(self._under_way, in_turn(self._handling, lane, lambda: self._handle(message)))
         self._taken[message.message_id] = task
-        while len(self._taken) > TAKEN_MAX:
-            del self._taken[next(iter(self._taken))]
+        while len(self._taken) > TAKEN_MAX: del self._taken[next(iter(self._taken))]
         return task
     async def _handle(self, message: IncomingMessage) -> bool:
         if "cancel" in message.extra:  # nobody waits for the answer any more
             return message.channel_id not in self._handlers or self._handlers[message.channel_id].cancel() or True
-        async def handler() -> None:
-            await self.on_message(message, self)  # type: ignore[misc]
+        async def handler() -> None: await self.on_message(message, self)  # type: ignore[misc]
         work = self._handlers[message.channel_id] = asyncio.ensure_future(handler())
         await asyncio.wait([work])
         del self._handlers[message.channel_id]
@@ -228,25 +213,29 @@ class WebChatAdapter:
         if reason == "error":
             log.error("the handler of message %s failed", message.message_id, exc_info=work.exception())
         if "openai" in message.extra:
-            with contextlib.suppress(TabcastError):
-                await self.end(message.channel_id, reason)
+            with contextlib.suppress(TabcastError): await self.end(message.channel_id, reason)
         return reason != "error" or "openai" in message.extra
     async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:  # who speaks no HTTP gets no answer
         kept(self._answers, asyncio.current_task())  # type: ignore[arg-type]
-        with contextlib.closing(writer), contextlib.suppress(OSError, EOFError, asyncio.LimitOverrunError, asyncio.TimeoutError, *MALFORMED):
+        with contextlib.closing(writer), contextlib.suppress(EOFError, asyncio.LimitOverrunError, *LOST, *MALFORMED):
             while self.is_running and len(self._idle) < CONNECTIONS_MAX:
                 self._idle.add(writer)
                 head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
+                method, _, _ = head[:head.index(b"\r\n")].split(b" ")
                 headers = http.client.parse_headers(io.BytesIO(head.partition(b"\r\n")[2]))
-                length = int(headers["Content-Length"])
+                length = int(headers.get("Content-Length", 0))
                 body = await asyncio.wait_for(reader.readexactly(length if length <= BODY_BYTES_MAX else -1), 60)
                 self._idle.discard(writer)
-                await self._answer(headers, body, writer)
+                if not await self._answer(method, headers, body, writer): break
         self._idle.discard(writer)
-    async def _answer(self, headers: http.client.HTTPMessage, body: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, method: bytes, headers: http.client.HTTPMessage, body: bytes, writer: asyncio.StreamWriter) -> bool:
         at, said = headers.get("X-Tabcast-Timestamp", "0"), headers.get("X-Tabcast-Signature", "")
         signature = "sha256=" + hmac.new(self.secret, at.encode() + b"." + body, "sha256").hexdigest()
-        if self.secret and (not hmac.compare_digest(signature.encode(), said.encode()) or abs(time.time() - int(at)) > 300):
+        if method != b"POST":
+            status = 405
+        elif not self.secret and ("Origin" in headers or headers.get_content_type() != "application/json"):
+            status = 403  # a page in a browser here, which asks nobody before it posts a text, but never without its origin
+        elif self.secret and (not hmac.compare_digest(signature.encode(), said.encode()) or abs(time.time() - int(at)) > 300):
             status = 401
         elif len(self._under_way) >= self.handlers_max:
             status = 503
@@ -255,8 +244,10 @@ class WebChatAdapter:
             task = self._take(message)
             await asyncio.wait([task], timeout=0 if "openai" in message.extra else 10)
             status = 500 if task.done() and not task.result() else 200
-        writer.write(f"HTTP/1.1 {status} -\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n".encode())
+        more = "close" if status in (401, 403, 405) else "keep-alive"
+        writer.write(f"HTTP/1.1 {status} -\r\nAllow: POST\r\nRetry-After: 1\r\nConnection: {more}\r\nContent-Length: 0\r\n\r\n".encode())
         await writer.drain()
+        return more == "keep-alive"
     async def _consume(self) -> None:
         """One of the group of workers: what it takes is its own until it is acknowledged, or claimed by another."""
         from redis.exceptions import RedisError, ResponseError
@@ -270,8 +261,7 @@ class WebChatAdapter:
                 log.error("the entry %s is no message: %r", id, wrong)
             if is_done or failures[id] >= self.attempts_max:
                 failures.pop(id, None)
-                with contextlib.suppress(RedisError):
-                    await client.xack(stream, group, id)
+                with contextlib.suppress(RedisError): await client.xack(stream, group, id)
         while True:
             try:
                 while len(self._under_way) >= self.handlers_max:
@@ -285,8 +275,7 @@ class WebChatAdapter:
                 else:
                     answer = await client.xreadgroup(group, name, {stream: ">"}, count=count, block=500)
                     entries = [entry for _, part in answer or [] for entry in part]
-                for id, fields in entries:
-                    kept(self._answers, asyncio.ensure_future(finish(id, fields or {})))
+                for id, fields in entries: kept(self._answers, asyncio.ensure_future(finish(id, fields or {})))
                 await asyncio.sleep(0)
             except RedisError as lost:
                 log.warning("Redis: %s", lost)
