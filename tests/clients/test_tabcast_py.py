@@ -245,6 +245,28 @@ class ABotOnAWebhook(BotTest):
         self.assertEqual(len(tries), 3)
         self.assertFalse(bot._under_way)
 
+    def test_a_cancel_is_heard_when_the_bot_is_full(self):
+        begun, ended = [], []
+
+        async def handle(message, adapter):
+            begun.append(message.text)
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                ended.append(message.text)
+
+        bot = self.bot(handle)
+        bot.handlers_max = 2
+        question = lambda number: envelope(str(number), f"sse:full-{number}", openai={})
+        cancel = lambda number: envelope("", f"sse:full-{number}", cancel={"request_id": f"full-{number}"})
+        self.assertEqual([self.webhooked(question(number)) for number in range(3)], [200, 200, 503])
+        self.assertEqual(self.webhooked(cancel(1)), 200)
+        until("the cancelled handler has ended", lambda: ended == ["1"])
+        self.assertEqual(until("there is a place", lambda: self.webhooked(question(3)) == 200), True)
+        self.assertEqual([self.webhooked(cancel(number)) for number in (0, 3)], [200, 200])
+        until("all have ended", lambda: sorted(ended) == ["0", "1", "3"])
+        self.assertEqual(begun, ["0", "1", "3"])
+
     def webhooked(self, body, secret=SECRET, at=None):
         at = str(int(at or time.time()))
         signature = "sha256=" + hmac.new(secret.encode(), at.encode() + b"." + body, hashlib.sha256).hexdigest()
@@ -531,6 +553,46 @@ class ABotOnRedis(unittest.TestCase):
         self.assertEqual(tries, [("first", "left")] + [("second", "left")] * 3)
         until("the entry is acknowledged", lambda: self.pending() == 0)
         self.loop.run(other.stop())
+
+    def put(self, *envelopes):
+        for body in envelopes:
+            self.redis.control.xadd("sg:stream:inbound", {"e": body})
+
+    def test_a_full_bot_hears_cancels_and_takes_a_reserve_and_no_more(self):
+        begun, ended = [], []
+
+        async def handle(message, adapter):
+            begun.append(message.text)
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                ended.append(message.text)
+
+        question = lambda number: envelope(str(number), f"sse:full-{number}", openai={})
+        cancel = lambda number: envelope("", f"sse:full-{number}", cancel={"request_id": f"full-{number}"})
+        bot = self.bot(handle, handlers_max=2, reserve_max=2)
+        self.put(*map(question, range(3)))
+        until("two handlers run and one waits", lambda: begun == ["0", "1"] and self.pending() == 3)
+        self.put(cancel(0))
+        until("the one that waited has its place", lambda: ended == ["0"] and begun == ["0", "1", "2"])
+        self.put(question(3), cancel(3), question(4))
+        until("3 was cancelled while it waited", lambda: self.pending() == 3)
+        self.put(cancel(1))
+        until("4 has the place", lambda: begun == ["0", "1", "2", "4"])
+        self.put(*map(question, range(5, 9)))
+        until("the reserve is full", lambda: self.pending() == 4)
+        with self.assertRaises(AssertionError):  # it takes no more
+            until("a fifth is taken", lambda: self.pending() > 4, timeout=1.5)
+        self.assertEqual(begun, ["0", "1", "2", "4"])
+        self.put(*map(cancel, range(2, 9)))  # behind the reserve, until handlers end
+
+        def is_done():
+            for work in list(bot._handlers.values()):
+                self.loop.loop.call_soon_threadsafe(work.cancel)
+            return self.pending() == 0 and not bot._under_way
+
+        until("all is done", is_done)
+        self.loop.run(bot.stop())
 
     def test_an_entry_that_is_no_message_is_done_with(self):
         heard = []

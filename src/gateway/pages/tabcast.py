@@ -71,6 +71,7 @@ def kept(tasks: Set["asyncio.Task[Any]"], task: "asyncio.Task[Any]") -> "asyncio
 class WebChatAdapter:
     name, redis_prefix = "webchat", "sg:"
     handlers_max, requests_max = 64, 16  # messages taken and not done; calls under way, a thread and a connection each
+    reserve_max = 64  # over Redis, messages taken that wait for a place, so that a cancel behind them is heard
     attempts_max, timeout, claim_idle = 6, 30.0, 60.0  # of calls, and handlers with Redis; seconds: of an attempt, until an entry is left
     def __init__(self, handler: Optional[Callable[[IncomingMessage, WebChatAdapter], Awaitable[Any]]] = None, *, url: str = "",
                  token: str = "", secret: str = "", webhook: Optional[Tuple[str, int]] = None, redis_url: str = "",
@@ -87,7 +88,7 @@ class WebChatAdapter:
         self._streams: Dict[str, "asyncio.Queue[Dict[str, Any]]"] = {}
         self._taken: Dict[str, "asyncio.Task[bool]"] = {}  # by message, the oldest first
         self._under_way, self._answers, self._idle = set(), set(), set()  # type: Set[asyncio.Task[Any]], Set[asyncio.Task[Any]], Set[Any]
-        self._end, self._redis = None, None  # type: Optional[Callable[[], Any]], Any
+        self._end, self._redis, self._places = None, None, None  # type: Optional[Callable[[], Any]], Any, Any
     # ---- what goes out ----
     async def send(self, channel_id: str, content: str, reply_to: Optional[str] = None) -> str:
         return str((await self._call("send", channel_id, text=content, reply_to=reply_to))["id"])
@@ -185,6 +186,7 @@ class WebChatAdapter:
         if self.on_message is None or self._end is not None: return
         if not self.redis_url and not self.secret and self.webhook[0] not in ("127.0.0.1", "::1", "localhost"):
             raise TabcastError("no_secret", "a webhook that others can reach needs a secret")
+        self._places = asyncio.Semaphore(self.handlers_max)
         receiving = None if self.redis_url else await asyncio.start_server(self._receive, *self.webhook)
         self._end = receiving.close if receiving else asyncio.ensure_future(self._consume()).cancel
     async def stop(self) -> None:
@@ -205,7 +207,8 @@ class WebChatAdapter:
     async def _handle(self, message: IncomingMessage) -> bool:
         if "cancel" in message.extra:  # nobody waits for the answer any more
             return message.channel_id not in self._handlers or self._handlers[message.channel_id].cancel() or True
-        async def handler() -> None: await self.on_message(message, self)  # type: ignore[misc]
+        async def handler() -> None:
+            async with self._places: await self.on_message(message, self)  # type: ignore[misc]
         work = self._handlers[message.channel_id] = asyncio.ensure_future(handler())
         await asyncio.wait([work])
         del self._handlers[message.channel_id]
@@ -237,10 +240,9 @@ class WebChatAdapter:
             status = 403  # a page in a browser here, which asks nobody before it posts a text, but never without its origin
         elif self.secret and (not hmac.compare_digest(signature.encode(), said.encode()) or abs(time.time() - int(at)) > 300):
             status = 401
-        elif len(self._under_way) >= self.handlers_max:
+        elif "cancel" not in (message := read(body)).extra and len(self._under_way) >= self.handlers_max:
             status = 503
         else:
-            message = read(body)
             task = self._take(message)
             await asyncio.wait([task], timeout=0 if "openai" in message.extra else 10)
             status = 500 if task.done() and not task.result() else 200
@@ -264,16 +266,16 @@ class WebChatAdapter:
                 with contextlib.suppress(RedisError): await client.xack(stream, group, id)
         while True:
             try:
-                while len(self._under_way) >= self.handlers_max:
-                    await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
-                count = self.handlers_max - len(self._under_way)
+                if is_full := len(self._under_way) >= self.handlers_max:  # a bot that has places reads at once
+                    await asyncio.wait(self._under_way, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+                if (count := self.handlers_max + self.reserve_max - len(self._under_way)) <= 0: continue
                 if time.monotonic() >= claim_at:
                     with contextlib.suppress(ResponseError):  # there is one
                         await client.xgroup_create(stream, group, id="0", mkstream=True)
                     entries = (await client.xautoclaim(stream, group, name, int(self.claim_idle * 1000), count=count))[1]
                     claim_at = time.monotonic() + (self.claim_idle / 4 if len(entries) < count else 0)
                 else:
-                    answer = await client.xreadgroup(group, name, {stream: ">"}, count=count, block=500)
+                    answer = await client.xreadgroup(group, name, {stream: ">"}, count=count, block=None if is_full else 500)
                     entries = [entry for _, part in answer or [] for entry in part]
                 for id, fields in entries: kept(self._answers, asyncio.ensure_future(finish(id, fields or {})))
                 await asyncio.sleep(0)
