@@ -546,13 +546,49 @@ class ABotOnRedis(unittest.TestCase):
         self.addCleanup(tab.close)
         tab.ask(type="message", text="left")
         until("it was taken", lambda: tries)
-        self.loop.loop.call_soon_threadsafe(first._end)  # it dies: nothing is acknowledged
+
+        def die():  # nothing is acknowledged, and nothing kept
+            first._end()
+            for answer in first._answers:
+                answer.cancel()
+
+        self.loop.loop.call_soon_threadsafe(die)
         with self.assertLogs("tabcast", "ERROR"):
             other = self.bot(second, claim_idle=0.2)
             tab.find("message", text="at last")
         self.assertEqual(tries, [("first", "left")] + [("second", "left")] * 3)
         until("the entry is acknowledged", lambda: self.pending() == 0)
         self.loop.run(other.stop())
+
+    def test_what_a_bot_still_works_at_is_claimed_by_no_other(self):
+        begun = []
+
+        async def handle(message, adapter):
+            begun.append((adapter, message.text))
+            await asyncio.sleep(1.5)
+
+        first = self.bot(handle, claim_idle=0.6, handlers_max=1)
+        self.put(envelope("runs", "webchat:lane"), envelope("waits for its turn", "webchat:lane"), envelope("waits for a place", "webchat:other"))
+        until("it has taken all", lambda: len(begun) == 1 and self.pending() == 3)
+        second = self.bot(handle, claim_idle=0.6)
+        self.loop.run(first.stop())  # which goes on until all is done
+        self.assertEqual(self.pending(), 0)
+        self.assertEqual(sorted(text for _, text in begun), ["runs", "waits for a place", "waits for its turn"])
+        self.assertEqual({adapter for adapter, _ in begun}, {first})
+        self.loop.run(second.stop())
+        # A handler that has failed is not this bot's any more.
+        failed = []
+
+        async def fail(message, adapter):
+            failed.append(adapter)
+            if len(failed) < 2:
+                raise RuntimeError("no")
+
+        with self.assertLogs("tabcast", "ERROR"):
+            bot = self.bot(fail, claim_idle=0.6)
+            self.put(envelope("again"))
+            until("it came again", lambda: len(failed) == 2 and self.pending() == 0)
+        self.loop.run(bot.stop())
 
     def put(self, *envelopes):
         for body in envelopes:

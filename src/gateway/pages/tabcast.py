@@ -258,7 +258,10 @@ class WebChatAdapter:
         async def finish(id: bytes, fields: Dict[bytes, bytes]) -> None:
             is_done, failures[id] = True, failures[id] + 1
             try:
-                is_done = await self._take(read(fields[b"e"]))
+                task = self._take(read(fields[b"e"]))
+                while not (await asyncio.wait([task], timeout=self.claim_idle / 3))[0]:  # or another would claim it
+                    with contextlib.suppress(RedisError): await client.xclaim(stream, group, name, 0, [id], justid=True)
+                is_done = task.result()
             except MALFORMED as wrong:
                 log.error("the entry %s is no message: %r", id, wrong)
             if is_done or failures[id] >= self.attempts_max:
