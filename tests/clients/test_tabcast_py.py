@@ -20,7 +20,10 @@ import threading
 import time
 import types
 import unittest
+import unittest.mock
 import uuid
+
+import msgpack
 
 from gateway import PATIENCE, ROOT, Gateway, GatewayTest, until
 from redis_server import RedisServer, free_port
@@ -588,6 +591,26 @@ class ABotOnRedis(unittest.TestCase):
             bot = self.bot(fail, claim_idle=0.6)
             self.put(envelope("again"))
             until("it came again", lambda: len(failed) == 2 and self.pending() == 0)
+        self.loop.run(bot.stop())
+
+    def test_without_msgpack_a_messagepack_entry_is_a_handler_that_fails(self):
+        heard, entry = [], msgpack.packb(json.loads(envelope("packed")))
+
+        async def handle(message, adapter):
+            heard.append(message.text)
+
+        tabcast.log_once.cache_clear()
+        with unittest.mock.patch.dict(sys.modules, {"msgpack": None}), self.assertLogs("tabcast") as logs:
+            bot = self.bot(handle, claim_idle=0.2, attempts_max=3)
+            self.put(entry, entry, envelope("after them"))
+            until("the message after them", lambda: heard)
+            until("they are kept, as another bot may have the package", lambda: self.pending() == 2)
+            until("they are given up", lambda: self.pending() == 0)
+        self.assertEqual((heard, len(logs.output)), (["after them"], 1))
+        self.assertIn("install `msgpack`", logs.output[0])
+        # With it the same entry is a message.
+        self.put(entry)
+        until("it is heard", lambda: heard == ["after them", "packed"])
         self.loop.run(bot.stop())
 
     def put(self, *envelopes):

@@ -20,6 +20,7 @@ import logging, os, random, signal, threading, time, urllib.parse, uuid
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 log = logging.getLogger("tabcast")
+log_once = functools.lru_cache(maxsize=None)(log.error)
 LOST, MALFORMED = (OSError, asyncio.TimeoutError, http.client.HTTPException), (KeyError, TypeError, ValueError)
 BODY_BYTES_MAX, CONNECTIONS_MAX, TAKEN_MAX = 16 << 20, 128, 10_000  # of and to the webhook; messages that are known when they come again
 
@@ -220,7 +221,7 @@ class WebChatAdapter:
         return reason != "error" or "openai" in message.extra
     async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:  # who speaks no HTTP gets no answer
         kept(self._answers, asyncio.current_task())  # type: ignore[arg-type]
-        with contextlib.closing(writer), contextlib.suppress(EOFError, asyncio.LimitOverrunError, *LOST, *MALFORMED):
+        with contextlib.closing(writer), contextlib.suppress(EOFError, ImportError, asyncio.LimitOverrunError, *LOST, *MALFORMED):
             while self.is_running and len(self._idle) < CONNECTIONS_MAX:
                 self._idle.add(writer)
                 head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
@@ -262,6 +263,8 @@ class WebChatAdapter:
                 while not (await asyncio.wait([task], timeout=self.claim_idle / 3))[0]:  # or another would claim it
                     with contextlib.suppress(RedisError): await client.xclaim(stream, group, name, 0, [id], justid=True)
                 is_done = task.result()
+            except ImportError:
+                is_done = bool(log_once("a message is MessagePack: install `msgpack`, or give the gateway `redis_envelope = \"json\"`"))
             except MALFORMED as wrong:
                 log.error("the entry %s is no message: %r", id, wrong)
             if is_done or failures[id] >= self.attempts_max:
