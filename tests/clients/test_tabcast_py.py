@@ -417,6 +417,23 @@ class ABotOnAWebhook(BotTest):
         self.run_(bot.send(self.user, "sends still work"))
         tab.find("message", text="sends still work")
 
+    def test_a_bot_that_has_stopped_keeps_nothing_and_starts_again(self):
+        async def handle(message, adapter):
+            await adapter.send(message.channel_id, f"You said: {message.text}")
+
+        threads, bot, tab = set(threading.enumerate()), self.bot(handle), self.tab()
+        for text in ("once", "again"):
+            tab.send({"type": "message", "text": text})
+            tab.find("message", text=f"You said: {text}")
+            [connection] = bot._connections.values()
+            self.assertIsNotNone(connection.sock)
+            self.run_(bot.stop())
+            self.assertEqual((bot._connections, connection.sock), ({}, None))
+            until("its threads have ended", lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("tabcast") and thread not in threads])
+            with self.assertRaises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", self.port), PATIENCE).close()
+            self.run_(bot.start())
+
     def test_a_refusal_is_typed_and_not_tried_again(self):
         bot = self.bot(None)
         for channel, code, status in [("", "bad_field", 400), ("x" * 300, "bad_field", 400)]:
@@ -510,6 +527,24 @@ class ABotOnRedis(unittest.TestCase):
 
     def pending(self):
         return self.redis.control.xpending("sg:stream:inbound", "sg:workers")["pending"]
+
+    def test_a_bot_that_has_stopped_keeps_nothing_and_starts_again(self):
+        async def handle(message, adapter):
+            await adapter.send(message.channel_id, f"You said: {message.text}")
+
+        # The gateway's have names.
+        connections = lambda: {client["id"] for client in self.redis.control.client_list() if not client["name"]}
+        before, tab = connections(), self.gateway.tab("eve")
+        self.addCleanup(tab.close)
+        bot = self.bot(handle)
+        for text in ("once", "again"):
+            tab.send({"type": "message", "text": text})
+            tab.find("message", text=f"You said: {text}")
+            self.loop.run(bot.stop())
+            self.assertEqual(self.pending(), 0)
+            self.loop.run(bot.start())
+        self.loop.run(bot.stop())
+        until("none of its connections is left", lambda: connections() <= before)
 
     def test_it_answers_and_acknowledges(self):
         async def handle(message, adapter):
@@ -750,3 +785,39 @@ WebChatAdapter(handle, webhook=("127.0.0.1", {port})).run()
         tab.find("message", text="You said: hello", sender="star")
         bot.send_signal(signal.SIGTERM)
         self.assertEqual((bot.wait(PATIENCE), bot.stderr.read()), (0, ""))
+
+    def test_it_leaves_at_once_though_the_gateway_never_answers_what_a_handler_gave_up(self):
+        with socket.create_server(("127.0.0.1", 0)) as silent, tempfile.TemporaryFile() as log:
+            port = free_port()
+            program = f"""
+import asyncio
+from tabcast import WebChatAdapter
+
+async def handle(message, adapter):
+    try:
+        await asyncio.wait_for(adapter.send(message.channel_id, "x"), 0.5)
+    except asyncio.TimeoutError:
+        pass
+
+WebChatAdapter(handle, webhook=("127.0.0.1", {port})).run()
+"""
+            settings = {"PYTHONPATH": str(SOURCE.parent), "WEBCHAT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "WEBCHAT_SECRET": ""}
+            bot = subprocess.Popen([sys.executable, "-B", "-X", "dev", "-c", program], env={**os.environ, **settings}, stderr=log)
+            self.addCleanup(bot.wait)
+            self.addCleanup(bot.kill)
+
+            def told():
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+                try:
+                    connection.request("POST", "/", envelope("hello"), {"Content-Type": "application/json"})
+                    return connection.getresponse().status
+                except ConnectionRefusedError:  # it does not listen yet
+                    return None
+                finally:
+                    connection.close()
+
+            self.assertEqual(until("its handler has given up", told), 200)
+            bot.send_signal(signal.SIGTERM)
+            self.assertEqual(bot.wait(5), 0)  # an attempt may take 30 s
+            log.seek(0)
+            self.assertEqual(log.read(), b"")  # nor is anything left open

@@ -16,7 +16,7 @@ that returns ends its answer. Over Redis `send_file` returns "", as the gateway 
 """
 from __future__ import annotations
 import asyncio, base64, collections, concurrent.futures, contextlib, datetime, functools, hmac, http.client, importlib, io, itertools, json
-import logging, os, random, signal, threading, time, urllib.parse, uuid
+import logging, os, random, signal, socket, threading, time, urllib.parse, uuid
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 log = logging.getLogger("tabcast")
@@ -84,7 +84,8 @@ class WebChatAdapter:
         self.url = urllib.parse.urlsplit(url or os.environ.get("WEBCHAT_URL", "http://127.0.0.1:8080"))
         self.token, self.redis_url = token or os.environ.get("WEBCHAT_TOKEN", ""), redis_url or os.environ.get("WEBCHAT_REDIS", "")
         self.secret = (secret or os.environ.get("WEBCHAT_SECRET", "")).encode()
-        self._pool, self._local = concurrent.futures.ThreadPoolExecutor(self.requests_max, "tabcast"), threading.local()
+        self._pool = concurrent.futures.ThreadPoolExecutor(self.requests_max, "tabcast")
+        self._connections: Dict[int, http.client.HTTPConnection] = {}  # by thread
         self._sending, self._handling, self._handlers = ({}, {}, {})  # type: Dict[str, Any], Dict[str, Any], Dict[str, Any]
         self._streams: Dict[str, "asyncio.Queue[Dict[str, Any]]"] = {}
         self._taken: Dict[str, "asyncio.Task[bool]"] = {}  # by message, the oldest first
@@ -123,8 +124,7 @@ class WebChatAdapter:
     async def disconnect(self, user_id: str) -> int: return int((await self._user("DELETE", user_id))["closed"])  # sessions that it had
     async def _call(self, op: str, channel_id: str, **fields: Any) -> Dict[str, Any]:
         given, chosen = {key: value for key, value in fields.items() if value is not None}, {"id": str(uuid.uuid4()), "delivered": True}
-        queue = self._streams.get(channel_id[4:]) if channel_id.startswith("sse:") else None
-        if queue is not None:
+        if (queue := self._streams.get(channel_id[4:]) if channel_id.startswith("sse:") else None) is not None:
             if queue.full(): raise TabcastError("stream_full", "the stream's reader is behind")
             kind = {"type": "message", "sender": self.bot_identity["user_id"]} if op in ("send", "buttons") else {"type": op}
             said = {"id" if key == "message_id" else key: value for key, value in {"message_id": chosen["id"], **given}.items()}
@@ -163,9 +163,9 @@ class WebChatAdapter:
             if status not in (408, 429, 500, 502, 503, 504) or attempt >= self.attempts_max: raise error
             await asyncio.sleep(min(after, 60) + random.uniform(0, min(10.0, 0.1 * 2**attempt)))
     def _request(self, method: str, path: str, body: bytes, headers: Dict[str, str]) -> Tuple[int, int, bytes]:
-        """On a thread of the pool, each of which keeps its connection."""
+        """On a thread of the pool, each of which keeps its connection, until stop()."""
         kind = http.client.HTTPSConnection if self.url.scheme == "https" else http.client.HTTPConnection
-        connection = self._local.__dict__.setdefault("connection", kind(self.url.netloc, timeout=self.timeout))
+        connection = self._connections.setdefault(threading.get_ident(), kind(self.url.netloc, timeout=self.timeout))
         try:
             connection.request(method, self.url.path.rstrip("/") + path, body if method == "POST" else None, headers)
             response = connection.getresponse()
@@ -189,13 +189,21 @@ class WebChatAdapter:
             raise TabcastError("no_secret", "a webhook that others can reach needs a secret")
         self._places = asyncio.Semaphore(self.handlers_max)
         receiving = None if self.redis_url else await asyncio.start_server(self._receive, *self.webhook)
-        self._end = receiving.close if receiving else asyncio.ensure_future(self._consume()).cancel
+        self._end = receiving.close if receiving else kept(self._answers, asyncio.ensure_future(self._consume())).cancel
     async def stop(self) -> None:
-        """Takes nothing more, and returns when all handlers have. Sends still work."""
+        """Takes nothing more, and returns when all handlers have. Sends still work, over new connections; and so does start()."""
         self.is_running, end, self._end = False, self._end, None
         if end is not None: end()
         for writer in self._idle: writer.close()
         while self._under_way or self._answers: await asyncio.wait(self._under_way | self._answers)
+        self._pool.shutdown(wait=False)
+        self._pool = concurrent.futures.ThreadPoolExecutor(self.requests_max, "tabcast")
+        while self._connections:
+            connection = self._connections.popitem()[1]  # of a thread that may still read for a handler that was cancelled: wake it
+            with contextlib.suppress(OSError, TypeError): socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+            connection.close()
+        client, self._redis = self._redis, None
+        if client is not None: await client.aclose()
     def _take(self, message: IncomingMessage) -> "asyncio.Task[bool]":
         """Its handler's turn, and whether it is done then. One that comes again shares it, unless it has failed."""
         task = self._taken.pop(message.message_id, None)
@@ -214,8 +222,7 @@ class WebChatAdapter:
         await asyncio.wait([work])
         del self._handlers[message.channel_id]
         reason = "cancelled" if work.cancelled() else "error" if work.exception() else "stop"
-        if reason == "error":
-            log.error("the handler of message %s failed", message.message_id, exc_info=work.exception())
+        if reason == "error": log.error("the handler of message %s failed", message.message_id, exc_info=work.exception())
         if "openai" in message.extra:
             with contextlib.suppress(TabcastError): await self.end(message.channel_id, reason)
         return reason != "error" or "openai" in message.extra
@@ -251,8 +258,7 @@ class WebChatAdapter:
         writer.write(f"HTTP/1.1 {status} -\r\nAllow: POST\r\nRetry-After: 1\r\nConnection: {more}\r\nContent-Length: 0\r\n\r\n".encode())
         await writer.drain()
         return more == "keep-alive"
-    async def _consume(self) -> None:
-        """One of the group of workers: what it takes is its own until it is acknowledged, or claimed by another."""
+    async def _consume(self) -> None:  # as one of the group of workers: what it takes is its own until it is acknowledged, or left
         from redis.exceptions import RedisError, ResponseError
         failures, claim_at, client = collections.Counter(), 0.0, self._client()  # type: collections.Counter[bytes], float, Any
         stream, group, name = f"{self.redis_prefix}stream:inbound", f"{self.redis_prefix}workers", uuid.uuid4().hex
@@ -270,7 +276,8 @@ class WebChatAdapter:
             if is_done or failures[id] >= self.attempts_max:
                 failures.pop(id, None)
                 with contextlib.suppress(RedisError): await client.xack(stream, group, id)
-        while True:
+            while len(failures) > TAKEN_MAX: del failures[next(iter(failures))]  # others are done with those
+        while self.is_running:  # the client may swallow a cancel
             try:
                 if is_full := len(self._under_way) >= self.handlers_max:  # a bot that has places reads at once
                     await asyncio.wait(self._under_way, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
@@ -287,8 +294,6 @@ class WebChatAdapter:
                 await asyncio.sleep(0)
             except RedisError as lost:
                 log.warning("Redis: %s", lost)
-                claim_at = 0.0
-                await asyncio.sleep(0.5)
+                claim_at = await asyncio.sleep(0.5, 0.0)
 
-if __name__ == "__main__":
-    WebChatAdapter(lambda message, adapter: adapter.send(message.channel_id, f"You said: {message.text}")).run()
+if __name__ == "__main__": WebChatAdapter(lambda message, adapter: adapter.send(message.channel_id, f"You said: {message.text}")).run()
