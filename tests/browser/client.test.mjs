@@ -175,6 +175,16 @@ describe("with tokens, in Node", { concurrency: 1 }, () => {
     assert.equal(asked, 2);
     one.close();
   });
+
+  for (const [how, fail] of [["rejects", () => Promise.reject(new Error("no network"))], ["throws", () => { throw new Error("a bug"); }], ["never answers", () => new Promise(() => {})]]) {
+    it(`asks again, for the same reason, when the token ${how}`, async () => {
+      const reasons = [];
+      const token = (reason) => (reasons.push(reason) < 3 ? fail() : tokenFor("cid", 3600));
+      const one = await online(client({ token, query: () => ({}), limits: { tokenMs: 50 } }, { at: keyed.origin }));
+      assert.deepEqual(reasons, ["start", "start", "start"]);
+      assert.deepEqual(one.states.map(({ name }) => name), ["connecting", "waiting", "connecting", "waiting", "connecting", "online"]);
+    });
+  }
 });
 
 describe("where no WebSocket gets through", { concurrency: 1 }, () => {

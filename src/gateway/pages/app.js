@@ -516,6 +516,7 @@ function onState({ detail: state }) {
 const client = new Tabcast({
   query: () => (tokenMode ? { hello: "1" } : { user: me.id, name: me.name, hello: "1" }),
   token,
+  limits: { tokenMs: 24 * 3_600_000 }, // a person is asked
 });
 const handlers = {
   state: onState,

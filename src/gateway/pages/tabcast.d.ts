@@ -175,6 +175,7 @@ export interface Limits {
   backoffMs: number;
   backoffMaxMs: number;
   stableMs: number;
+  tokenMs: number;
   handshakeMs: number;
   ackMs: number;
   silenceMs: number;
@@ -232,7 +233,7 @@ export interface TabcastOptions {
   events?: string | null;
   /** Parameters of the address: `{ hello: "1" }`; in development mode also `user` and `name`. */
   query?: () => Record<string, string>;
-  /** A token; null: none is needed; undefined: there is none, stop. */
+  /** A token; null: none is needed; undefined: there is none, stop. If it throws or takes longer than `tokenMs`, it is asked again later. */
   token?: (reason: "start" | "reconnect" | "expired" | "refused") => string | null | undefined | Promise<string | null | undefined>;
   link?: (options: LinkOptions) => Link;
   limits?: Partial<Limits>;

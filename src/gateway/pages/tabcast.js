@@ -28,6 +28,8 @@ const LIMITS = Object.freeze({
   backoffMaxMs: 30_000,
   /** A connection that lasted this long starts the backoff afresh. */
   stableMs: 10_000,
+  /** A token that takes longer is asked for again later. More than that is needed where a person is asked. */
+  tokenMs: 30_000,
   /** A handshake that takes longer is given up. */
   handshakeMs: 15_000,
   /** Silence for this long while something waits for its ack asks for a sign of life. */
@@ -205,6 +207,7 @@ export class Tabcast extends EventTarget {
   #refusedToken = undefined;
   #notBefore = 0; // when the server wants to be asked again, for who comes back online before that
   #retryTimer = 0;
+  #tokenTimer = 0;
   #silenceTimer = 0;
   #webSocketTimer = 0;
   #reopenTimer = 0;
@@ -223,7 +226,8 @@ export class Tabcast extends EventTarget {
   /**
    * `url` is where the server is; in a page, by default, where the page is from. `query()` gives the parameters of the
    * address. `token(reason)` gives, now or later, a token, `null` for none needed, or `undefined` for "there is none, stop";
-   * `reason` is "start", "reconnect", "expired" or "refused". `events: null` goes without the fallback.
+   * if it throws, it is asked again later. `reason` is "start", "reconnect", "expired" or "refused". `events: null` goes
+   * without the fallback.
    */
   constructor({ url, path = "/ws", events = "/events", query = () => ({}), token = () => null, link = webSocketLink, limits = {} } = {}) {
     super();
@@ -345,7 +349,11 @@ export class Tabcast extends EventTarget {
     const generation = ++this.#generation;
     clearTimeout(this.#retryTimer);
     this.#set({ name: "connecting" });
-    if (token === undefined) token = await (async () => this.#token(why))().catch(() => undefined);
+    try {
+      if (token === undefined) token = await this.#ask(why);
+    } catch {
+      return generation === this.#generation && this.#retry(why, CODE_LOST);
+    }
     if (generation !== this.#generation) return;
     const isRefused = why === "refused" && token === this.#refusedToken;
     if (token === undefined || isRefused) return this.#set({ name: "unauthorized" });
@@ -381,6 +389,14 @@ export class Tabcast extends EventTarget {
       clearTimeout(handshake);
       lost({ code: CODE_LOST, reason: "", status: 401 }); // a token with characters that no header can carry
     }
+  }
+
+  /** A token, or a rejection if there is no answer now. */
+  #ask(why) {
+    return new Promise((resolve, reject) => {
+      const timer = (this.#tokenTimer = setTimeout(reject, this.#limits.tokenMs));
+      (async () => this.#token(why))().then(resolve, reject).finally(() => clearTimeout(timer));
+    });
   }
 
   #target(token, events) {
@@ -467,7 +483,7 @@ export class Tabcast extends EventTarget {
 
   #unlink() {
     this.#link = null;
-    for (const timer of [this.#retryTimer, this.#stableTimer, this.#pongTimer, this.#ackTimer, this.#silenceTimer, this.#webSocketTimer, this.#reopenTimer]) clearTimeout(timer);
+    for (const timer of [this.#retryTimer, this.#tokenTimer, this.#stableTimer, this.#pongTimer, this.#ackTimer, this.#silenceTimer, this.#webSocketTimer, this.#reopenTimer]) clearTimeout(timer);
     this.#pongTimer = this.#ackTimer = this.#reopenTimer = 0;
     for (const entry of this.#outbox.values()) entry.sent = false;
     for (const entry of this.#rooms.values()) Object.assign(entry, { joined: false, clientId: "" });
