@@ -110,6 +110,23 @@ describe("in Node", { concurrency: 1 }, () => {
     await assert.rejects(one.send({ type: "message", text: "x" }), { code: "closed" });
   });
 
+  it("opens what a listener has started, and nothing besides", async () => {
+    const one = client();
+    let second;
+    const again = ({ detail }) => {
+      if (detail.name !== "closed") return;
+      one.removeEventListener("state", again);
+      one.connect();
+      second = one.send({ type: "message", text: "second" });
+    };
+    one.addEventListener("state", again);
+    one.connect();
+    const first = one.send({ type: "message", text: "first" });
+    one.close();
+    await assert.rejects(first, { code: "closed" });
+    assert.ok((await second).id);
+  });
+
   it("notices a connection that is dead, without anybody doing anything", async () => {
     const relay = await through(Relay);
     const one = await online(client({ limits: { silenceMs: 300, pongMs: 200 } }, { at: relay.origin }));
@@ -276,6 +293,41 @@ describe("where no WebSocket gets through", { concurrency: 1 }, () => {
     await until("it waits", () => one.state.name === "waiting");
     one.close();
   });
+});
+
+describe("a listener that ends the connection", { concurrency: 1 }, () => {
+  for (const transport of ["websocket", "events"]) {
+    for (const name of ["connecting", "online"]) {
+      it(`as soon as it is ${name}, over ${transport}, ends all of it`, async () => {
+        const at = transport === "events" ? (await through(Blocked)).origin : server.origin;
+        let asked = 0;
+        const one = client({ token: () => (asked += 1) && null, limits: { webSocketRetryMs: 50 } }, { at });
+        one.join("r").catch(() => {});
+        one.addEventListener("state", ({ detail }) => detail.name === name && (detail.transport ?? transport) === transport && one.close());
+        one.connect();
+        await until("the end", () => one.state.name === "closed");
+        await new Promise((resolve) => setTimeout(resolve, 300)); // six times the pause before a WebSocket is tried
+        assert.equal(one.states.at(-1).name, "closed");
+        assert.equal(asked, name === "online" ? 1 : 0);
+      });
+
+      it(`as soon as it is ${name}, over ${transport}, may start another`, async () => {
+        const at = transport === "events" ? (await through(Blocked)).origin : server.origin;
+        const one = client({}, { at });
+        const joined = one.join("r");
+        const again = ({ detail }) => {
+          if (detail.name !== name) return;
+          one.removeEventListener("state", again);
+          one.restart();
+        };
+        one.addEventListener("state", again);
+        await online(one, transport);
+        await joined;
+        assert.ok((await one.send({ type: "message", text: "here", room: "r" })).id);
+        assert.equal(one.states.filter((state) => state.name === "online").length, name === "online" ? 2 : 1);
+      });
+    }
+  }
 });
 
 describe("the file", () => {

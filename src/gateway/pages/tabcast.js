@@ -349,6 +349,7 @@ export class Tabcast extends EventTarget {
     const generation = ++this.#generation;
     clearTimeout(this.#retryTimer);
     this.#set({ name: "connecting" });
+    if (generation !== this.#generation) return; // a listener has closed it, or started it anew
     try {
       if (token === undefined) token = await this.#ask(why);
     } catch {
@@ -371,7 +372,7 @@ export class Tabcast extends EventTarget {
         open: current(() => {
           opened = true;
           clearTimeout(handshake);
-          this.#opened(events, token);
+          if (!this.#opened(events, token)) return;
           if (events && named.join("\n") !== [...this.#rooms.keys()].join("\n")) this.#reopenSoon(); // joined or left meanwhile
         }),
         text: current((text) => {
@@ -403,7 +404,9 @@ export class Tabcast extends EventTarget {
     return { base: this.#base, path: events ? this.#events : this.#path, query: this.#query(), rooms: [...this.#rooms.keys()], postMs: this.#limits.postMs, token };
   }
 
+  /** False if a listener has closed it, or started it anew. */
   #opened(events, token) {
+    const generation = this.#generation;
     this.#retryAfterMs = null;
     this.#refusedToken = undefined;
     this.#isBlocked = events;
@@ -412,9 +415,11 @@ export class Tabcast extends EventTarget {
     this.#heard();
     this.#listen();
     this.#set({ name: "online", transport: events ? "events" : "websocket" });
+    if (generation !== this.#generation) return false;
     if (events) this.#tryWebSocketLater(token);
     if (!events) for (const room of this.#rooms.keys()) this.#sendJoin(room);
     this.#flush();
+    return true;
   }
 
   /** Opens a WebSocket beside the event stream, which is left only if that works. */
@@ -532,11 +537,10 @@ export class Tabcast extends EventTarget {
     this.#link?.close(1000);
     this.#generation += 1;
     this.#unlink();
-    this.#set({ name: "closed", code, reason });
-    const refused = [...this.#outbox.values()];
+    for (const { reject } of this.#outbox.values()) reject(new TabcastError("closed", "The connection ended before this was sent."));
     this.#outbox.clear();
     this.#outboxChars = 0;
-    for (const { reject } of refused) reject(new TabcastError("closed", "The connection ended before this was sent."));
+    this.#set({ name: "closed", code, reason }); // the last, as a listener may start it anew
   }
 
   // ---- frames ----
