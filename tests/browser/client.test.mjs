@@ -295,6 +295,99 @@ describe("where no WebSocket gets through", { concurrency: 1 }, () => {
   });
 });
 
+describe("rooms that are refused, or not waited for", { concurrency: 1 }, () => {
+  /** A link to a server that is played by the test: what is sent is answered by `answer(frame)`. */
+  function played(answer) {
+    const played = { sent: [], links: [] };
+    played.link = ({ open, text, close }) => {
+      const link = { drop: () => close({ code: 1006, reason: "" }), close() {} };
+      link.send = (frame) => {
+        played.sent.push(JSON.parse(frame));
+        const answered = answer(JSON.parse(frame), played.links.length);
+        if (answered) setImmediate(() => text(JSON.stringify(answered)));
+      };
+      played.links.push(link);
+      setImmediate(open);
+      return link;
+    };
+    return played;
+  }
+  const acked = ({ client_id }) => ({ type: "ack", client_id });
+  const refused = (code) => ({ client_id }) => ({ type: "error", code, message: `no: ${code}`, client_id });
+  const pendingAfter = (promise) => Promise.race([promise, new Promise((resolve) => setTimeout(resolve, 50, "pending"))]);
+
+  for (const code of ["rate_limited", "overloaded"]) {
+    it(`says that a room is ${code} after a reconnect, and tries again`, async () => {
+      let refusals = 0;
+      const server = played((frame, links) => (links === 1 || frame.type !== "join" || ++refusals > 3 ? acked : refused(code))(frame));
+      const one = await online(client({ link: server.link, events: null }));
+      await one.join("r");
+      server.links[0].drop();
+      await until("four joins", () => refusals === 4);
+      assert.deepEqual(one.heard.map(({ type, code, room }) => [type, code, room]), Array(3).fill(["error", code, "r"]));
+      await one.send({ type: "message", text: "x", room: "r" });
+      assert.equal(one.states.filter(({ name }) => name === "online").length, 2);
+    });
+  }
+
+  for (const code of ["forbidden", "limit_reached"]) {
+    it(`says that a room is ${code} after a reconnect, and leaves it`, async () => {
+      const server = played((frame, links) => (links === 1 || frame.type !== "join" ? acked : refused(code))(frame));
+      const one = await online(client({ link: server.link, events: null }));
+      await one.join("r");
+      server.links[0].drop();
+      await until("the error", () => one.heard.length === 1);
+      assert.deepEqual(one.heard.map(({ type, code, room }) => [type, code, room]), [["error", code, "r"]]);
+      await one.send({ type: "message", text: "x", room: "r" }); // does not wait for the room
+      server.links[1].drop();
+      await until("online again", () => one.states.filter(({ name }) => name === "online").length === 3);
+      await one.send({ type: "message", text: "y" });
+      assert.equal(server.sent.filter(({ type }) => type === "join").length, 2);
+    });
+  }
+
+  it("keeps what a server that drains refuses for the next connection", async () => {
+    const server = played((frame, links) => (links === 1 && frame.type === "join" ? refused("draining") : acked)(frame));
+    const one = await online(client({ link: server.link, events: null }));
+    const joined = one.join("r");
+    assert.equal(await pendingAfter(joined), "pending");
+    server.links[0].drop();
+    await joined;
+    assert.deepEqual(one.heard, []);
+  });
+
+  it("joins once, however often it is asked", async () => {
+    const server = played(acked);
+    const one = await online(client({ link: server.link }));
+    await Promise.all([one.join("r"), one.join("r")]);
+    await one.join("r");
+    assert.equal(server.sent.filter(({ type }) => type === "join").length, 1);
+  });
+
+  it("says to who waits for a room that it was left, or that the connection is over", async () => {
+    const server = played(() => null);
+    const one = await online(client({ link: server.link }));
+    const left = assert.rejects(one.join("a"), { code: "closed" });
+    one.leave("a");
+    await left;
+    const closed = assert.rejects(one.join("b"), { code: "closed" });
+    one.close();
+    await closed;
+    await assert.rejects(one.join("c"), { code: "closed" });
+  });
+
+  it("goes on joining over a restart, and joins what it had joined after a close", async () => {
+    const server = played((frame, links) => (links === 1 ? null : acked(frame)));
+    const one = await online(client({ link: server.link }));
+    const joined = one.join("a");
+    one.restart();
+    await joined;
+    one.close();
+    one.connect();
+    await until("a third join", () => server.sent.filter(({ type }) => type === "join").length === 3);
+  });
+});
+
 describe("a listener that ends the connection", { concurrency: 1 }, () => {
   for (const transport of ["websocket", "events"]) {
     for (const name of ["connecting", "online"]) {

@@ -106,6 +106,8 @@ export interface ErrorFrame {
   code: ErrorCode;
   message: string;
   client_id?: string;
+  /** A room that was joined, and is refused after a reconnect. It is asked for again if the code says that this passes. */
+  room?: string;
 }
 
 export interface PongFrame {
@@ -259,7 +261,7 @@ export class Tabcast extends EventTarget {
   readonly state: State;
   /** Connects, or, if it waits to do so, does it now. */
   connect(): void;
-  /** Ends the connection and starts another, for a changed identity. What is in the outbox is refused. */
+  /** Ends the connection and starts another, in the same rooms, for a changed identity. What is in the outbox is refused. */
   restart(): void;
   /** Ends the connection for good. */
   close(): void;
@@ -268,7 +270,10 @@ export class Tabcast extends EventTarget {
    * @throws {TabcastError} by rejecting: it was refused, too much waits, or the connection is over.
    */
   send(frame: OutgoingFrame): Promise<Acked>;
-  /** Joins a room, again after each reconnect. */
+  /**
+   * Joins a room, again after each reconnect; a refusal after that is an `error` event with the `room`.
+   * @throws {TabcastError} by rejecting: it was refused, left before it was joined, or the connection is over.
+   */
   join(room: string): Promise<void>;
   leave(room: string): void;
   /** Says, now and then, that the person types. */

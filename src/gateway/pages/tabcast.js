@@ -19,6 +19,9 @@ const CODE_TOKEN_EXPIRED = 4001;
 /** Answers to a POST after which the connection is made anew, and the same is sent again. */
 const RETRYABLE = new Set([401, 403, 408, 429, 500, 502, 503, 504]);
 
+/** Refusals of a room that pass. */
+const PASSING_CODES = new Set(["rate_limited", "overloaded"]);
+
 const FRAME_TYPES = new Set(["message", "file", "edit", "typing", "end", "hello", "ack", "error", "pong", "gap", "draining"]);
 
 /** Every limit, with its unit in its name; `new Tabcast({ limits: { … } })` changes single ones. */
@@ -211,6 +214,7 @@ export class Tabcast extends EventTarget {
   #silenceTimer = 0;
   #webSocketTimer = 0;
   #reopenTimer = 0;
+  #joinTimer = 0;
   #stableTimer = 0;
   #pongTimer = 0;
   #ackTimer = 0;
@@ -221,7 +225,7 @@ export class Tabcast extends EventTarget {
 
   #outbox = new Map(); // client id → { text, room, sent, resolve, reject }, in the order of sending
   #outboxChars = 0;
-  #rooms = new Map(); // name → { clientId, joined, resolve, reject }
+  #rooms = new Map(); // name → { clientId, joined, wasJoined, refusals, promise, resolve, reject }
 
   /**
    * `url` is where the server is; in a page, by default, where the page is from. `query()` gives the parameters of the
@@ -259,9 +263,9 @@ export class Tabcast extends EventTarget {
     this.#open(this.#state.name === "idle" ? "start" : "reconnect");
   }
 
-  /** Ends the connection and starts another, for a changed identity. What is in the outbox is refused. */
+  /** Ends the connection and starts another, in the same rooms, for a changed identity. What is in the outbox is refused. */
   restart() {
-    this.close();
+    this.#finish(1000, "closed by this page", true);
     this.#attempt = 0;
     this.#positions = [];
     this.#isBlocked = false;
@@ -287,18 +291,28 @@ export class Tabcast extends EventTarget {
     });
   }
 
-  /** Joins a room, again after each reconnect. Resolves once broadcasts reach this tab. */
+  /**
+   * Joins a room, again after each reconnect. Resolves once broadcasts reach this tab; a refusal after that is an `error`
+   * event with the `room`, which is tried again if it passes.
+   */
   join(room) {
-    return new Promise((resolve, reject) => {
-      this.#rooms.set(room, { clientId: "", joined: false, resolve, reject });
-      if (this.#state.name === "online") this.#sendJoin(room);
-    });
+    const known = this.#rooms.get(room);
+    if (known) return known.promise;
+    if (this.#state.name === "closed") return Promise.reject(new TabcastError("closed", "Not connected."));
+    const entry = { clientId: "", joined: false, wasJoined: false, refusals: 0 };
+    entry.promise = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
+    this.#rooms.set(room, entry);
+    if (this.#state.name === "online") this.#sendJoin(room);
+    return entry.promise;
   }
 
   leave(room) {
-    if (!this.#rooms.delete(room) || this.#state.name !== "online") return;
+    if (!this.#rooms.has(room)) return;
+    this.#forget(room, new TabcastError("closed", "The room was left before it was joined."));
+    if (this.#state.name !== "online") return;
     if (this.#link.hears) this.#reopenSoon();
     else this.#transmit({ type: "leave", room });
+    this.#flush();
   }
 
   /** Tells the worker that the person types; said once in a while, and never queued. */
@@ -488,8 +502,8 @@ export class Tabcast extends EventTarget {
 
   #unlink() {
     this.#link = null;
-    for (const timer of [this.#retryTimer, this.#tokenTimer, this.#stableTimer, this.#pongTimer, this.#ackTimer, this.#silenceTimer, this.#webSocketTimer, this.#reopenTimer]) clearTimeout(timer);
-    this.#pongTimer = this.#ackTimer = this.#reopenTimer = 0;
+    for (const timer of [this.#retryTimer, this.#tokenTimer, this.#stableTimer, this.#pongTimer, this.#ackTimer, this.#silenceTimer, this.#webSocketTimer, this.#reopenTimer, this.#joinTimer]) clearTimeout(timer);
+    this.#pongTimer = this.#ackTimer = this.#reopenTimer = this.#joinTimer = 0;
     for (const entry of this.#outbox.values()) entry.sent = false;
     for (const entry of this.#rooms.values()) Object.assign(entry, { joined: false, clientId: "" });
   }
@@ -533,13 +547,15 @@ export class Tabcast extends EventTarget {
     this.#set({ name: "waiting", retryAt: Date.now() + ms, ordered, code });
   }
 
-  #finish(code, reason) {
+  #finish(code, reason, isRestart = false) {
     this.#link?.close(1000);
     this.#generation += 1;
     this.#unlink();
     for (const { reject } of this.#outbox.values()) reject(new TabcastError("closed", "The connection ended before this was sent."));
     this.#outbox.clear();
     this.#outboxChars = 0;
+    const pending = isRestart ? [] : [...this.#rooms].filter(([, { wasJoined }]) => !wasJoined);
+    for (const [room] of pending) this.#forget(room, new TabcastError("closed", "The connection ended before this room was joined."));
     this.#set({ name: "closed", code, reason }); // the last, as a listener may start it anew
   }
 
@@ -556,6 +572,21 @@ export class Tabcast extends EventTarget {
     const entry = this.#rooms.get(room);
     entry.clientId = randomId();
     this.#transmit({ type: "join", room, client_id: entry.clientId });
+  }
+
+  #forget(room, error) {
+    this.#rooms.get(room).reject(error);
+    this.#rooms.delete(room);
+  }
+
+  /** After a refusal that passes; the pauses grow. */
+  #joinLater(refusals) {
+    const { backoffMs, backoffMaxMs } = this.#limits;
+    const pause = Math.random() * Math.min(backoffMaxMs, backoffMs * 2 ** refusals);
+    this.#joinTimer ||= setTimeout(() => {
+      this.#joinTimer = 0;
+      for (const [room, { joined, clientId }] of this.#rooms) if (!joined && !clientId) this.#sendJoin(room);
+    }, pause);
   }
 
   #flush() {
@@ -606,22 +637,28 @@ export class Tabcast extends EventTarget {
     this.#take(clientId)?.resolve({ id });
     const [, room] = this.#roomOf(clientId);
     if (!room) return;
-    room.joined = true;
+    Object.assign(room, { joined: true, wasJoined: true, refusals: 0 });
     room.resolve();
     this.#flush();
   }
 
   /** True if someone who waits was told. What the server refuses because it shuts down waits for the next connection. */
-  #refused({ client_id: clientId, code, message }) {
+  #refused(frame) {
+    const { client_id: clientId, code, message } = frame;
     if (!clientId) return false;
-    if (code === "draining" && this.#outbox.has(clientId)) return true;
     const error = new TabcastError(code, message);
     const [name, room] = this.#roomOf(clientId);
-    if (room) {
-      this.#rooms.delete(name);
-      room.reject(error);
+    if (code === "draining" && (room || this.#outbox.has(clientId))) return true;
+    if (room?.wasJoined && PASSING_CODES.has(code)) {
+      room.clientId = "";
+      this.#joinLater(room.refusals++);
+    } else if (room) {
+      this.#forget(name, error);
       this.#flush();
-      return true;
+    }
+    if (room) {
+      frame.room = name;
+      return !room.wasJoined;
     }
     const entry = this.#take(clientId);
     entry?.reject(error);
