@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { createHmac } from "node:crypto";
+import { getEventListeners } from "node:events";
 import { readFileSync } from "node:fs";
 import { after, before, describe, it } from "node:test";
 import { gzipSync } from "node:zlib";
@@ -385,6 +386,42 @@ describe("rooms that are refused, or not waited for", { concurrency: 1 }, () => 
     one.close();
     one.connect();
     await until("a third join", () => server.sent.filter(({ type }) => type === "join").length === 3);
+  });
+});
+
+describe("what a page tells", () => {
+  const page = new EventTarget();
+  const types = ["online", "offline", "pageshow"];
+  const listeners = () => types.map((type) => getEventListeners(page, type).length);
+  before(() => (globalThis.addEventListener = page.addEventListener.bind(page)));
+  after(() => delete globalThis.addEventListener);
+
+  it("is heard from the first connect() until close(), and again after the next", async () => {
+    const one = client();
+    assert.deepEqual(listeners(), [0, 0, 0]);
+    await online(one);
+    one.restart();
+    await online(one);
+    assert.deepEqual(listeners(), [1, 1, 1]);
+    one.close();
+    assert.deepEqual(listeners(), [0, 0, 0]);
+    one.connect();
+    await online(one);
+    assert.deepEqual(listeners(), [1, 1, 1]);
+    await server.api(`users/${one.user}`, undefined, "DELETE");
+    await until("the end", () => one.state.name === "closed");
+    assert.deepEqual(listeners(), [0, 0, 0]);
+  });
+
+  it("ends a wait", async () => {
+    const relay = await through(Relay);
+    const one = await online(client({ limits: { backoffMs: 60_000, backoffMaxMs: 60_000 } }, { at: relay.origin }));
+    relay.cut();
+    await until("it waits", () => one.state.name === "waiting");
+    relay.mend();
+    page.dispatchEvent(new Event("online"));
+    await online(one);
+    one.close();
   });
 });
 

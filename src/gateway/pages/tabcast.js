@@ -18,8 +18,7 @@ const CODE_LOST = 1006;
 const CODE_TOKEN_EXPIRED = 4001;
 /** Answers to a POST after which the connection is made anew, and the same is sent again. */
 const RETRYABLE = new Set([401, 403, 408, 429, 500, 502, 503, 504]);
-
-/** Refusals of a room that pass. */
+/** Refusals of a room after which it is asked for again. */
 const PASSING_CODES = new Set(["rate_limited", "overloaded"]);
 
 const FRAME_TYPES = new Set(["message", "file", "edit", "typing", "end", "hello", "ack", "error", "pong", "gap", "draining"]);
@@ -209,6 +208,7 @@ export class Tabcast extends EventTarget {
   #isBlocked = false; // WebSockets do not get through here, event streams do
   #refusedToken = undefined;
   #notBefore = 0; // when the server wants to be asked again, for who comes back online before that
+  #watching = null;
   #retryTimer = 0;
   #tokenTimer = 0;
   #silenceTimer = 0;
@@ -242,11 +242,6 @@ export class Tabcast extends EventTarget {
     this.#token = token;
     this.#openLink = link;
     this.#limits = { ...LIMITS, ...limits };
-    const { document } = globalThis;
-    globalThis.addEventListener?.("online", () => this.#wake());
-    globalThis.addEventListener?.("offline", () => this.#doze());
-    globalThis.addEventListener?.("pageshow", () => this.#wake());
-    document?.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.#wake());
   }
 
   /**
@@ -331,6 +326,18 @@ export class Tabcast extends EventTarget {
 
   // ---- connection ----
 
+  /** Heeds what the browser says about network and page, until it is closed. */
+  #watch() {
+    if (this.#watching) return;
+    this.#watching = new AbortController();
+    const { signal } = this.#watching;
+    const { document } = globalThis;
+    globalThis.addEventListener?.("online", () => this.#wake(), { signal });
+    globalThis.addEventListener?.("offline", () => this.#doze(), { signal });
+    globalThis.addEventListener?.("pageshow", () => this.#wake(), { signal });
+    document?.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.#wake(), { signal });
+  }
+
   #set(state) {
     this.#state = Object.freeze(state);
     this.dispatchEvent(new CustomEvent("state", { detail: this.#state }));
@@ -362,6 +369,7 @@ export class Tabcast extends EventTarget {
   async #open(why, { events = this.#isBlocked, token } = {}) {
     const generation = ++this.#generation;
     clearTimeout(this.#retryTimer);
+    this.#watch();
     this.#set({ name: "connecting" });
     if (generation !== this.#generation) return; // a listener has closed it, or started it anew
     try {
@@ -551,6 +559,8 @@ export class Tabcast extends EventTarget {
     this.#link?.close(1000);
     this.#generation += 1;
     this.#unlink();
+    this.#watching?.abort();
+    this.#watching = null;
     for (const { reject } of this.#outbox.values()) reject(new TabcastError("closed", "The connection ended before this was sent."));
     this.#outbox.clear();
     this.#outboxChars = 0;
