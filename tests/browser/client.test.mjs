@@ -8,7 +8,7 @@ import { after, before, describe, it } from "node:test";
 import { gzipSync } from "node:zlib";
 import { Blocked, Silent } from "./blocked.mjs";
 import { Server, until } from "./harness.mjs";
-import { Relay } from "./relay.mjs";
+import { Relay, Slow } from "./relay.mjs";
 
 const MODULE = new URL("../../src/gateway/pages/tabcast.js", import.meta.url);
 const { Tabcast, TabcastError } = await import(MODULE);
@@ -135,6 +135,37 @@ describe("in Node", { concurrency: 1 }, () => {
     assert.deepEqual(one.states.map(({ name }) => name), ["connecting", "online"]);
     relay.freeze();
     await until("it came back", () => one.states.filter(({ name }) => name === "online").length === 2, 5000);
+  });
+});
+
+describe("a slow upload", { concurrency: 1 }, () => {
+  const large = { type: "message", text: "a file", attachments: [{ filename: "f", data: "A".repeat(1 << 20) }] };
+
+  it("does not end its own WebSocket, whoever asks for a sign of life meanwhile", async () => {
+    const relay = await through(Slow);
+    const one = await online(client({ limits: { silenceMs: 100, ackMs: 100, pongMs: 50 } }, { at: relay.origin }));
+    const sent = one.send(large);
+    one.check();
+    assert.ok((await sent).id);
+    assert.deepEqual(one.states.map(({ name }) => name), ["connecting", "online"]);
+  });
+
+  it("does not end its own POST", async () => {
+    const proxy = Object.assign(await through(Blocked), { carry: Slow.prototype.carry, bytesPerSecond: 1 << 20 });
+    const one = await online(client({ limits: { ackMs: 100, pongMs: 50, postMs: 200 } }, { at: proxy.origin }), "events");
+    const sent = one.send(large);
+    one.check();
+    assert.ok((await sent).id);
+    assert.deepEqual(one.states.map(({ name }) => name), ["connecting", "connecting", "online"]);
+  });
+
+  it("is given up when nothing of it arrives", async () => {
+    const relay = await through(Relay);
+    const one = await online(client({ limits: { silenceMs: 100, ackMs: 100, pongMs: 50, uploadCharsPerSecondMin: 1 << 21 } }, { at: relay.origin }));
+    relay.freeze();
+    const sent = one.send(large);
+    assert.ok((await sent).id);
+    assert.equal(one.states.filter(({ name }) => name === "online").length, 2);
   });
 });
 

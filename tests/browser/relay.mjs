@@ -2,6 +2,7 @@
 
 import { once } from "node:events";
 import net from "node:net";
+import { Transform } from "node:stream";
 
 export class Relay {
   constructor(server) {
@@ -25,7 +26,8 @@ export class Relay {
       near.once("data", (first) => {
         if (!this.admit(first)) return this.refuse(near);
         far.write(first);
-        near.pipe(far).pipe(near);
+        this.carry(near, far);
+        far.pipe(near);
       });
     });
     this.listener.listen(0, "127.0.0.1");
@@ -37,6 +39,10 @@ export class Relay {
   /** Whether a connection that begins with these bytes is let through. */
   admit() {
     return true;
+  }
+
+  carry(near, far) {
+    near.pipe(far);
   }
 
   /** Nothing comes through any more, and nobody is told. */
@@ -60,5 +66,15 @@ export class Relay {
   stop() {
     this.cut();
     this.listener.close();
+  }
+}
+
+/** One that carries to the server no more than so many bytes a second. */
+export class Slow extends Relay {
+  bytesPerSecond = 1 << 20;
+
+  carry(near, far) {
+    const transform = (chunk, _encoding, done) => setTimeout(done, (chunk.length / this.bytesPerSecond) * 1000, null, chunk);
+    near.pipe(new Transform({ transform })).pipe(far);
   }
 }

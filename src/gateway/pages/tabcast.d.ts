@@ -184,6 +184,7 @@ export interface Limits {
   webSocketRetryMs: number;
   postMs: number;
   pongMs: number;
+  uploadCharsPerSecondMin: number;
   outboxFramesMax: number;
   outboxCharsMax: number;
   positionsMax: number;
@@ -207,6 +208,7 @@ export interface LinkOptions {
   rooms: string[];
   token: string | null;
   postMs: number;
+  uploadCharsPerSecondMin: number;
   open(): void;
   text(text: string): void;
   reply(text: string): void;

@@ -38,16 +38,19 @@ const LIMITS = Object.freeze({
   ackMs: 10_000,
   /**
    * Silence for this long, and up to a fifth more, asks for a sign of life in any case: without one the connection is dead,
-   * noticed within 77 s. The server pings and cuts its side within 45 s, unseen by a page; this is for a path that is dead
-   * for us alone, and seldom enough that a million silent tabs ask 15,000 times a second, together.
+   * noticed within 77 s, and later only during a large upload. The server pings and cuts its side within 45 s, unseen by a
+   * page; this is for a path that is dead for us alone, and seldom enough that a million silent tabs ask 15,000 times a
+   * second, together.
    */
   silenceMs: 60_000,
   /** Where no WebSocket got through, one is tried again this often. */
   webSocketRetryMs: 120_000,
-  /** How long one POST may take, where no WebSocket gets through. */
+  /** How long one POST may take, where no WebSocket gets through, besides the time for what it carries. */
   postMs: 60_000,
-  /** A sign of life must come within this after a ping. */
+  /** A sign of life must come within this after a ping, besides the time for what is sent before it. */
   pongMs: 5_000,
+  /** The slowest upload that is still waited for: one of 1.4 MB is given up after three minutes without an answer. */
+  uploadCharsPerSecondMin: 8_192,
   /** What may wait for its ack, sent or not. */
   outboxFramesMax: 100,
   outboxCharsMax: 16 << 20,
@@ -116,7 +119,7 @@ export function webSocketLink({ base, path, query, after, token, open, text, clo
  * The same over an event stream and one POST for each frame, in their order. `reply` gets the answers of those, `alive` is
  * called for whatever comes over the stream, `close` may also say `status` and `retryAfterMs`. Rooms are joined by opening.
  */
-export function eventStreamLink({ base, path, query, after, rooms, token, postMs, open, text, reply, alive, close }) {
+export function eventStreamLink({ base, path, query, after, rooms, token, postMs, uploadCharsPerSecondMin, open, text, reply, alive, close }) {
   const stream = addressOf(base, path, { ...query, ...(after && { after }) });
   stream.searchParams.delete("room");
   for (const room of rooms) stream.searchParams.append("room", room);
@@ -165,7 +168,7 @@ export function eventStreamLink({ base, path, query, after, rooms, token, postMs
   }
 
   async function post(frame) {
-    const timer = setTimeout(end, postMs, {});
+    const timer = setTimeout(end, postMs + (frame.length * 1000) / uploadCharsPerSecondMin, {});
     try {
       const request = { method: "POST", headers: { ...headers, "content-type": "application/json" }, body: frame, cache: "no-store", signal: controller.signal };
       const response = await fetch(outgoing, request);
@@ -320,8 +323,12 @@ export class Tabcast extends EventTarget {
 
   /** Asks for a sign of life, and starts anew if none comes. The server's own heartbeat is not visible to a page. */
   check() {
-    if (this.#pongTimer || !this.#transmit({ type: "ping" })) return;
-    this.#pongTimer = setTimeout(() => this.#drop({ opened: true }), this.#limits.pongMs);
+    if (this.#pongTimer || (this.#link?.hears && this.#link.isSending())) return; // a POST has an end of its own
+    if (!this.#transmit({ type: "ping" })) return;
+    let charsBefore = 0; // on the way, perhaps in a buffer of the system, of which nobody tells
+    for (const { sent, text } of this.#outbox.values()) if (sent) charsBefore += text.length;
+    const { pongMs, uploadCharsPerSecondMin } = this.#limits;
+    this.#pongTimer = setTimeout(() => this.#drop({ opened: true }), pongMs + (charsBefore * 1000) / uploadCharsPerSecondMin);
   }
 
   // ---- connection ----
@@ -423,7 +430,9 @@ export class Tabcast extends EventTarget {
   }
 
   #target(token, events) {
-    return { base: this.#base, path: events ? this.#events : this.#path, query: this.#query(), rooms: [...this.#rooms.keys()], postMs: this.#limits.postMs, token };
+    const { postMs, uploadCharsPerSecondMin } = this.#limits;
+    const path = events ? this.#events : this.#path;
+    return { base: this.#base, path, query: this.#query(), rooms: [...this.#rooms.keys()], postMs, uploadCharsPerSecondMin, token };
   }
 
   /** False if a listener has closed it, or started it anew. */
