@@ -319,6 +319,50 @@ describe("where no WebSocket gets through", { concurrency: 1 }, () => {
     assert.deepEqual(texts(one).filter((text) => text.startsWith("n ")), Array.from({ length: sent }, (_, n) => `n ${n}`));
   });
 
+  const ways = {
+    "a join": (one) => void one.join("other"),
+    "leaving a room": (one) => one.leave("r"),
+    "a WebSocket that works": (one, proxy) => void (proxy.lets.webSockets = true),
+  };
+  for (const [what, act] of Object.entries(ways)) {
+    it(`does not break off a POST for ${what}`, async () => {
+      const { fetch } = globalThis;
+      const posts = [];
+      let release;
+      const held = new Promise((resolve) => (release = resolve));
+      globalThis.fetch = async (address, request) => {
+        const response = await fetch(address, request);
+        if (request?.method !== "POST" || !request.body.includes('"slow"')) return response;
+        posts.push(JSON.parse(request.body).client_id);
+        if (posts.length > 1) return response;
+        await new Promise((resolve, reject) => {
+          held.then(resolve);
+          request.signal.addEventListener("abort", () => reject(request.signal.reason));
+        });
+        return response;
+      };
+      try {
+        const proxy = await through(Blocked);
+        const webSocketRetryMs = act === ways["a WebSocket that works"] ? 50 : 60_000;
+        const one = await online(client({ limits: { webSocketRetryMs } }, { at: proxy.origin }), "events");
+        await one.join("r");
+        const before = one.states.length;
+        const slow = one.send({ type: "message", text: "slow" });
+        const next = one.send({ type: "message", text: "next" });
+        await until("the POST is under way", () => posts.length === 1);
+        act(one, proxy);
+        await new Promise((resolve) => setTimeout(resolve, 300)); // six times the pause before a WebSocket is tried
+        assert.equal(one.states.length, before);
+        release();
+        assert.ok((await slow).id && (await next).id);
+        await until("the next connection", () => one.states.length === before + 2 && one.state.name === "online");
+        assert.equal(posts.length, 1);
+      } finally {
+        globalThis.fetch = fetch;
+      }
+    });
+  }
+
   it("can do without", async () => {
     const one = client({ events: null }, { at: (await through(Blocked)).origin });
     one.connect();

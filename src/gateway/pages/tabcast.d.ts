@@ -219,10 +219,12 @@ export interface LinkOptions {
 export interface Link {
   send(text: string): void;
   close(code?: number, reason?: string): void;
-  /** Whether something that was sent has not left yet. */
+  /** Needed where `hears` is true: whether something that was sent has not been answered yet. */
   isSending?(): boolean;
   /** Whether the server's own signs of life are seen here; rooms are then joined by opening. */
   readonly hears?: boolean;
+  /** There if `hears` is true: begins to send nothing more, and resolves once nothing is under way. */
+  leave?(): Promise<unknown>;
 }
 
 export function webSocketLink(options: LinkOptions): Link;

@@ -18,8 +18,6 @@ const CODE_LOST = 1006;
 const CODE_TOKEN_EXPIRED = 4001;
 /** Answers to a POST after which the connection is made anew, and the same is sent again. */
 const RETRYABLE = new Set([401, 403, 408, 429, 500, 502, 503, 504]);
-/** Refusals of a room after which it is asked for again. */
-const PASSING_CODES = new Set(["rate_limited", "overloaded"]);
 
 const FRAME_TYPES = new Set(["message", "file", "edit", "typing", "end", "hello", "ack", "error", "pong", "gap", "draining"]);
 
@@ -30,7 +28,7 @@ const LIMITS = Object.freeze({
   backoffMaxMs: 30_000,
   /** A connection that lasted this long starts the backoff afresh. */
   stableMs: 10_000,
-  /** A token that takes longer is asked for again later. More than that is needed where a person is asked. */
+  /** A token that takes longer is asked for again later; where a person is asked, make it more. */
   tokenMs: 30_000,
   /** A handshake that takes longer is given up. */
   handshakeMs: 15_000,
@@ -38,18 +36,17 @@ const LIMITS = Object.freeze({
   ackMs: 10_000,
   /**
    * Silence for this long, and up to a fifth more, asks for a sign of life in any case: without one the connection is dead,
-   * noticed within 77 s, and later only during a large upload. The server pings and cuts its side within 45 s, unseen by a
-   * page; this is for a path that is dead for us alone, and seldom enough that a million silent tabs ask 15,000 times a
-   * second, together.
+   * noticed within 77 s. The server pings and cuts its side within 45 s, unseen by a page; this is for a path that is dead
+   * for us alone, and seldom enough that a million silent tabs ask 15,000 times a second, together.
    */
   silenceMs: 60_000,
   /** Where no WebSocket got through, one is tried again this often. */
   webSocketRetryMs: 120_000,
-  /** How long one POST may take, where no WebSocket gets through, besides the time for what it carries. */
+  /** How long one POST may take, besides the time for what it carries. */
   postMs: 60_000,
-  /** A sign of life must come within this after a ping, besides the time for what is sent before it. */
+  /** A sign of life must come within this after a ping, besides the time for what goes before it. */
   pongMs: 5_000,
-  /** The slowest upload that is still waited for: one of 1.4 MB is given up after three minutes without an answer. */
+  /** The slowest upload that is waited for: three minutes for 1.4 MB. */
   uploadCharsPerSecondMin: 8_192,
   /** What may wait for its ack, sent or not. */
   outboxFramesMax: 100,
@@ -106,7 +103,6 @@ export function webSocketLink({ base, path, query, after, token, open, text, clo
   };
   return {
     send: (frame) => socket.send(frame),
-    isSending: () => socket.bufferedAmount > 0,
     close(code, reason) {
       forget();
       socket.onerror = () => {};
@@ -128,6 +124,7 @@ export function eventStreamLink({ base, path, query, after, rooms, token, postMs
   const controller = new AbortController();
   let posts = Promise.resolve();
   let posting = 0;
+  let isLeaving = false;
 
   const end = (ending) => {
     if (controller.signal.aborted) return;
@@ -187,9 +184,14 @@ export function eventStreamLink({ base, path, query, after, rooms, token, postMs
     hears: true,
     send(frame) {
       posting += 1;
-      posts = posts.then(() => !controller.signal.aborted && post(frame)).catch(() => end({})).finally(() => (posting -= 1));
+      posts = posts.then(() => !controller.signal.aborted && !isLeaving && post(frame)).catch(() => end({})).finally(() => (posting -= 1));
     },
     isSending: () => posting > 0,
+    /** Begins no other POST; resolves once none is under way. */
+    leave() {
+      isLeaving = true;
+      return posts;
+    },
     close: () => controller.abort(),
   };
 }
@@ -228,7 +230,7 @@ export class Tabcast extends EventTarget {
 
   #outbox = new Map(); // client id → { text, room, sent, resolve, reject }, in the order of sending
   #outboxChars = 0;
-  #rooms = new Map(); // name → { clientId, joined, wasJoined, refusals, promise, resolve, reject }
+  #rooms = new Map(); // name → what `join` makes
 
   /**
    * `url` is where the server is; in a page, by default, where the page is from. `query()` gives the parameters of the
@@ -306,7 +308,7 @@ export class Tabcast extends EventTarget {
 
   leave(room) {
     if (!this.#rooms.has(room)) return;
-    this.#forget(room, new TabcastError("closed", "The room was left before it was joined."));
+    this.#forget(room);
     if (this.#state.name !== "online") return;
     if (this.#link.hears) this.#reopenSoon();
     else this.#transmit({ type: "leave", room });
@@ -323,9 +325,9 @@ export class Tabcast extends EventTarget {
 
   /** Asks for a sign of life, and starts anew if none comes. The server's own heartbeat is not visible to a page. */
   check() {
-    if (this.#pongTimer || (this.#link?.hears && this.#link.isSending())) return; // a POST has an end of its own
+    if (this.#pongTimer || (this.#link?.hears && this.#link.isSending?.())) return; // a POST has an end of its own
     if (!this.#transmit({ type: "ping" })) return;
-    let charsBefore = 0; // on the way, perhaps in a buffer of the system, of which nobody tells
+    let charsBefore = 0; // on the way, perhaps in a buffer that `bufferedAmount` does not count
     for (const { sent, text } of this.#outbox.values()) if (sent) charsBefore += text.length;
     const { pongMs, uploadCharsPerSecondMin } = this.#limits;
     this.#pongTimer = setTimeout(() => this.#drop({ opened: true }), pongMs + (charsBefore * 1000) / uploadCharsPerSecondMin);
@@ -339,9 +341,8 @@ export class Tabcast extends EventTarget {
     this.#watching = new AbortController();
     const { signal } = this.#watching;
     const { document } = globalThis;
-    globalThis.addEventListener?.("online", () => this.#wake(), { signal });
+    for (const type of ["online", "pageshow"]) globalThis.addEventListener?.(type, () => this.#wake(), { signal });
     globalThis.addEventListener?.("offline", () => this.#doze(), { signal });
-    globalThis.addEventListener?.("pageshow", () => this.#wake(), { signal });
     document?.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.#wake(), { signal });
   }
 
@@ -378,7 +379,7 @@ export class Tabcast extends EventTarget {
     clearTimeout(this.#retryTimer);
     this.#watch();
     this.#set({ name: "connecting" });
-    if (generation !== this.#generation) return; // a listener has closed it, or started it anew
+    if (generation !== this.#generation) return; // by a listener
     try {
       if (token === undefined) token = await this.#ask(why);
     } catch {
@@ -401,8 +402,7 @@ export class Tabcast extends EventTarget {
         open: current(() => {
           opened = true;
           clearTimeout(handshake);
-          if (!this.#opened(events, token)) return;
-          if (events && named.join("\n") !== [...this.#rooms.keys()].join("\n")) this.#reopenSoon(); // joined or left meanwhile
+          this.#opened(events, token, named);
         }),
         text: current((text) => {
           this.#heard();
@@ -430,13 +430,10 @@ export class Tabcast extends EventTarget {
   }
 
   #target(token, events) {
-    const { postMs, uploadCharsPerSecondMin } = this.#limits;
-    const path = events ? this.#events : this.#path;
-    return { base: this.#base, path, query: this.#query(), rooms: [...this.#rooms.keys()], postMs, uploadCharsPerSecondMin, token };
+    return { ...this.#limits, base: this.#base, path: events ? this.#events : this.#path, query: this.#query(), rooms: [...this.#rooms.keys()], token };
   }
 
-  /** False if a listener has closed it, or started it anew. */
-  #opened(events, token) {
+  #opened(events, token, named) {
     const generation = this.#generation;
     this.#retryAfterMs = null;
     this.#refusedToken = undefined;
@@ -446,11 +443,11 @@ export class Tabcast extends EventTarget {
     this.#heard();
     this.#listen();
     this.#set({ name: "online", transport: events ? "events" : "websocket" });
-    if (generation !== this.#generation) return false;
+    if (generation !== this.#generation) return; // by a listener
     if (events) this.#tryWebSocketLater(token);
-    if (!events) for (const room of this.#rooms.keys()) this.#sendJoin(room);
+    if (!events) this.#joinAll();
+    else if (named.join("\n") !== [...this.#rooms.keys()].join("\n")) this.#reopenSoon(); // joined or left meanwhile
     this.#flush();
-    return true;
   }
 
   /** Opens a WebSocket beside the event stream, which is left only if that works. */
@@ -476,8 +473,12 @@ export class Tabcast extends EventTarget {
     }, this.#limits.webSocketRetryMs);
   }
 
-  #reopen() {
-    this.#link?.close(1000);
+  /** Leaves an event stream for another connection. A POST that it broke off could be given to the worker twice. */
+  async #reopen() {
+    const generation = this.#generation;
+    await this.#link.leave?.();
+    if (generation !== this.#generation) return;
+    this.#link.close(1000);
     this.#generation += 1;
     this.#unlink();
     this.#open("reconnect");
@@ -545,10 +546,14 @@ export class Tabcast extends EventTarget {
     this.#retry("reconnect", code);
   }
 
-  #retry(why, code) {
+  #pause(attempt) {
     const { backoffMs, backoffMaxMs } = this.#limits;
+    return Math.random() * Math.min(backoffMaxMs, backoffMs * 2 ** attempt);
+  }
+
+  #retry(why, code) {
     const ordered = this.#retryAfterMs !== null;
-    const pause = Math.random() * Math.min(backoffMaxMs, backoffMs * 2 ** this.#attempt);
+    const pause = this.#pause(this.#attempt);
     // A node that drains tells each tab another time; a refusal is the same for all, who must not come back at once.
     const wait = ordered ? this.#retryAfterMs + (this.#isRefused ? pause : 0) : pause;
     this.#retryAfterMs = null;
@@ -573,8 +578,7 @@ export class Tabcast extends EventTarget {
     for (const { reject } of this.#outbox.values()) reject(new TabcastError("closed", "The connection ended before this was sent."));
     this.#outbox.clear();
     this.#outboxChars = 0;
-    const pending = isRestart ? [] : [...this.#rooms].filter(([, { wasJoined }]) => !wasJoined);
-    for (const [room] of pending) this.#forget(room, new TabcastError("closed", "The connection ended before this room was joined."));
+    for (const [room, { wasJoined }] of this.#rooms) if (!wasJoined && !isRestart) this.#forget(room);
     this.#set({ name: "closed", code, reason }); // the last, as a listener may start it anew
   }
 
@@ -593,19 +597,20 @@ export class Tabcast extends EventTarget {
     this.#transmit({ type: "join", room, client_id: entry.clientId });
   }
 
-  #forget(room, error) {
+  #forget(room, error = new TabcastError("closed", "It was given up before it was joined.")) {
     this.#rooms.get(room).reject(error);
     this.#rooms.delete(room);
   }
 
-  /** After a refusal that passes; the pauses grow. */
+  #joinAll() {
+    for (const [room, { clientId }] of this.#rooms) if (!clientId) this.#sendJoin(room);
+  }
+
   #joinLater(refusals) {
-    const { backoffMs, backoffMaxMs } = this.#limits;
-    const pause = Math.random() * Math.min(backoffMaxMs, backoffMs * 2 ** refusals);
     this.#joinTimer ||= setTimeout(() => {
       this.#joinTimer = 0;
-      for (const [room, { joined, clientId }] of this.#rooms) if (!joined && !clientId) this.#sendJoin(room);
-    }, pause);
+      this.#joinAll();
+    }, this.#pause(refusals));
   }
 
   #flush() {
@@ -622,7 +627,7 @@ export class Tabcast extends EventTarget {
   #ackIsDue() {
     this.#ackTimer = 0;
     if (this.#outbox.size === 0) return;
-    if (performance.now() - this.#heardAt >= this.#limits.ackMs && !this.#link.isSending?.()) this.check();
+    if (performance.now() - this.#heardAt >= this.#limits.ackMs) this.check();
     this.#flush();
   }
 
@@ -668,7 +673,7 @@ export class Tabcast extends EventTarget {
     const error = new TabcastError(code, message);
     const [name, room] = this.#roomOf(clientId);
     if (code === "draining" && (room || this.#outbox.has(clientId))) return true;
-    if (room?.wasJoined && PASSING_CODES.has(code)) {
+    if (room?.wasJoined && ["rate_limited", "overloaded"].includes(code)) {
       room.clientId = "";
       this.#joinLater(room.refusals++);
     } else if (room) {
