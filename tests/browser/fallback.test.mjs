@@ -50,6 +50,13 @@ describe("the page behind a proxy that lets no WebSocket through", { concurrency
 
   it("comes back over the stream after a restart, and over a WebSocket once one gets through", async () => {
     const person = await browser.person();
+    await person.route("**/tabcast.js", async (route) => {
+      const response = await route.fetch();
+      const source = await response.text();
+      const hasty = source.replace("webSocketRetryMs: 120_000", "webSocketRetryMs: 200"); // else the test lasts two minutes
+      assert.notEqual(hasty, source);
+      await route.fulfill({ response, body: hasty });
+    });
     const tab = await openTab(person, `${proxy.origin}/?user=dan`);
     await server.stop();
     await until("it is away", async () => (await tab.locator("#status").getAttribute("data-state")) !== "online");
@@ -58,10 +65,16 @@ describe("the page behind a proxy that lets no WebSocket through", { concurrency
     await state(tab, "online");
     await until("it was sent", async () => (await tab.locator(".item.own[data-id]").count()) === 1);
     assert.equal(await statusText(tab), "Online, without WebSocket");
+    const sockets = [];
+    tab.on("websocket", (socket) => sockets.push(socket));
+    const refused = proxy.refused;
+    await until("tries that are in vain", () => proxy.refused >= refused + 2);
+    assert.equal(await statusText(tab), "Online, without WebSocket");
     proxy.lets.webSockets = true;
-    await tab.reload();
-    await state(tab, "online");
-    assert.equal(await statusText(tab), "Online");
+    await until("a WebSocket", async () => (await statusText(tab)) === "Online");
+    await say(tab, "by WebSocket");
+    await until("that was sent, too", async () => (await tab.locator(".item.own[data-id]").count()) === 2); // the page was not loaded anew
+    assert.ok(!sockets.at(-1).isClosed());
     proxy.lets.webSockets = false;
     await person.close();
   });
