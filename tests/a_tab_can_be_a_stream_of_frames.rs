@@ -212,6 +212,22 @@ async fn an_end_says_why_and_a_shutdown_waits_for_the_readers() {
     assert!(matches!(Mailboxes::start(&Engine::new(without), Unanswered), Err(StartError::NoShard)));
 }
 
+#[tokio::test]
+async fn a_large_frame_that_nobody_reads_is_within_the_budget() {
+    let hub = HubLimits { bytes_budget: 2 << 20, ..HubLimits::default() };
+    let rig = Rig::new(EngineSettings { hub, ..EngineSettings::default() });
+    let mut tab = rig.connect("ann").await;
+    rig.send("ann", &"x".repeat(3 << 20)).await;
+    let ended = async {
+        while tab.ending().is_none() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(PATIENCE, ended).await.unwrap();
+    assert_eq!(tab.ending(), Some(Disconnect::OverBudget));
+    assert_eq!(next(&mut tab).await, None);
+}
+
 /// Hangs for ever.
 async fn hang(_: IncomingMessage, _: Arc<dyn PlatformAdapter>) {
     std::future::pending().await

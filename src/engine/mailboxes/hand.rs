@@ -11,7 +11,9 @@ use crate::fanout::shard::Given;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::Frame;
 
-/// What is handed over ahead of the reader: the rest waits in the session's queue, by whose rules it may be replaced.
+/// What is handed over ahead of the reader: the rest waits in the session's queue, by whose rules it may be replaced. A
+/// frame with more bytes than these is handed over alone, and stays in the queue as well until it is read: there the
+/// process's budget finds it.
 const PIECES_MAX: usize = 16;
 const BYTES_MAX: usize = 64 << 10;
 
@@ -44,6 +46,8 @@ pub(super) struct Hand {
 struct Lane {
     pieces: VecDeque<Piece>,
     bytes: usize,
+    /// A large frame that was handed over, and that the queue has as well.
+    large: Option<Frame>,
     /// The shard has more, for which there was no room.
     is_short: bool,
     /// It is on the list of those that the shard is to look at.
@@ -72,7 +76,8 @@ impl Hand {
         let _ = self.address.set(address);
     }
 
-    /// Takes one more piece, if there is room for it: an empty lane has room for any.
+    /// Takes one more piece, if there is room for it: an empty lane has room for any. Of a large one it says so only once
+    /// that was read.
     pub(super) fn take(&self, given: &Given<'_>) -> bool {
         let bytes = match given {
             Given::Chunk(_) if self.chunks == Chunks::Ignored => return true,
@@ -84,14 +89,27 @@ impl Hand {
             lane.is_short = true;
             return false;
         }
+        // A newer one may have taken its place in the queue.
+        let large = lane.large.take();
+        if let (Given::Frame(frame), Some(large)) = (given, large)
+            && std::ptr::eq(frame.websocket(), large.websocket())
+        {
+            return true;
+        }
         lane.bytes += bytes;
-        lane.pieces.push_back(match given {
-            Given::Frame(frame) => Piece::Frame(Frame::clone(frame)),
-            Given::Chunk(chunk) => Piece::Chunk(Box::from(*chunk)),
-        });
+        let (piece, large) = match given {
+            Given::Frame(frame) => {
+                (Piece::Frame(Frame::clone(frame)), (bytes > BYTES_MAX).then(|| Frame::clone(frame)))
+            }
+            Given::Chunk(chunk) => (Piece::Chunk(Box::from(*chunk)), None),
+        };
+        let is_taken = large.is_none();
+        lane.pieces.push_back(piece);
+        lane.is_short |= !is_taken;
+        lane.large = large;
         drop(lane);
         self.reader.wake();
-        true
+        is_taken
     }
 
     /// The tab is over. If it was cut, what was handed over and not read goes with its queue: a reader that stalls, and
@@ -99,7 +117,8 @@ impl Hand {
     pub(super) fn end(&self, ending: Disconnect) {
         let mut lane = self.lane();
         let first = *lane.ending.get_or_insert(ending);
-        let displaced = if is_cut(first) { std::mem::take(&mut lane.pieces) } else { VecDeque::new() };
+        let pieces = if is_cut(first) { std::mem::take(&mut lane.pieces) } else { VecDeque::new() };
+        let displaced = (pieces, lane.large.take());
         drop(lane);
         drop(displaced);
         self.reader.wake();
@@ -120,7 +139,7 @@ impl Hand {
     pub(super) fn leave(&self) {
         let mut lane = self.lane();
         lane.is_left = true;
-        let displaced = std::mem::take(&mut lane.pieces);
+        let displaced = (std::mem::take(&mut lane.pieces), lane.large.take());
         drop(lane);
         drop(displaced);
     }
@@ -211,8 +230,9 @@ mod tests {
         let (hand, stirred) = (opened(), Stirred::default());
         let mut context = Context::from_waker(Waker::noop());
         let take = |frame: &Frame| hand.take(&Given::Frame(frame));
-        assert!(take(&Frame::text(&"x".repeat(2 * BYTES_MAX))), "an empty lane");
-        assert!(!take(&Frame::text("x")), "no room in bytes");
+        let half = Frame::text(&"x".repeat(BYTES_MAX / 2));
+        assert!(take(&half), "an empty lane");
+        assert!(!take(&half), "no room in bytes");
         assert!(hand.take(&Given::Chunk(b"1\r\nx\r\n")), "nobody wants it");
         assert!(stirred.take(&mut context).is_empty());
         assert!(matches!(hand.poll(&mut context, &stirred), Poll::Ready(Some(Piece::Frame(_)))));
@@ -234,6 +254,26 @@ mod tests {
         hand.end(Disconnect::Kicked);
         assert!(matches!(hand.poll(&mut context, &stirred), Poll::Ready(None)));
         assert_eq!(hand.ending(), Some(Disconnect::Kicked));
+    }
+
+    #[test]
+    fn a_large_frame_is_handed_over_once_and_taken_when_it_was_read_unless_it_was_replaced() {
+        let mut context = Context::from_waker(Waker::noop());
+        let [large, newer] = ["x", "y"].map(|text| Frame::text(&text.repeat(2 * BYTES_MAX)));
+        for (is_replaced, then) in [(false, &large), (true, &newer)] {
+            let (hand, stirred) = (opened(), Stirred::default());
+            let mut read = || match hand.poll(&mut context, &stirred) {
+                Poll::Ready(Some(Piece::Frame(frame))) => Some(frame.json().to_vec()),
+                _ => None,
+            };
+            assert!(!hand.take(&Given::Frame(&large)), "an empty lane has room, but it is to be read first");
+            assert!(!hand.take(&Given::Frame(&large)), "and once");
+            assert_eq!(read().as_deref(), Some(large.json()));
+            assert_eq!(hand.take(&Given::Frame(then)), !is_replaced);
+            assert_eq!(read().as_deref(), is_replaced.then_some(newer.json()));
+            assert!(is_replaced || hand.take(&Given::Frame(&Frame::text("behind"))));
+            assert_eq!(stirred.hands.lock().unwrap().len(), 1, "it asks for more");
+        }
     }
 
     #[test]
