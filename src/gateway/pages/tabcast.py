@@ -283,11 +283,11 @@ class WebChatAdapter:
                     await asyncio.wait(self._under_way, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
                 if (count := self.handlers_max + self.reserve_max - len(self._under_way)) <= 0: continue
                 if time.monotonic() >= claim_at:
-                    with contextlib.suppress(ResponseError):  # there is one
-                        await client.xgroup_create(stream, group, id="0", mkstream=True)
+                    with contextlib.suppress(ResponseError): await client.xgroup_create(stream, group, id="0", mkstream=True)  # there is one
                     entries = (await client.xautoclaim(stream, group, name, int(self.claim_idle * 1000), count=count))[1]
                     claim_at = time.monotonic() + (self.claim_idle / 4 if len(entries) < count else 0)
-                else:
+                else: entries = []
+                if not entries:  # a bot that looks often for what others left reads all the same
                     answer = await client.xreadgroup(group, name, {stream: ">"}, count=count, block=None if is_full else 500)
                     entries = [entry for _, part in answer or [] for entry in part]
                 for id, fields in entries: kept(self._answers, asyncio.ensure_future(finish(id, fields or {})))
