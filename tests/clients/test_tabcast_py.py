@@ -802,7 +802,7 @@ async def handle(message, adapter):
 WebChatAdapter(handle, webhook=("127.0.0.1", {port})).run()
 """
             settings = {"PYTHONPATH": str(SOURCE.parent), "WEBCHAT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "WEBCHAT_SECRET": ""}
-            bot = subprocess.Popen([sys.executable, "-B", "-X", "dev", "-c", program], env={**os.environ, **settings}, stderr=log)
+            bot = subprocess.Popen([sys.executable, "-B", "-W", "always::ResourceWarning", "-c", program], env={**os.environ, **settings}, stderr=log)
             self.addCleanup(bot.wait)
             self.addCleanup(bot.kill)
 
