@@ -33,7 +33,7 @@ pub use crate::driver::embed::events::EventsBody;
 use crate::driver::embed::threads::{Arrival, Threads};
 use crate::driver::handshake;
 use crate::driver::response::{Answered, draining, error, error_with, method_not_allowed};
-use crate::driver::start::DrainPlan;
+use crate::driver::start::{DrainPlan, end_answers};
 use crate::engine::Engine;
 use crate::engine::mailboxes::{self, ConnectError, Mailboxes};
 use crate::engine::worker::{NoRuntime, Worker, WorkerSettings};
@@ -43,9 +43,6 @@ use crate::fanout::session::Identity;
 use crate::fanout::shard::{OpenError, Resume, Wire};
 use crate::metrics::{HandshakeOutcome, Refusal};
 use crate::platform::adapter::MessageHandler;
-
-/// How often a shutdown looks whether all answers have ended.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What the tabs of an embedded engine are started with.
 #[derive(Debug, Clone)]
@@ -363,16 +360,7 @@ impl Tabs {
             // Whoever waits for an answer still gets it, if it comes in time.
             let _ = tokio::time::timeout(patience, worker.finish()).await;
             hub.drain(plan.sessions);
-            let answers = async {
-                let ended = async {
-                    while hub.stream_count() > 0 {
-                        tokio::time::sleep(LOOK_AGAIN).await;
-                    }
-                };
-                let _ = tokio::time::timeout(plan.answers, ended).await;
-                hub.end_streams();
-            };
-            tokio::join!(answers, threads.ended(), mailboxes.ended());
+            tokio::join!(end_answers(hub, plan.answers), threads.ended(), mailboxes.ended());
         };
         let _ = tokio::time::timeout(plan.deadline, drained).await;
         threads.running() + usize::from(mailboxes.is_running())

@@ -58,6 +58,17 @@ pub trait EdgeFactory: Send + Sync + 'static {
     fn edge(&self, local: Rc<LocalShard>) -> Rc<dyn Edge>;
 }
 
+/// Waits until all answers have ended by themselves, so long at the most; then ends those that are left.
+pub(super) async fn end_answers(hub: &Hub, patience: Duration) {
+    let ended = async {
+        while hub.stream_count() > 0 {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    let _ = tokio::time::timeout(patience, ended).await;
+    hub.end_streams();
+}
+
 /// How the shards' threads end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrainPlan {
@@ -184,15 +195,7 @@ impl ShardThreads {
     pub async fn drain(mut self, plan: DrainPlan, work: impl Future<Output = ()>) -> usize {
         self.hub.drain(plan.sessions);
         let (hub, release) = (Arc::clone(&self.hub), self.release.clone());
-        let answers = async {
-            let ended = async {
-                while hub.stream_count() > 0 {
-                    tokio::time::sleep(LOOK_AGAIN).await;
-                }
-            };
-            let _ = tokio::time::timeout(plan.answers, ended).await;
-            hub.end_streams();
-        };
+        let answers = end_answers(&hub, plan.answers);
         let mut occupied = self.occupied.clone();
         // A shard that has drained before the others goes on answering requests.
         let drained = async {

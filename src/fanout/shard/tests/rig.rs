@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::fanout::hub::{Hub, Watched};
+use crate::fanout::hub::Hub;
 use crate::fanout::session::{Address, Identity, RoomGrant, SessionRef};
 use crate::fanout::shard::slab::State;
 use crate::fanout::shard::{Answer, Inbound, OpenError, Opening, Outcome, Reaction, Resume, Shard, Wire};
@@ -209,14 +209,6 @@ impl Rig {
         tab
     }
 
-    /// Whoever watches: an event stream of nobody's.
-    pub(super) fn watcher(&mut self, shard: u16, watched: &Watched) -> Result<usize, OpenError> {
-        let address = self.shards[usize::from(shard)].open_watcher(watched)?;
-        let tab = self.add(address, Wire::EventStream);
-        self.writable(tab, usize::MAX);
-        Ok(tab)
-    }
-
     /// The reader of an answer: of a new one with `options`, of one that was left without.
     pub(super) fn answer(
         &mut self,
@@ -254,7 +246,7 @@ impl Rig {
         self.got(tab).iter().filter_map(records).collect()
     }
 
-    fn add(&mut self, address: Address, wire: Wire) -> usize {
+    pub(super) fn add(&mut self, address: Address, wire: Wire) -> usize {
         self.tabs.push(Tab {
             address,
             wire,
@@ -452,13 +444,12 @@ impl Rig {
 
     /// Bytes behind the last whole frame.
     pub(super) fn torn_bytes(&self, tab: usize) -> usize {
-        let tab = &self.tabs[tab];
-        let next = match tab.wire {
+        let (wire, mut rest) = (self.tabs[tab].wire, &self.tabs[tab].received[..]);
+        let next = match wire {
             Wire::WebSocket | Wire::Frames => next_frame,
             Wire::DeflatedWebSocket | Wire::NarrowWebSocket(_) => next_deflated,
             Wire::EventStream | Wire::Completion => next_records,
         };
-        let mut rest = &tab.received[..];
         while let Some((_, after)) = next(rest) {
             rest = after;
         }

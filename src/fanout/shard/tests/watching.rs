@@ -13,6 +13,16 @@ use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::{Frame, Kind};
 use crate::proto::limits::SessionLimits;
 
+impl Rig {
+    /// Whoever watches: an event stream of nobody's.
+    fn watcher(&mut self, shard: u16, watched: &Watched) -> Result<usize, OpenError> {
+        let address = self.shards[usize::from(shard)].open_watcher(watched)?;
+        let tab = self.add(address, Wire::EventStream);
+        self.writable(tab, usize::MAX);
+        Ok(tab)
+    }
+}
+
 fn channel(text: &str) -> Watched {
     Watched::Channel(ChannelId::parse(text).unwrap())
 }
