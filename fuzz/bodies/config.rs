@@ -82,8 +82,8 @@ impl<'a> Setting<'a> {
         let (name, value) = line.split_once('=')?;
         let (place, name) = (*name.as_bytes().first()?, name.get(1..)?);
         let is_name = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
-        // A name is no secret, and is repeated.
-        if name.is_empty() || !name.bytes().all(is_name) || name.contains("hush") {
+        // A name, and the value of most settings, is no secret, and is repeated.
+        if name.is_empty() || !name.bytes().all(is_name) || line.contains("hush") {
             return None;
         }
         let value = match name {
