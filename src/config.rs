@@ -90,7 +90,7 @@ settings! {
     tabs_per_user_max: usize ["sessions"] = 32, live;
 
     ["Clients' addresses"]
-    /// Sessions (tabs, event streams, streams of /v1) of one address, or one /64 of IPv6, on this node. Default 1000;
+    /// Sessions (tabs, event streams, answers of /v1) of one address, or one /64 of IPv6, on this node. Default 1000;
     /// 0: no limit, as in development mode.
     /// Memory: each 16 bytes, each address up to 40.
     tabs_per_address_max: usize ["sessions"] = 1000, live;
@@ -310,6 +310,14 @@ settings! {
     /// one that says something cannot be found again.
     /// Memory: all of it, within `bytes_budget`.
     answers_bytes_max: usize = 64 << 20;
+    /// Bytes that one answer of `/v1` without `stream` may hold while it is collected: the texts of its messages and what
+    /// is around them. Default 8MiB. Past it the request is answered 502, and the worker is told that nobody waits.
+    /// Memory: within `whole_answers_bytes_max`.
+    whole_answer_bytes_max: usize = 8 << 20, live;
+    /// Bytes of all of these, until each is written. Default 64MiB. Past it a new one is answered 503, before the worker
+    /// is asked; and one that grows.
+    /// Memory: twice this: what is collected, and the body that is made of it.
+    whole_answers_bytes_max: usize = 64 << 20;
 
     ["Recovery"]
     /// Where frames are kept for tabs that come back: memory (default), redis or off.

@@ -143,6 +143,7 @@ impl Settings {
             ("completion_bytes_max", self.completion_bytes_max),
             ("answers_max", self.answers_max),
             ("answers_per_user_max", self.answers_per_user_max),
+            ("whole_answer_bytes_max", self.whole_answer_bytes_max),
             ("recovery_frames_max", self.recovery_frames_max),
         ];
         for (name, count) in counts {
@@ -170,6 +171,8 @@ impl Settings {
         ensure(kept_bytes <= self.bytes_budget / 2, "recovery_total_bytes_max", kept)?;
         let body = "must be at least body_bytes_max";
         ensure(self.bodies_bytes_max >= self.body_bytes_max, "bodies_bytes_max", body)?;
+        let answer = "must be at least whole_answer_bytes_max";
+        ensure(self.whole_answers_bytes_max >= self.whole_answer_bytes_max, "whole_answers_bytes_max", answer)?;
         let message = self.message_bytes_max.saturating_add(base64_bytes(self.attachment_bytes_max));
         let fits = "must be at least message_bytes_max and the base64 form of attachment_bytes_max together";
         ensure(self.inbound_bytes_max >= message, "inbound_bytes_max", fits)?;
@@ -388,6 +391,8 @@ mod tests {
         check("recovery_total_bytes_max = '200MiB'", "recovery_total_bytes_max");
         check("recovery_total_bytes_max = '7MiB'", "recovery_total_bytes_max");
         check("answer_timeout = '2h'", "answer_timeout");
+        check("whole_answer_bytes_max = 0", "whole_answer_bytes_max");
+        check("whole_answers_bytes_max = '7MiB'", "whole_answers_bytes_max");
         check("header_bytes_max = 100", "header_bytes_max");
         check("heartbeat_interval = '1ms'", "heartbeat_interval");
         check("header_timeout = '2h'", "header_timeout");

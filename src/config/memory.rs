@@ -30,6 +30,8 @@ const BODY_FORMS: u64 = 3;
 /// What a body costs beside that while its JSON is parsed: texts with escapes, undone into a buffer that grows by
 /// doubling, and copied. One body a thread.
 const PARSE_FORMS: u64 = 3;
+/// What an answer in one piece costs, in the bytes that it holds: its body is made while it is still there.
+const WHOLE_FORMS: u64 = 2;
 /// What the values of one `/v1` request may take while they are parsed, beside its bytes.
 const REQUEST_BYTES: u64 = 64 << 20;
 /// Messages that wait to be appended to workers' stream.
@@ -135,6 +137,10 @@ impl Settings {
             ("with TLS: tabs_max × 5 KiB + http_connections_max × 128 KiB", self.tls_bytes()),
             ("addresses, with keys: tabs_max × 72 B + http_connections_max × 40 B + 1.1 MiB", self.address_bytes()),
             ("answers: answers_max × 1 KiB", term(self.answers_max, SESSION_BYTES)),
+            (
+                "answers in one piece, and their bodies: 2 × whole_answers_bytes_max",
+                term(self.whole_answers_bytes_max, WHOLE_FORMS),
+            ),
             ("idempotency: idempotency_keys_max × 1 KiB", term(self.idempotency_keys_max, IDEMPOTENCY_BYTES as u64)),
             ("doubles: client_ids_max × 640 B", term(self.client_ids_max, CLIENT_ID_BYTES)),
             ("stacks and pools: shards × 8 MiB", term(self.shards, SHARD_BYTES)),
@@ -169,6 +175,7 @@ mod tests {
             ("idempotency_keys_max = 10_001", 1 << 10),
             ("client_ids_max = 100_001", 640),
             ("answers_max = 20_001", 1 << 10),
+            ("whole_answers_bytes_max = '65MiB'", 2 << 20),
             ("api_keys = ['k']", 19_000 * 72 + 1_024 * 40 + (1_088 << 10)),
             ("tls_cert = 'c'\ntls_key = 'k'", 19_000 * (5 << 10) + (128 << 20)),
             ("redis = ['redis://h']", (2 * 64 + 64 + 16 * 16) << 20),

@@ -33,7 +33,7 @@ use crate::gateway::clients::Clients;
 use crate::gateway::files;
 use crate::gateway::files::remote::RemoteFiles;
 use crate::gateway::metrics_text::{self, Ceilings, MetricsText};
-use crate::gateway::openai::Answers;
+use crate::gateway::openai::{Answers, WholeBudget};
 use crate::gateway::pages::Pages;
 use crate::gateway::response::{Answered, draining, error, finish, json, method_not_allowed, refused, typed};
 use crate::gateway::trace_headers;
@@ -57,6 +57,7 @@ pub(crate) struct Gateway {
     pub(crate) api: Api<Engine>,
     pub(crate) texts: ClientTexts,
     pub(crate) answers: Answers,
+    pub(crate) whole_answers: WholeBudget,
     pub(crate) bodies: BodyLimits,
     pub(crate) clients: Clients,
     pub(crate) pages: Pages,

@@ -6,15 +6,13 @@
 
 mod failed;
 mod kept;
+mod whole;
 
-use std::future::poll_fn;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use futures_core::Stream;
 use http::header::{HOST, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode, Version};
 use hyper::Request;
@@ -23,7 +21,6 @@ use serde_json::{Value, json};
 
 use crate::driver::addresses::Place;
 use crate::driver::listener;
-use crate::fanout::mailbox::Mailbox;
 use crate::fanout::shard::{Answer, OpenError};
 use crate::fanout::streams::{self, StreamOptions};
 use crate::gateway::auth::{Principal, RouteClass};
@@ -32,6 +29,7 @@ use crate::gateway::edge::{Asked, ShardEdge};
 use crate::gateway::openai::failed::Failed;
 pub(crate) use crate::gateway::openai::kept::Answers;
 use crate::gateway::openai::kept::{Claim, Kept};
+pub(crate) use crate::gateway::openai::whole::WholeBudget;
 use crate::gateway::response::{self, Answered};
 use crate::gateway::trace_headers;
 use crate::id::{ChannelId, RequestId, UserId};
@@ -39,8 +37,8 @@ use crate::metrics::{HandshakeOutcome, Refusal};
 use crate::platform::adapter::Outlet;
 use crate::platform::message::IncomingMessage;
 use crate::platform::openai::{BadRequest, ChatRequest};
-use crate::proto::completion::{Completion, CompletionHead, Failure, WholeCompletion, estimated_tokens};
-use crate::proto::event::{EndReason, Event};
+use crate::proto::completion::{Completion, CompletionHead, estimated_tokens};
+use crate::proto::event::Event;
 use crate::proto::sse;
 use crate::traces;
 use crate::traces::Span;
@@ -50,8 +48,6 @@ const REQUEST_ID_NAME: &str = "x-request-id";
 const REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID_NAME);
 /// What an answer's id begins with.
 const ID_PREFIX: &str = "chatcmpl-";
-/// The most bytes that an answer in one piece may hold while it is collected.
-const WHOLE_BYTES_MAX: usize = 8 << 20;
 /// Bodies over this are parsed on the control threads. The worst, empty arrays, take some 17 µs a KiB.
 const PARSE_APART_BYTES: usize = 8 << 10;
 
@@ -197,11 +193,12 @@ impl ShardEdge {
         wanted.question.trace = span.context().map(Box::new);
         let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
         let claim = self.gateway.answers.claim(self.gateway.engine.hub(), &wanted.user, key, &wanted.kept)?;
-        if !wanted.is_stream {
-            return self.whole(wanted, claim).await;
-        }
         let place = self.place(client).map_err(Failed::from)?;
-        self.stream(wanted, claim, place, cors).await
+        if wanted.is_stream {
+            self.stream(wanted, claim, place, cors).await
+        } else {
+            self.whole(wanted, claim, place).await.map(listener::Answer::Respond)
+        }
     }
 
     async fn read_chat(&self, request: Request<Incoming>) -> Result<ChatRequest, Failed> {
@@ -324,41 +321,6 @@ impl ShardEdge {
         (head.id.clone(), sse::response_head(&headers))
     }
 
-    /// An answer in one piece. Dropped, as when the client goes away, it cancels the answer, or leaves it if the client
-    /// said so.
-    async fn whole(&self, wanted: Wanted, claim: Claim<'_>) -> Result<listener::Answer, Failed> {
-        let Wanted { question, kept: Kept { head, .. }, options, .. } = wanted;
-        let place = self.gateway.answers.inlet().reserve(&question).map_err(Failed::from)?;
-        self.gateway.engine.expect(&ChannelId::Stream(head.id.clone())).await;
-        let opened = self.gateway.engine.hub().open_stream(&head.id, options);
-        let mut mailbox = opened.map_err(|error| self.not_opened(error.into()))?;
-        claim.opened();
-        self.mirror(&question);
-        place.hand_on(question);
-        let mut whole = WholeCompletion::new(Arc::clone(&head.files_url));
-        while whole.ending().is_none() {
-            let Some(frame) = next(&mut mailbox).await else { break };
-            whole.handle(&frame);
-            if whole.bytes() > WHOLE_BYTES_MAX {
-                return Err(Failed::of_answer(Failure::Internal, head.id));
-            }
-        }
-        let failure = match whole.ending() {
-            Some(EndReason::Stop) => None,
-            Some(reason) => Failure::of_end(reason),
-            None => Some(Failure::SlowConsumer),
-        };
-        if let Some(failure) = failure {
-            return Err(Failed::of_answer(failure, head.id));
-        }
-        let json = HeaderValue::from_static("application/json");
-        let mut response = response::typed(StatusCode::OK, json, whole.to_json(&head));
-        if let Ok(id) = HeaderValue::from_str(head.id.as_str()) {
-            response.headers_mut().insert(REQUEST_ID, id);
-        }
-        Ok(listener::Answer::Respond(response))
-    }
-
     /// What the worker gets.
     fn question(&self, user: &UserId, request: &RequestId, chat: ChatRequest) -> IncomingMessage {
         let extra = [
@@ -391,10 +353,6 @@ fn begin(head: CompletionHead) -> (Completion, Vec<u8>) {
     let mut first = Vec::with_capacity(256);
     completion.start(&mut first);
     (completion, sse::chunk(&first))
-}
-
-async fn next(mailbox: &mut Mailbox) -> Option<crate::proto::frame::Frame> {
-    poll_fn(|context| Pin::new(&mut *mailbox).poll_next(context)).await
 }
 
 /// A host and perhaps a port, as it may stand in a link.

@@ -36,7 +36,7 @@ use crate::gateway::clients::{self, Clients};
 use crate::gateway::edge::{Edges, Gateway};
 use crate::gateway::files::remote::RemoteFiles;
 use crate::gateway::metrics_text::MetricsText;
-use crate::gateway::openai::Answers;
+use crate::gateway::openai::{Answers, WholeBudget};
 use crate::gateway::pages::Pages;
 use crate::gateway::reload::{self, Reload, Reloaded};
 use crate::gateway::serve::export::Export;
@@ -220,6 +220,7 @@ impl Running {
             api: Api::new(chat, api_limits(&settings)),
             texts,
             answers,
+            whole_answers: WholeBudget::new(settings.whole_answers_bytes_max),
             bodies: BodyLimits {
                 timeout: settings.body_timeout,
                 budget: Arc::new(Semaphore::new(settings.bodies_bytes_max.min(Semaphore::MAX_PERMITS))),

@@ -70,5 +70,7 @@ label! {
         AnswersOfUser = "answers_of_user",
         /// Bodies hold as many bytes as they may (503).
         Bodies = "bodies",
+        /// Answers in one piece hold as many bytes as they may (503).
+        WholeAnswers = "whole_answers",
     }
 }

@@ -450,6 +450,99 @@ class ADrain(OpenAITest):
         self.assertIn(turns[1].id, self.worker.cancelled, "the worker is told, before the process leaves")
 
 
+class WholeAnswers(OpenAITest):
+    """What answers without `stream` hold, each and together."""
+
+    settings = {"whole_answer_bytes_max": "64KiB", "whole_answers_bytes_max": "80KiB", "message_bytes_max": "1MiB"}
+
+    def refusals(self):
+        metrics = self.gateway.http("GET", "/metrics").body.decode()
+        return int(re.search(r'tabcast_refusals_total{reason="whole_answers"} (\d+)', metrics)[1])
+
+    def failed(self, asking, status, code):
+        with self.assertRaises(openai.InternalServerError) as caught:
+            asking.result(PATIENCE)
+        error = caught.exception
+        self.assertEqual((error.status_code, error.code, error.type), (status, code, "server_error"))
+        return error
+
+    def test_one_that_holds_too_much_is_502_and_a_stream_is_not(self):
+        for texts in (["x" * 70_000], ["x" * 30_000] * 3):
+            asking = self.apart(self.ask, self.client(max_retries=2))
+            turn = self.worker.question()
+            for text in texts:
+                turn.send(text)
+            error = self.failed(asking, 502, "answer_too_large")
+            self.assertIn("65536 bytes", error.body["message"])
+            self.assertEqual((error.request_id, error.response.headers["x-should-retry"]), (turn.id, "false"))
+            self.until_cancelled(turn)
+        self.assertEqual(self.worker.asked, 2, "not asked again")
+        with self.ask(self.client(), stream=True) as stream:
+            self.worker.question().say("x" * 70_000)
+            self.assertEqual(len(content(stream)), 70_000)
+        # An edit takes the place of what it edits.
+        asking = self.apart(self.ask, self.client())
+        self.worker.question().say(*["x" * length for length in range(10_000, 60_000, 5_000)])
+        self.assertEqual(len(asking.result(PATIENCE).choices[0].message.content), 55_000)
+
+    def test_all_together_hold_no_more_than_they_may(self):
+        before = self.refusals()
+        asked = []
+        for _ in range(2):
+            asking = self.apart(self.ask, self.client(max_retries=2))
+            asked.append((asking, self.worker.question()))
+        for _, turn in asked:
+            turn.send("x" * 50_000)
+        # Whoever is heard second is refused.
+        until("there is no room for both", lambda: any(asking.done() for asking, _ in asked))
+        (refused, other), (kept, turn) = sorted(asked, key=lambda one: not one[0].done())
+        error = self.failed(refused, 503, "overloaded")
+        self.assertEqual((error.response.headers["retry-after"], error.response.headers["x-should-retry"]), ("1", "false"))
+        self.until_cancelled(other)
+        turn.end()
+        self.assertEqual(len(kept.result(PATIENCE).choices[0].message.content), 50_000)
+        self.assertEqual((self.worker.asked, self.refusals() - before), (2, 1))
+        again = self.apart(self.ask, self.client())
+        self.worker.question().say("x" * 50_000)
+        self.assertEqual(len(again.result(PATIENCE).choices[0].message.content), 50_000, "there is room again")
+
+    def test_without_any_room_the_worker_is_not_even_asked(self):
+        asking = [self.apart(self.ask, self.client(max_retries=0)) for _ in range(80)]
+        turns = [self.worker.question() for _ in asking]
+        with self.assertRaises(openai.InternalServerError) as caught:
+            self.ask(self.client(max_retries=0))
+        self.assertEqual((caught.exception.status_code, caught.exception.response.headers["retry-after"]), (503, "1"))
+        self.assertNotIn("x-should-retry", caught.exception.response.headers)
+        self.assertEqual(self.worker.asked, len(turns))
+        for turn in turns:
+            turn.end()
+        for answer in asking:
+            self.assertEqual(answer.result(PATIENCE).choices[0].message.content, "")
+
+
+class OneAddress(OpenAITest):
+    key = "worker-key"
+    settings = {"api_keys": "worker-key", "openai_keys": "olga:key-of-olga,otto:key-of-otto", "tabs_per_address_max": 2}
+
+    def test_has_its_share_of_answers_of_either_kind(self):
+        whole = self.apart(self.ask, self.client("key-of-olga"))
+        turn = self.worker.question()
+        with self.ask(self.client("key-of-otto"), stream=True) as stream:
+            other = self.worker.question()
+            for is_stream in (False, True):
+                with self.assertRaises(openai.RateLimitError) as caught:
+                    self.ask(self.client("key-of-otto", max_retries=0), stream=is_stream)
+                error = caught.exception
+                self.assertEqual((error.status_code, error.code, error.response.headers["retry-after"]), (429, "limit_reached", "5"))
+            turn.say("whole")
+            self.assertEqual(whole.result(PATIENCE).choices[0].message.content, "whole")
+            again = self.apart(self.ask, self.client("key-of-olga", max_retries=5))
+            self.worker.question().say("again")
+            self.assertEqual(again.result(PATIENCE).choices[0].message.content, "again")
+            other.end()
+        self.assertEqual(self.worker.asked, 3)
+
+
 class Keys(OpenAITest):
     key = "worker-key"
     settings = {"api_keys": "worker-key", "operator_keys": "operator-key", "openai_keys": "olga:key-of-olga,otto:key-of-otto"}

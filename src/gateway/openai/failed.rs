@@ -70,7 +70,7 @@ impl Failed {
             .with(CONNECTION, "close")
     }
 
-    fn overloaded(message: impl Into<String>) -> Self {
+    pub(super) fn overloaded(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Server, "overloaded", message).with(RETRY_AFTER, "1")
     }
 
@@ -96,6 +96,20 @@ impl Failed {
         };
         let failed = Self::new(status, ErrorKind::Server, failure.code(), failure.message());
         failed.with(SHOULD_RETRY, "false").of_request(&id)
+    }
+
+    /// The worker has said more than one answer in one piece may hold.
+    pub(super) fn answer_too_large(bytes_max: usize, id: &RequestId) -> Self {
+        let message =
+            format!("the answer is over the limit of {bytes_max} bytes for one in one piece; ask for a stream");
+        let (status, kind) = (StatusCode::BAD_GATEWAY, ErrorKind::Server);
+        Self::new(status, kind, "answer_too_large", message).with(SHOULD_RETRY, "false").of_request(id)
+    }
+
+    /// The worker has said more than there is room for beside the others. It has the question: no SDK asks it again.
+    pub(super) fn no_room_for_answer(id: &RequestId) -> Self {
+        let message = "the answers in one piece hold as many bytes as they may; ask for a stream, or again later";
+        Self::overloaded(message).with(SHOULD_RETRY, "false").of_request(id)
     }
 
     pub(super) fn answer(self) -> Answered {

@@ -524,6 +524,9 @@ fn a_whole_answer_is_the_final_texts() {
         r#""usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#
     );
     assert_eq!(String::from_utf8(answer.to_json(&head(false))).unwrap(), expected);
+    let answer = whole(&[message(1, "a"), file(2, "f"), buttons(3, "b", &labels(&["x", "y"])), message(4, "c")]);
+    let body = answer.to_json(&head(false));
+    assert!(body.capacity() <= body.len() + 256, "{} bytes in {}", body.len(), body.capacity());
     assert_eq!(whole(&[message(1, "a")]).ending(), None);
     assert_eq!(whole(&[end(EndReason::Timeout)]).ending(), Some(EndReason::Timeout));
     assert_eq!(whole(&[odd(Kind::End, 1, "{}")]).ending(), Some(EndReason::Error));

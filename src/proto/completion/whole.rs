@@ -9,6 +9,9 @@ use super::{CompletionHead, REMEMBERED_MESSAGES_MAX, end_reason, usage};
 use crate::proto::event::EndReason;
 use crate::proto::frame::{Frame, Kind};
 
+/// Room for what stands around an answer's content, with the longest numbers.
+const AROUND_BYTES: usize = 256;
+
 /// A message and what follows it up to the next one.
 #[derive(Debug)]
 struct Part {
@@ -21,20 +24,28 @@ struct Part {
 }
 
 impl Part {
-    fn append_to(&self, content: &mut Vec<u8>) {
+    /// Appends itself to a content that begins at `start`.
+    fn append_to(&self, content: &mut Vec<u8>, start: usize) {
         let text = text(&self.text).unwrap_or_default();
         let line_break = if text.is_empty() || self.list.is_empty() { &[][..] } else { LINE_BREAK };
-        join(content, &[text, line_break, &self.list]);
-        join(content, &[&self.links]);
+        join(content, start, &[text, line_break, &self.list]);
+        join(content, start, &[&self.links]);
+    }
+
+    /// The most bytes that [`append_to`](Self::append_to) appends.
+    fn content_bytes(&self) -> usize {
+        let text = text(&self.text).unwrap_or_default();
+        text.len() + self.list.len() + self.links.len() + LINE_BREAK.len() + 2 * BLANK_LINE.len()
     }
 }
 
-/// Appends the pieces of one part, behind an empty line if it is not the first; a part without bytes is none.
-fn join(content: &mut Vec<u8>, pieces: &[&[u8]]) {
+/// Appends the pieces of one part to a content that begins at `start`, behind an empty line if it is not the first; a
+/// part without bytes is none.
+fn join(content: &mut Vec<u8>, start: usize, pieces: &[&[u8]]) {
     if pieces.iter().all(|piece| piece.is_empty()) {
         return;
     }
-    if !content.is_empty() {
+    if content.len() > start {
         content.extend_from_slice(BLANK_LINE);
     }
     for piece in pieces {
@@ -74,7 +85,7 @@ impl WholeCompletion {
             Kind::Edit => self.edit(frame),
             Kind::File => {
                 let Some(link) = file_link(frame, &self.files_url) else { return };
-                join(self.parts.back_mut().map_or(&mut self.settled, |part| &mut part.links), &[&link]);
+                join(self.parts.back_mut().map_or(&mut self.settled, |part| &mut part.links), 0, &[&link]);
             }
             Kind::End => self.ending = Some(end_reason(frame)),
             _ => {}
@@ -94,18 +105,20 @@ impl WholeCompletion {
         self.settled.capacity() + self.parts.capacity() * size_of::<Part>() + parts.sum::<usize>()
     }
 
-    /// The body of the answer; usage counts are estimates.
+    /// The body of the answer; usage counts are estimates. It is no longer than [`bytes`](Self::bytes) and what is around
+    /// the texts.
     #[must_use]
     pub fn to_json(&self, head: &CompletionHead) -> Vec<u8> {
-        let mut content = self.settled.clone();
-        for part in &self.parts {
-            part.append_to(&mut content);
-        }
-        let usage = usage(head.prompt_tokens, count(&content));
         let mut body = head.front("chat.completion");
-        body.reserve(content.len() + 256);
+        let content_bytes = self.settled.len() + self.parts.iter().map(Part::content_bytes).sum::<usize>();
+        body.reserve_exact(content_bytes + AROUND_BYTES);
         body.extend_from_slice(b"{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"");
-        body.extend_from_slice(&content);
+        let start = body.len();
+        body.extend_from_slice(&self.settled);
+        for part in &self.parts {
+            part.append_to(&mut body, start);
+        }
+        let usage = usage(head.prompt_tokens, count(&body[start..]));
         body.extend_from_slice(b"\"},\"logprobs\":null,\"finish_reason\":\"stop\"}],");
         body.extend_from_slice(usage.as_bytes());
         body.push(b'}');
@@ -119,7 +132,7 @@ impl WholeCompletion {
         if self.parts.len() == REMEMBERED_MESSAGES_MAX
             && let Some(oldest) = self.parts.pop_front()
         {
-            oldest.append_to(&mut self.settled);
+            oldest.append_to(&mut self.settled, 0);
             self.has_forgotten = true;
         }
         let list = if frame.kind() == Kind::Buttons { button_lines(frame.json()) } else { Vec::new() };
