@@ -13,6 +13,7 @@ mod missed;
 mod post;
 mod sessions;
 mod watching;
+mod weighing;
 
 pub(crate) use crate::fanout::hub::deflating::Deflating;
 pub use crate::fanout::hub::draining::Drain;
@@ -22,8 +23,9 @@ pub(crate) use crate::fanout::hub::post::Post;
 pub(crate) use crate::fanout::hub::sessions::Edges;
 use crate::fanout::hub::watching::Watching;
 pub use crate::fanout::hub::watching::{TooManyWatchers, WATCHERS_MAX, Watched};
+pub(crate) use crate::fanout::hub::weighing::NOBODY;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -66,6 +68,11 @@ struct Inbox {
     /// # Ordering
     /// Acquire and Release: a loss that finds it set was noted before the shard clears it, and so before it tells.
     rooms_missed: AtomicBool,
+    /// The size class of the shard's fattest session that may be cut, as it told it last: see [`weighing`].
+    ///
+    /// # Ordering
+    /// Relaxed: a level, publishes nothing.
+    top_class: AtomicU32,
 }
 
 /// Where frames go in: the registry, the rooms, the streams, and an inbox per shard.
@@ -120,6 +127,7 @@ impl Hub {
             freed: Event::new(),
             claimed: AtomicBool::new(false),
             rooms_missed: AtomicBool::new(false),
+            top_class: AtomicU32::new(NOBODY),
         };
         let stripes = Arc::new(Stripes::new(limits.recovery.clone()));
         let metrics = Arc::new(Metrics::new(shards));

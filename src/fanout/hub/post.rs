@@ -29,6 +29,8 @@ pub(crate) enum Post {
     Limits(Arc<SessionLimits>),
     /// Whoever watches has to show its key again.
     EndWatchers,
+    /// Another shard asks how fat the fattest sessions of this one are.
+    Weigh,
     /// Somebody asks how the shard is.
     Report(Box<dyn FnOnce(Report) + Send>),
     /// Shards to wake: the one at `place` and, through it, those behind it.

@@ -9,6 +9,7 @@
 
 mod allowance;
 mod answer;
+mod budget;
 mod drain;
 mod frames;
 mod handing;
@@ -83,6 +84,8 @@ pub struct Shard {
     /// A tab that may be written to has more than its queue holds: writes come before posts.
     is_pressed: bool,
     relief: Relief,
+    /// The tick at which the other shards were asked how fat theirs are, while the process is over its budget.
+    asked: Option<u64>,
     /// What the other shards' queues cost beside their frames, as it was last looked up.
     entries_elsewhere: usize,
     /// For clients' messages that are compressed.
@@ -140,6 +143,7 @@ impl Shard {
             waiting: Batch::empty(),
             is_pressed: false,
             relief: Relief::default(),
+            asked: None,
             entries_elsewhere: 0,
             inflater: Inflater::default(),
             picks: 0,
@@ -297,6 +301,7 @@ impl Shard {
                 }
             }
             Post::RoomsMissed => self.tell_members_of_gap(),
+            Post::Weigh => drop(self.weigh()),
             Post::EndWatchers => self.end_watchers(),
             Post::Drain(pace) => self.start_drain(*pace, now),
             Post::Limits(limits) => self.limits = SessionLimits::clone(&limits),

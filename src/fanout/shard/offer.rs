@@ -1,4 +1,4 @@
-//! Frames into queues: the rules for a tab that is behind, by the frame's class, and the byte budget.
+//! Frames into queues: the rules for a tab that is behind, by the frame's class.
 
 use std::sync::Arc;
 
@@ -10,13 +10,11 @@ use crate::fanout::shard::queue::Entry;
 use crate::fanout::shard::slab::{Session, State};
 use crate::fanout::shard::timers::Timers;
 use crate::proto::disconnect::Disconnect;
-use crate::proto::frame::{self, Class, Frame};
+use crate::proto::frame::{Class, Frame};
 use crate::proto::sse;
 
 /// Control frames that fit beyond a full queue, so that a slow tab is still told why it ends.
 const CONTROL_ROOM: usize = 16;
-/// Sessions that are cut in one turn while the process is over its budget.
-const CUTS_PER_TURN: usize = 8;
 /// A room with more members than this is broadcast work: direct frames go before the rest of it.
 const DIRECT_MAX: usize = 64;
 
@@ -400,68 +398,6 @@ impl Shard {
         } else {
             session.written = 0;
         }
-    }
-
-    /// Cuts the fattest queues, a few a turn, while the process is over its byte budget. What is cut frees its memory a
-    /// little later: until the next tick it counts as free.
-    pub(super) fn keep_to_budget(&mut self) {
-        let sealed = usize::try_from(self.metrics.sealed_bytes.value()).unwrap_or(usize::MAX);
-        let entries = self.pool.lent_bytes() + self.frames.own_bytes() + sealed;
-        self.metrics.queue_entry_bytes.store(entries as u64);
-        let known = frame::live_bytes() + entries + self.entries_elsewhere;
-        // The other shards' part is looked up once a tick, and when it may matter.
-        if known <= self.bytes_budget / 4 * 3 {
-            return;
-        }
-        self.look_elsewhere();
-        let held = frame::live_bytes() + entries + self.entries_elsewhere;
-        if held <= self.bytes_budget {
-            return;
-        }
-        self.relief.begin(self.timers.tick());
-        if !self.relief.is_wanted(held - self.bytes_budget) {
-            return;
-        }
-        let fattest = self.find_fattest();
-        if fattest.is_empty() {
-            self.relief.exhaust();
-        }
-        for slot in fattest.into_iter().rev().take(CUTS_PER_TURN) {
-            self.relief.count(self.weight(slot));
-            match self.slab.get(slot).state {
-                State::Closing => self.finish(slot),
-                _ => self.cut(slot, Disconnect::OverBudget),
-            }
-            if !self.relief.is_wanted(held - self.bytes_budget) {
-                return;
-            }
-        }
-    }
-
-    /// What the queues of the other shards cost beside their frames.
-    pub(super) fn look_elsewhere(&mut self) {
-        let all = self.hub.metrics().sum(|shard| &shard.queue_entry_bytes);
-        let own = self.metrics.queue_entry_bytes.value();
-        self.entries_elsewhere = usize::try_from(all.saturating_sub(own)).unwrap_or(usize::MAX);
-    }
-
-    /// The stalled sessions of the top size class, the fattest last. A class is a power of two of bytes. Answers count
-    /// with what they remember, stalled or not; so do those that are only read to their end.
-    fn find_fattest(&self) -> Vec<u32> {
-        let fat = |slot: &u32| {
-            let session = self.slab.get(*slot);
-            let is_stalled = session.blocked && !session.queue.is_empty();
-            match session.state {
-                State::Open => is_stalled || session.answer.is_some(),
-                State::Closing => is_stalled && session.answer.is_some(),
-                State::Vacant | State::Ended => false,
-            }
-        };
-        let class = |slot: u32| self.weight(slot).checked_ilog2().unwrap_or(0);
-        let Some(top) = (0..self.slab.slots()).filter(fat).map(class).max() else { return Vec::new() };
-        let mut fattest: Vec<u32> = (0..self.slab.slots()).filter(fat).filter(|slot| class(*slot) == top).collect();
-        fattest.sort_unstable_by_key(|slot| self.weight(*slot));
-        fattest
     }
 
     /// Counts a bad frame; false if there were too many within ten seconds.

@@ -417,6 +417,50 @@ fn past_the_byte_budget_the_fattest_queues_are_cut_first_a_few_a_turn() {
     assert_eq!(rig.got(stalled[11]), [close(Disconnect::OverBudget)]);
 }
 
+/// A tab on each of two shards: both do not read, and for the first far more waits.
+fn fat_and_thin() -> (Rig, usize, usize) {
+    // No budget at all, as above.
+    let mut rig = Rig::with(2, SessionLimits::default(), 0);
+    let (fat, thin) = (rig.tab(0, "fat"), rig.tab(1, "thin"));
+    for (tab, bytes) in [(fat, 100_000), (thin, 10)] {
+        rig.stall(tab, 0);
+        let (shard, slot) = rig.shard_of(tab);
+        shard.send(slot, message(&"x".repeat(bytes)));
+    }
+    rig.flush();
+    (rig, fat, thin)
+}
+
+#[test]
+fn past_the_byte_budget_the_fattest_queues_are_cut_first_whichever_shard_they_are_on() {
+    let (mut rig, fat, thin) = fat_and_thin();
+    // It is the shard of the thin one that has something to do, and sees first how much is held.
+    rig.publish("thin", &message("one more"));
+    assert!(rig.is_open(thin), "its shard has asked the other one");
+    for _ in 0..2 {
+        rig.publish("thin", &message("one more"));
+        assert!(rig.is_open(thin), "the other one has said that it has fatter ones");
+    }
+    rig.wait(1);
+    assert_eq!((rig.is_open(fat), rig.is_open(thin)), (false, true));
+    // There is no budget to come back to: now it is the fattest.
+    rig.turn();
+    rig.wait(3);
+    assert_eq!((rig.is_open(thin), rig.ended(Disconnect::OverBudget)), (false, 2));
+}
+
+#[test]
+fn a_shard_that_says_nothing_is_not_waited_for_long() {
+    let (mut rig, fat, thin) = fat_and_thin();
+    let start = rig.now();
+    for second in 1..=3 {
+        let shard = &mut rig.shards[1];
+        shard.handle_tick(start + std::time::Duration::from_secs(second));
+        assert_eq!(rig.is_open(thin), second < 3, "after {second} s");
+    }
+    assert!(rig.is_open(fat), "its shard has not been called");
+}
+
 #[test]
 fn within_the_budget_nobody_is_cut() {
     let mut rig = Rig::with(1, SessionLimits::default(), 1 << 40);
