@@ -171,7 +171,8 @@ settings! {
 
     ["Requests"]
     /// Connections that are not sessions (requests, and sockets between requests), and so requests under way. Default
-    /// 1024. Past it the one that has waited longest for a request is closed.
+    /// 1024. Past it the one that has waited longest for a request is closed, and if none does, the one whose client has
+    /// taken nothing of a response for longest, a second at least.
     /// Memory: each up to `header_bytes_max` and 16 KiB; with TLS 128 KiB more.
     http_connections_max: usize ["connections"] = 1024;
     /// Those of one address, or one /64 of IPv6; not of `trusted_proxies`. Default 256; 0: no limit, as in development
@@ -185,6 +186,10 @@ settings! {
     header_bytes_max: usize = 16 << 10;
     /// How long a client may take to send the body of a request, and to take some of a response. Default 60s.
     body_timeout: Duration = Duration::from_secs(60);
+    /// Bytes of responses in a second that a client has to take while any wait for it. Default 1KiB; 0: any. Whoever is
+    /// slower is cut once it is `body_timeout` behind.
+    /// Memory: none.
+    response_bytes_per_second_min: usize ["bytes a second"] = 1 << 10;
     /// Bytes of the body of a request. Default 24MiB.
     /// Memory: within `bodies_bytes_max`; while it is parsed up to three times as much, on each of two threads.
     body_bytes_max: usize = 24 << 20, live;

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -154,4 +155,82 @@ fn connections_on_which_nothing_comes_or_goes() {
             _ => assert!(now() < deadline, "the connection is still held"),
         }
     }
+}
+
+/// Asks for more than any connection holds, and takes up to `bytes` of it every 100 ms: for how long, how much, and
+/// whether the connection was still there after `time`.
+fn read_slowly(gateway: SocketAddr, bytes: usize, time: Duration) -> (Duration, usize, bool) {
+    let mut client = Client::connect_narrow(gateway, 64 << 10);
+    client.write(&get("/app.js").repeat(2_000));
+    let start = now();
+    let (mut taken, mut part) = (0, vec![0; bytes]);
+    while start.elapsed() < time {
+        match std::io::Read::read(&mut client.stream, &mut part) {
+            Ok(read @ 1..) => taken += read,
+            _ => return (start.elapsed(), taken, false),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    (start.elapsed(), taken, true)
+}
+
+/// It always takes some before `body_timeout` is over: that alone would hold its place for ever.
+#[test]
+fn whoever_takes_a_response_too_slowly_is_cut_and_nobody_else() {
+    let settings = [("body_timeout", "3s"), ("response_bytes_per_second_min", "256KiB"), ("shards", "1")];
+    let gateway = Gateway::start(&settings);
+    let mut events = gateway.connect();
+    events.write(&get("/events?user=quiet"));
+    assert!(events.head().starts_with("HTTP/1.1 200 "));
+    let address = gateway.address;
+    std::thread::scope(|scope| {
+        // Eight times as fast as it has to be, and four times as slow.
+        let fast = scope.spawn(|| read_slowly(address, 256 << 10, Duration::from_secs(10)));
+        let (time, taken, is_there) = read_slowly(address, 6_400, support::PATIENCE);
+        assert!(!is_there, "{taken} bytes in {time:?}, and it is still there");
+        assert!(time > Duration::from_secs(3) && taken > 64 << 10, "{taken} bytes in {time:?}");
+        let (time, taken, is_there) = fast.join().unwrap();
+        assert!(is_there, "{taken} bytes in {time:?}");
+    });
+    assert_eq!(gateway.metric("tabcast_refusals_total{reason=\"slow_reader\"}"), 1);
+    // A session has no response to take: it may be quiet for as long as it likes.
+    gateway.post("/api/send", &serde_json::json!({ "channel_id": "quiet", "text": "still there" }));
+    let mut said = String::new();
+    while !said.contains("still there") {
+        said.push_str(&String::from_utf8(events.take(1)).unwrap());
+    }
+}
+
+#[test]
+fn whoever_takes_nothing_of_a_response_makes_room() {
+    let gateway = Gateway::start(&[("http_connections_max", "4"), ("header_timeout", "60s"), ("shards", "1")]);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let start = now();
+    let is_over = || stop.load(std::sync::atomic::Ordering::Relaxed) || start.elapsed() > support::PATIENCE * 2;
+    let mut slow: Vec<_> = (0..4).map(|_| Client::connect_narrow(gateway.address, 16 << 10)).collect();
+    slow.iter_mut().for_each(|client| client.write(&get("/app.js").repeat(2_000)));
+    std::thread::scope(|scope| {
+        for client in &mut slow {
+            // Less in a second than a kernel takes at one time, but never nothing.
+            scope.spawn(move || {
+                let mut part = [0; 512];
+                while !is_over() && matches!(std::io::Read::read(&mut client.stream, &mut part), Ok(1..)) {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+        }
+        let ask = || {
+            let mut client = gateway.connect();
+            client.write(&get("/metrics"));
+            let metrics = client.response().text();
+            (client, support::metric_in(&metrics, "tabcast_evicted_connections_total"))
+        };
+        let (mut first, evicted) = ask();
+        assert_eq!(evicted, 1);
+        // Whoever has nothing to take goes before them.
+        let (_second, evicted) = ask();
+        assert_eq!(evicted, 2);
+        assert!(first.until_the_end().is_empty());
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
 }

@@ -1,14 +1,19 @@
-//! Connections of one thread that are no sessions (yet): how many there are, and which of them wait for a request.
+//! Connections of one thread that are no sessions (yet): how many there are, and which of them wait for their client.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use crate::metrics::ShardMetrics;
+
+/// How long a client may take nothing of a response while others wait for its place. Slower readers than one that takes
+/// 32 KiB a second, about what the kernel takes at one time, may so have to make room.
+pub(super) const STALL_TIME: Duration = Duration::from_secs(1);
 
 /// Connections of this thread that hyper holds.
 #[derive(Default)]
@@ -18,9 +23,11 @@ pub(crate) struct Connections {
     leaving: Cell<usize>,
     /// Those that wait for a request, by when that began: the longest first.
     idle: RefCell<BTreeMap<u64, Rc<Seat>>>,
+    /// Those whose clients have a response to take, by when they took some of it: the longest ago first.
+    stalled: RefCell<BTreeMap<u64, Rc<Seat>>>,
     /// How often one has begun to wait.
     waits: Cell<u64>,
-    /// One is over, or waits for a request.
+    /// One is over, or waits for its client.
     changed: Notify,
     metrics: Arc<ShardMetrics>,
 }
@@ -57,29 +64,76 @@ impl Connections {
         }
     }
 
-    /// Waits until there are fewer than `count`; those that wait for a request make room, the longest first. `told` is
-    /// called for each.
+    /// Waits until there are fewer than `count`. Those that wait for a request make room, the longest first; if none does,
+    /// those whose clients have taken nothing of a response for [`STALL_TIME`], again the longest first. `told` is called
+    /// for each, `now` is the clock.
     ///
     /// # Cancel safety
     /// Dropped, it is as if nobody had waited any longer.
-    pub(crate) async fn make_room(&self, count: usize, mut told: impl FnMut()) {
+    pub(crate) async fn make_room(&self, count: usize, now: impl Fn() -> Instant, mut told: impl FnMut()) {
         while self.open.get() >= count {
             let changed = self.changed.notified();
-            if self.open.get() - self.leaving.get() >= count && self.tell_longest_idle() {
-                told();
+            let mut look_again = None;
+            if self.open.get() - self.leaving.get() >= count {
+                match self.tell_longest(now()) {
+                    Told::One => told(),
+                    Told::NotBefore(at) => look_again = Some(at),
+                    Told::Nobody => {}
+                }
             }
-            changed.await;
+            match look_again {
+                None => changed.await,
+                // Either way it is looked at again.
+                Some(at) => drop(tokio::time::timeout_at(at.into(), changed).await),
+            }
         }
     }
 
-    fn tell_longest_idle(&self) -> bool {
-        let Some((_, seat)) = self.idle.borrow_mut().pop_first() else { return false };
-        seat.waits_since.set(None);
+    fn tell_longest(&self, now: Instant) -> Told {
+        let idle = self.idle.borrow_mut().pop_first();
+        let seat = match idle {
+            Some((_, seat)) => seat,
+            None => {
+                let mut stalled = self.stalled.borrow_mut();
+                let Some(longest) = stalled.first_entry() else { return Told::Nobody };
+                match longest.get().waits.get() {
+                    Some((Waits::Reader(since), _)) if since + STALL_TIME > now => {
+                        return Told::NotBefore(since + STALL_TIME);
+                    }
+                    _ => longest.remove(),
+                }
+            }
+        };
+        seat.waits.set(None);
         seat.is_wanted.set(true);
         self.leaving.set(self.leaving.get() + 1);
         seat.waker.take().into_iter().for_each(Waker::wake);
-        true
+        Told::One
     }
+
+    fn queue(&self, waits: Waits) -> &RefCell<BTreeMap<u64, Rc<Seat>>> {
+        match waits {
+            Waits::Request => &self.idle,
+            Waits::Reader(_) => &self.stalled,
+        }
+    }
+}
+
+/// Who was asked to make room.
+enum Told {
+    One,
+    /// Nobody yet, but then somebody may have to.
+    NotBefore(Instant),
+    Nobody,
+}
+
+/// What a connection waits for that its client has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waits {
+    /// To ask something.
+    Request,
+    /// To take what is written, of which it has taken nothing since then.
+    Reader(Instant),
 }
 
 /// A place among [`Connections`].
@@ -89,7 +143,7 @@ pub(crate) struct Counted {
 }
 
 impl Counted {
-    /// Where its connection says whether it waits for a request.
+    /// Where its connection says what it waits for.
     pub(crate) fn seat(&self) -> SeatRef {
         SeatRef { connections: Rc::clone(&self.connections), seat: Rc::clone(&self.seat) }
     }
@@ -107,8 +161,8 @@ impl Drop for Counted {
 /// What is known of one connection.
 #[derive(Default)]
 struct Seat {
-    /// Its place in the order of those that wait for a request.
-    waits_since: Cell<Option<u64>>,
+    /// What it waits for, and its place in the order of those that do.
+    waits: Cell<Option<(Waits, u64)>>,
     /// Somebody else needs the place.
     is_wanted: Cell<bool>,
     waker: Cell<Option<Waker>>,
@@ -132,31 +186,35 @@ impl SeatRef {
     /// Dropped, it goes on waiting for a request.
     pub(crate) async fn wanted(&self) {
         std::future::poll_fn(|context| {
-            self.note(true, context.waker());
+            self.note(Some(Waits::Request), context.waker());
             if self.is_wanted() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
         })
         .await;
     }
 
-    /// The connection waits for a request, or is busy with one; `waker` is woken when its place is wanted.
-    pub(crate) fn note(&self, is_idle: bool, waker: &Waker) {
-        match self.seat.waits_since.get() {
-            None if is_idle && !self.is_wanted() => {
-                let number = self.connections.waits.get() + 1;
-                self.connections.waits.set(number);
-                self.seat.waits_since.set(Some(number));
-                self.seat.waker.set(Some(waker.clone()));
-                self.connections.idle.borrow_mut().insert(number, Rc::clone(&self.seat));
-                self.connections.changed.notify_waiters();
-            }
-            Some(_) if !is_idle => self.leave(),
-            _ => {}
+    /// What the connection waits for; with nothing it is busy. `waker` is woken when its place is wanted.
+    pub(super) fn note(&self, waits: Option<Waits>, waker: &Waker) {
+        let before = self.seat.waits.get().map(|(waits, _)| waits);
+        if before == waits {
+            return;
+        }
+        self.leave();
+        let Some(waits) = waits.filter(|_| !self.is_wanted()) else { return };
+        let connections = &self.connections;
+        let number = connections.waits.get() + 1;
+        connections.waits.set(number);
+        self.seat.waits.set(Some((waits, number)));
+        self.seat.waker.set(Some(waker.clone()));
+        connections.queue(waits).borrow_mut().insert(number, Rc::clone(&self.seat));
+        // Who took some of a response and waits again is known already.
+        if before.is_none() || waits == Waits::Request {
+            connections.changed.notify_waiters();
         }
     }
 
     fn leave(&self) {
-        if let Some(number) = self.seat.waits_since.take() {
-            self.connections.idle.borrow_mut().remove(&number);
+        if let Some((waits, number)) = self.seat.waits.take() {
+            self.connections.queue(waits).borrow_mut().remove(&number);
         }
     }
 }
@@ -173,6 +231,9 @@ mod tests {
     use std::task::Context;
 
     use super::*;
+    use crate::driver::clock;
+
+    const REQUEST: Option<Waits> = Some(Waits::Request);
 
     #[test]
     fn who_has_waited_longest_for_a_request_makes_room() {
@@ -180,17 +241,17 @@ mod tests {
         let mut context = Context::from_waker(Waker::noop());
         let places: Vec<_> = (0..3).map(|_| connections.enter()).collect();
         let seats: Vec<_> = places.iter().map(Counted::seat).collect();
-        seats.iter().for_each(|seat| seat.note(true, Waker::noop()));
+        seats.iter().for_each(|seat| seat.note(REQUEST, Waker::noop()));
         // The first asks something, is answered, and waits from then on.
-        seats[0].note(false, Waker::noop());
-        seats[0].note(true, Waker::noop());
+        seats[0].note(None, Waker::noop());
+        seats[0].note(REQUEST, Waker::noop());
         let mut told = 0;
-        let mut room = Box::pin(connections.make_room(3, || told += 1));
+        let mut room = Box::pin(connections.make_room(3, clock::now, || told += 1));
         assert!(room.as_mut().poll(&mut context).is_pending());
         assert_eq!(seats.iter().map(SeatRef::is_wanted).collect::<Vec<_>>(), [false, true, false]);
         // As long as it takes its leave, nobody else has to.
-        seats[0].note(false, Waker::noop());
-        seats[0].note(true, Waker::noop());
+        seats[0].note(None, Waker::noop());
+        seats[0].note(REQUEST, Waker::noop());
         assert!(room.as_mut().poll(&mut context).is_pending());
         let mut places = places.into_iter();
         let (first, second) = (places.next(), places.next());
@@ -209,16 +270,55 @@ mod tests {
         let mut context = Context::from_waker(Waker::noop());
         let place = connections.enter();
         let seat = place.seat();
-        seat.note(false, Waker::noop());
-        let mut room = Box::pin(connections.make_room(1, || {}));
+        seat.note(None, Waker::noop());
+        let mut room = Box::pin(connections.make_room(1, clock::now, || {}));
         assert!(room.as_mut().poll(&mut context).is_pending());
         assert!(!seat.is_wanted());
-        seat.note(true, Waker::noop());
+        seat.note(REQUEST, Waker::noop());
         assert!(room.as_mut().poll(&mut context).is_pending());
         assert!(seat.is_wanted());
         drop(seat);
         assert!(connections.idle.borrow().is_empty());
         drop(place);
         assert!(room.as_mut().poll(&mut context).is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_of_its_response_makes_room_after_those_that_wait_for_a_request() {
+        let connections: Rc<Connections> = Rc::default();
+        let start = clock::now();
+        let places: Vec<_> = (0..4).map(|_| connections.enter()).collect();
+        let seats: Vec<_> = places.iter().map(Counted::seat).collect();
+        let reader = |since| Some(Waits::Reader(start + Duration::from_millis(since)));
+        seats[0].note(reader(0), Waker::noop());
+        seats[1].note(reader(0), Waker::noop());
+        seats[2].note(REQUEST, Waker::noop());
+        // It has taken some since, and the last one is busy.
+        seats[0].note(reader(10), Waker::noop());
+        let wanted = || seats.iter().map(SeatRef::is_wanted).collect::<Vec<_>>();
+        let now = Cell::new(Duration::from_millis(1_001));
+        let mut told = 0;
+        let mut room = Box::pin(connections.make_room(2, || start + now.get(), || told += 1));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(room.as_mut().poll(&mut context).is_pending());
+        assert_eq!(wanted(), [false, false, true, false]);
+        drop(room);
+        let mut places = places.into_iter();
+        let first = places.next();
+        let second = places.next();
+        drop(places.next());
+        let mut room = Box::pin(connections.make_room(2, || start + now.get(), || told += 1));
+        assert!(room.as_mut().poll(&mut context).is_pending());
+        assert_eq!(wanted(), [false, true, true, false]);
+        drop(second);
+        // The last reader has taken some within the last second, and is looked at again when that is over.
+        assert!(room.as_mut().poll(&mut context).is_pending());
+        assert_eq!(wanted(), [false, true, true, false]);
+        now.set(Duration::from_millis(1_010));
+        assert!(tokio::time::timeout(STALL_TIME * 2, room.as_mut()).await.is_err());
+        assert_eq!(wanted(), [true, true, true, false]);
+        drop(first);
+        room.await;
+        assert_eq!((told, connections.open()), (3, 1));
     }
 }

@@ -23,8 +23,10 @@ use tokio::sync::watch;
 use tokio::time::Sleep;
 
 use crate::driver::addresses::{AddressCounts, Place};
-use crate::driver::connections::{Connections, SeatRef};
+use crate::driver::clock;
+use crate::driver::connections::{Connections, STALL_TIME, SeatRef, Waits};
 use crate::driver::exit::{EdgeService, Exit, Io, Opened};
+use crate::driver::pace::Pace;
 use crate::driver::proxies::{self, Introduction, Proxies};
 use crate::driver::shard_thread::LocalShard;
 use crate::driver::stream::Stream;
@@ -93,7 +95,8 @@ pub struct HttpLimits {
     /// Bytes of a request's head. Default 16 KiB; held only while the request is read.
     pub header_bytes_max: usize,
     /// Connections that are no sessions (yet), of all shards together. Default 1,024; each costs up to
-    /// `header_bytes_max` and 16 KiB. Past it the one that has waited longest for a request is closed, and if none does,
+    /// `header_bytes_max` and 16 KiB. Past it the one that has waited longest for a request is closed; if none does, the one
+    /// whose client has taken nothing of a response for longest, and for a second at least; and if there is none either,
     /// nobody is let in until one of them is over. As many requests are under way at the most.
     pub connections_max: usize,
     /// Those of one address, or of one /64 of IPv6, in all shards together; not of a trusted proxy. Default 256; 0: no
@@ -104,6 +107,9 @@ pub struct HttpLimits {
     pub proxies: Proxies,
     /// How long a client may take none of a response's bytes before its connection is dropped. Default 60 s.
     pub write_timeout: Duration,
+    /// Bytes of responses in a second that a client has to take while any wait for it. Default 1 KiB; 0: any. It may be
+    /// slower for as long as it would take to be `write_timeout` behind; then its connection is dropped.
+    pub write_bytes_per_second_min: usize,
 }
 
 impl Default for HttpLimits {
@@ -115,6 +121,7 @@ impl Default for HttpLimits {
             connections_per_address_max: 256,
             proxies: Proxies::default(),
             write_timeout: Duration::from_secs(60),
+            write_bytes_per_second_min: 1 << 10,
         }
     }
 }
@@ -308,7 +315,7 @@ pub(crate) async fn accept(mut listener: TcpListener, serving: Rc<Serving>) {
                 let evicted = || serving.metrics.engine.evicted_connections.increment();
                 tokio::select! {
                     biased;
-                    () = serving.connections.make_room(serving.connections_max, evicted) => {}
+                    () = serving.connections.make_room(serving.connections_max, clock::now, evicted) => {}
                     _ = closing.wait_for(|closing| *closing) => return,
                 }
                 serving.spawn(stream, peer, place);
@@ -399,6 +406,7 @@ async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr, seat: SeatRe
     builder.max_buf_size(serving.limits.header_bytes_max.max(8192));
     let mut connection = builder.serve_connection(io, service);
     let left = leave(&mut connection, &exit, (serving, &seat)).await;
+    let was_wanted = seat.is_wanted();
     drop(seat);
     let parts = connection.into_parts();
     let mut stream = parts.io.stream;
@@ -427,6 +435,10 @@ async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr, seat: SeatRe
             if let Some(opened) = exit.session.take() {
                 serving.local.abandon(opened.address);
             }
+            if !was_wanted {
+                serving.refuse(Refusal::SlowReader);
+            }
+            stream.reset();
         }
     }
 }
@@ -438,7 +450,7 @@ enum Left {
     Evicted,
     /// The head of a request did not come in time.
     SlowHead,
-    /// The peer takes none of a response.
+    /// The peer is too slow in taking a response, or somebody else needed its place while it took none of it.
     Stalled,
 }
 
@@ -449,7 +461,9 @@ async fn leave(
     (serving, seat): (&Serving, &SeatRef),
 ) -> Left {
     let mut closing = serving.closing.clone();
-    let mut stall: Option<(u64, Pin<Box<Sleep>>)> = None;
+    let HttpLimits { write_timeout, write_bytes_per_second_min, .. } = serving.limits;
+    let mut pace = Pace::new(write_timeout, write_bytes_per_second_min);
+    let mut timer: Option<Pin<Box<Sleep>>> = None;
     let mut closing = Box::pin(async move { closing.wait_for(|closing| *closing).await.is_ok() });
     let mut is_closing = false;
     poll_fn(|context| {
@@ -475,21 +489,24 @@ async fn leave(
         if is_idle && seat.is_wanted() {
             return Poll::Ready(Left::Evicted);
         }
-        // A request that was answered at once: it waits from now on.
-        if exit.has_asked.replace(false) {
-            seat.note(false, context.waker());
-        }
-        seat.note(is_idle, context.waker());
+        let (written, now) = (exit.written_bytes.get(), clock::now());
         if !exit.is_write_blocked.get() {
-            stall = None;
+            pace.flows(written, now);
+            timer = None;
+            // A request that was answered at once: it waits from now on.
+            if exit.has_asked.replace(false) {
+                seat.note(None, context.waker());
+            }
+            seat.note(is_idle.then_some(Waits::Request), context.waker());
             return Poll::Pending;
         }
-        let written = exit.written_bytes.get();
-        let timer = || (written, Box::pin(tokio::time::sleep(serving.limits.write_timeout)));
-        if stall.as_ref().is_some_and(|(before, _)| *before != written) {
-            stall = None;
+        let (since, too_late) = pace.waits(written, now);
+        seat.note(Some(Waits::Reader(since)), context.waker());
+        let end = if seat.is_wanted() { too_late.min(since + STALL_TIME) } else { too_late }.into();
+        let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
+        if timer.deadline() != end {
+            timer.as_mut().reset(end);
         }
-        let (_, timer) = stall.get_or_insert_with(timer);
         timer.as_mut().poll(context).map(|()| Left::Stalled)
     })
     .await

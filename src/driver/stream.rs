@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
@@ -59,6 +60,18 @@ impl Stream {
                 stream
             }
         }
+    }
+
+    /// Ends the connection at once: the kernel forgets what the peer has not taken, which else it would hold for whoever
+    /// never does.
+    pub(crate) fn reset(self) {
+        let stream = match &self {
+            Self::Plain(stream) => stream.inner(),
+            #[cfg(feature = "tls")]
+            Self::Tls(stream, _) => stream,
+        };
+        // Where that cannot be, it ends like any other.
+        let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
     }
 
     /// Writes a few bytes on an idle connection: whoever does not take them at once does not get them.

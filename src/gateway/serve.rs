@@ -389,6 +389,7 @@ fn http_limits(settings: &Settings) -> HttpLimits {
         connections_per_address_max: connections_per_address(settings),
         proxies: clients::proxies(settings),
         write_timeout: settings.body_timeout,
+        write_bytes_per_second_min: settings.response_bytes_per_second_min,
     }
 }
 

@@ -72,5 +72,7 @@ label! {
         Bodies = "bodies",
         /// Answers in one piece hold as many bytes as they may (503).
         WholeAnswers = "whole_answers",
+        /// A client that takes its responses too slowly (its connection ends).
+        SlowReader = "slow_reader",
     }
 }

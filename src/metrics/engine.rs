@@ -132,7 +132,7 @@ pub struct EngineMetrics {
     pub handshakes: PerLabel<HandshakeOutcome, SharedCounter, { HandshakeOutcome::COUNT }>,
     /// What was refused at the edge because there was too much of it, or of the wrong kind, by reason.
     pub refusals: PerLabel<Refusal, SharedCounter, { Refusal::COUNT }>,
-    /// Connections that were closed while they waited for a request, to make room for others.
+    /// Connections that were closed to make room for others: they waited for a request, or their clients took nothing.
     pub evicted_connections: SharedCounter,
     /// HTTP responses, by the class of their status.
     pub http_responses: PerLabel<StatusClass, SharedCounter, { StatusClass::COUNT }>,

@@ -181,7 +181,8 @@ impl Page<'_, '_> {
         })?;
         self.family("handshakes_requests", "Requests for a session, by outcome", "outcome", &engine.handshakes)?;
         self.family("refusals", "What was refused at the edge, by reason", "reason", &engine.refusals)?;
-        let evicted = "Connections that were closed while they waited for a request, to make room";
+        let evicted =
+            "Connections that were closed to make room: they waited for a request, or their clients took nothing";
         self.counter("evicted_connections", evicted, engine.evicted_connections.value())?;
         self.family("http_responses", "HTTP responses, by the class of their status", "status", &engine.http_responses)
     }
