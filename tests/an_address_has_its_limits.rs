@@ -325,6 +325,61 @@ fn a_flood_of_handshakes_is_refused_before_anything_is_verified() {
     check("handshakes_per_address_per_second_max", 429, "handshakes_of_address");
 }
 
+/// Anybody can have a signature looked at: for that the head of a token is enough.
+#[test]
+fn a_flood_of_signatures_gets_few_threads_and_leaves_room_for_others() {
+    let key = concat!("kid=main,alg=ES256,public_key_file=", env!("CARGO_MANIFEST_DIR"), "/tests/keys/es256.pub.pem");
+    let gateway = Gateway::start(&[
+        ("token_keys", key),
+        ("operator_keys", "operator"),
+        ("connections_per_address_max", "0"),
+        ("handshakes_per_second_max", "0"),
+        ("handshakes_per_address_per_second_max", "0"),
+        ("shards", "1"),
+        ("worker", "none"),
+    ]);
+    let signed = |user: &str| {
+        let mut header = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::ES256);
+        header.kid = Some("main".to_owned());
+        let key = jsonwebtoken::EncodingKey::from_ec_pem(include_bytes!("keys/es256.pem")).unwrap();
+        jsonwebtoken::encode(&header, &json!({ "sub": user, "exp": 9_999_999_999_u64 }), &key).unwrap()
+    };
+    let (ann, mallory) = (signed("ann"), signed("mallory"));
+    // Ann's claims under another's signature.
+    let forged = format!("{}.{}", ann.rsplit_once('.').unwrap().0, mallory.rsplit_once('.').unwrap().1);
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", gateway.pid())).unwrap().count();
+    let before = threads();
+    const FLOODERS: usize = 400;
+    const REQUESTS: usize = 5;
+    let mut flood: Vec<_> = (0..FLOODERS).map(|_| gateway.connect()).collect();
+    let requests = with_lines(&get("/events"), &bearer(&forged)).repeat(REQUESTS);
+    flood.iter_mut().for_each(|client| client.write(&requests));
+    let mut other = gateway.connect();
+    other.write(&get("/healthz"));
+    assert_eq!(other.response().status, 200);
+    let (mut most, mut answered) = (before, [0_usize; 2]);
+    for client in &mut flood {
+        for _ in 0..REQUESTS {
+            let response = client.response();
+            most = most.max(threads());
+            match response.status {
+                401 => answered[0] += 1,
+                503 => {
+                    assert_eq!((response.code().as_str(), response.header("retry-after")), ("overloaded", Some("1")));
+                    answered[1] += 1;
+                }
+                other => panic!("{other}: {}", response.text()),
+            }
+        }
+    }
+    assert!(most <= before + 2, "{most} threads, and {before} before");
+    assert!(answered[0] > 0, "{answered:?}");
+    assert_eq!(gateway.metric("tabcast_refusals_total{reason=\"checks\"}"), answered[1] as u64);
+    let mut tab = gateway.connect();
+    tab.write(&with_lines(&handshake(""), &bearer(&ann)));
+    tab.expect_switch();
+}
+
 #[test]
 fn a_tab_that_says_too_much_is_told_by_its_own_ids_and_then_cut() {
     let gateway = start(&[("inbound_messages_per_second_max", "1"), ("bad_frames_max", "3")]);

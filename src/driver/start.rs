@@ -29,6 +29,8 @@ use crate::fanout::hub::{Drain, Hub};
 use crate::fanout::shard::{Inbound, Shard};
 use crate::proto::limits::SessionLimits;
 
+/// Threads of one shard for what takes long: signatures of tokens, and large frames.
+const BLOCKING_THREADS_MAX: usize = 2;
 /// How often a drain looks whether all answers have ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -276,7 +278,9 @@ impl ShardThread {
     }
 
     fn make(&self) -> io::Result<(LocalRuntime, Rc<LocalShard>, ShardDriver)> {
-        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+        let mut builder = Builder::new_current_thread();
+        let runtime =
+            builder.enable_all().max_blocking_threads(BLOCKING_THREADS_MAX).build_local(LocalOptions::default())?;
         let Start { sessions, bytes_budget, .. } = &self.start;
         let shard = Shard::new(Arc::clone(&self.hub), self.index, sessions.clone(), *bytes_budget, clock::now());
         let (local, driver) = LocalShard::new(shard, self.factory.inbound(self.index))?;

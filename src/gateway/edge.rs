@@ -29,6 +29,7 @@ use crate::fanout::shard::Inbound;
 use crate::gateway::api::{Api, ApiRequest};
 use crate::gateway::auth::{Keys, RequestHead, RouteClass, bearer};
 use crate::gateway::body::BodyLimits;
+use crate::gateway::checks::Checks;
 use crate::gateway::clients::Clients;
 use crate::gateway::files;
 use crate::gateway::files::remote::RemoteFiles;
@@ -63,6 +64,7 @@ pub(crate) struct Gateway {
     pub(crate) pages: Pages,
     pub(crate) metrics_text: MetricsText,
     pub(crate) remote_files: RemoteFiles,
+    pub(crate) checks: Checks,
     pub(crate) is_draining: AtomicBool,
     /// Runs what takes too long for a shard's thread.
     pub(crate) control: tokio::runtime::Handle,

@@ -4,6 +4,7 @@ pub mod api;
 pub mod auth;
 mod body;
 pub mod certificate_files;
+mod checks;
 mod clients;
 mod cors;
 pub mod deploy;

@@ -32,6 +32,7 @@ use crate::gateway::api::{Api, ApiLimits, IdempotencyLimits};
 use crate::gateway::auth::{KeyError, Keys};
 use crate::gateway::body::BodyLimits;
 use crate::gateway::certificate_files::{self, CertificateFiles, CertificateFilesError};
+use crate::gateway::checks::Checks;
 use crate::gateway::clients::{self, Clients};
 use crate::gateway::edge::{Edges, Gateway};
 use crate::gateway::files::remote::RemoteFiles;
@@ -230,6 +231,7 @@ impl Running {
             pages: Pages::new(settings.is_development()),
             metrics_text,
             remote_files: RemoteFiles::new(settings.file_bytes_max)?,
+            checks: Checks::new(),
             is_draining: AtomicBool::new(false),
             control: control.handle().clone(),
             engine,

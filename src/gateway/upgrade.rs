@@ -16,6 +16,7 @@ use crate::driver::listener::Answer;
 use crate::fanout::session::{Address, Identity};
 use crate::fanout::shard::{OpenError, Opening, Resume, Wire};
 use crate::gateway::auth::{AuthError, Claims, Credential};
+use crate::gateway::checks::NotChecked;
 use crate::gateway::clients::TooFast;
 use crate::gateway::cors::Cors;
 use crate::gateway::edge::{Asked, ShardEdge};
@@ -135,6 +136,15 @@ impl ShardEdge {
         self.refuse(HandshakeOutcome::LimitReached, response)
     }
 
+    fn refuse_unchecked(&self, refusal: NotChecked) -> Answer {
+        if refusal == NotChecked::Closing {
+            return self.refuse(HandshakeOutcome::Draining, draining());
+        }
+        self.count_refusal(Refusal::Checks);
+        let response = error(StatusCode::SERVICE_UNAVAILABLE, "overloaded", &refusal.to_string());
+        self.refuse(HandshakeOutcome::LimitReached, response)
+    }
+
     /// Who asks. A signature that takes long to verify is verified on another thread.
     pub(super) async fn identify(
         &self,
@@ -154,10 +164,7 @@ impl ShardEdge {
         let claims = if keys.is_costly(&credential) {
             let offered = credential.clone();
             let verify = move || keys.verify(&offered, SystemTime::now());
-            match tokio::task::spawn_blocking(verify).await {
-                Ok(verified) => verified.map_err(deny)?,
-                Err(_) => return Err(self.refuse(HandshakeOutcome::Draining, draining())),
-            }
+            self.gateway.checks.run(verify).await.map_err(|refusal| self.refuse_unchecked(refusal))?.map_err(deny)?
         } else {
             keys.verify(&credential, SystemTime::now()).map_err(deny)?
         };

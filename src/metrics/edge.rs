@@ -72,6 +72,8 @@ label! {
         Bodies = "bodies",
         /// Answers in one piece hold as many bytes as they may (503).
         WholeAnswers = "whole_answers",
+        /// As many tokens are being verified as may be (503).
+        Checks = "checks",
         /// A client that takes its responses too slowly (its connection ends).
         SlowReader = "slow_reader",
     }
