@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
-use http::header::{CONTENT_LENGTH, RETRY_AFTER};
+use http::header::CONTENT_LENGTH;
 use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::{Body, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::gateway::response::{Answered, error, error_with};
+use crate::gateway::response::{Answered, error};
 use crate::metrics::{Metrics, Refusal};
 
 /// A body's bytes, and its place in the budget for as long as they are held.
@@ -54,10 +54,7 @@ impl BodyError {
 
     /// The answer of the routes that are not OpenAI's.
     pub(crate) fn answer(self) -> Answered {
-        match self {
-            Self::TooMany => error_with(self.status(), self.code(), &self.to_string(), (RETRY_AFTER, "1")),
-            _ => error(self.status(), self.code(), &self.to_string()),
-        }
+        error(self.status(), self.code(), &self.to_string())
     }
 }
 

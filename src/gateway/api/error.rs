@@ -99,9 +99,9 @@ impl ApiError {
         *response.status_mut() = self.code.status();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        match self.code {
-            ApiCode::MethodNotAllowed => headers.insert(ALLOW, HeaderValue::from_static("POST")),
-            ApiCode::Overloaded | ApiCode::SpoolFull | ApiCode::Draining => {
+        match self.code.status() {
+            StatusCode::METHOD_NOT_ALLOWED => headers.insert(ALLOW, HeaderValue::from_static("POST")),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"))
             }
             _ => None,
