@@ -494,6 +494,20 @@ class FilesOfOtherNodes(NodesTest):
         self.assertEqual((part.status, part.body, part.headers["Content-Range"]), (206, b"\x00\x01\x02\x03", f"bytes 256-259/{len(data)}"))
         self.assertEqual(b.http("GET", path, headers={"If-None-Match": got[1].headers["ETag"]}).status, 304)
 
+    def test_a_link_that_is_followed_again_and_again_asks_redis_once(self):
+        a, b = self.gateways
+        url = a.api("file", {"channel_id": self.user, "filename": "f.txt", "mimetype": "text/plain", "data": "YWI="})["url"]
+        path = "/files/" + url.removeprefix("webchat://file/")
+        until("the other node knows where it is", lambda: b.http("GET", path).status == 200)
+        asked = self.gets()
+        for _ in range(50):
+            self.assertEqual(b.http("GET", path).body, b"ab")
+        self.assertLessEqual(self.gets() - asked, 10, "its address is good for five seconds, also on a busy machine")
+
+    def gets(self):
+        with self.redis.client() as redis:
+            return redis.info("commandstats").get("cmdstat_get", {"calls": 0})["calls"]
+
     def test_a_file_that_reached_a_tab_elsewhere_has_a_link_where_the_tab_is(self):
         a, b = self.gateways
         tab = self.tab(b)

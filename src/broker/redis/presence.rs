@@ -37,6 +37,10 @@ const NODE_KEYS_LIFETIME: Duration = Duration::from_secs(60);
 const BATCH: usize = 1_000;
 /// Tabs that may wait for their user to be written.
 const EXPECTED_MAX: usize = 65_536;
+/// How long another node's address is believed, and for how long that it has none: files are asked for by anybody, and
+/// Redis is not asked each time.
+const ADDRESS_TIME: Duration = Duration::from_secs(5);
+const NO_ADDRESS_TIME: Duration = Duration::from_secs(1);
 /// How often it is looked for who is due.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -62,6 +66,8 @@ return redis.call('ZREM', KEYS[1], ARGV[1])";
 /// What the parts of presence tell each other.
 pub(crate) struct Presence {
     address: Mutex<Option<String>>,
+    /// Those of other nodes that are alive, and until when they are believed.
+    addresses: Mutex<HashMap<NodeName, (Instant, Option<String>)>>,
     asked: Mutex<Asked>,
     bell: Notify,
     /// This node is reached elsewhere.
@@ -88,6 +94,7 @@ impl Presence {
     pub(crate) fn new(address: Option<String>) -> Self {
         Self {
             address: Mutex::new(address),
+            addresses: Mutex::default(),
             asked: Mutex::default(),
             bell: Notify::new(),
             moved: Notify::new(),
@@ -419,10 +426,21 @@ pub(crate) async fn is_online(shared: &Shared, user: &UserId) -> bool {
 
 /// Where the other node with that tag is reached.
 pub(crate) async fn address_of(shared: &Shared, tag: u32) -> Option<String> {
-    let node = shared.members.others().into_iter().find(|node| node.tag() == tag)?;
+    let others = shared.members.others();
+    let node = others.iter().copied().find(|node| node.tag() == tag)?;
+    let known = || shared.presence.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+    let believed = known().get(&node).filter(|(until, _)| Instant::now() < *until).cloned();
+    if let Some((_, address)) = believed {
+        return address;
+    }
     let mut get = redis::cmd("GET");
     get.arg(shared.keys.node_address(node));
-    redis::from_redis_value(shared.commands.query(get).await.ok()?).ok()
+    let address: Option<String> = redis::from_redis_value(shared.commands.query(get).await.ok()?).ok()?;
+    let time = if address.is_some() { ADDRESS_TIME } else { NO_ADDRESS_TIME };
+    let mut known = known();
+    known.retain(|node, _| others.contains(node));
+    known.insert(node, (Instant::now() + time, address.clone()));
+    address
 }
 
 /// Takes this node out, for good.

@@ -11,6 +11,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Body;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::broker::Broker;
@@ -18,8 +19,8 @@ use crate::gateway::files::{POLICY, RESOURCE_POLICY};
 use crate::gateway::http_client::{HttpClient, http_client};
 use crate::gateway::response::{Answered, error, finish};
 
-/// Files that are fetched from other nodes, or wait to be taken by whoever asked, at one time. Each may hold as many bytes
-/// as a file may have.
+/// Files that are fetched from other nodes at one time, their addresses looked up too. As many of the largest are held at
+/// one time, fetched or still to be taken by whoever asked, or more that are smaller.
 const FETCHES_MAX: usize = 16;
 /// How long all of one may take.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(20);
@@ -33,6 +34,8 @@ pub(super) const FROM_NODE: HeaderName = HeaderName::from_static("x-tabcast-node
 pub(crate) struct RemoteFiles {
     client: HttpClient,
     fetches: Arc<Semaphore>,
+    /// Bytes that may still be held.
+    room: Arc<Semaphore>,
     bytes_max: usize,
 }
 
@@ -43,7 +46,9 @@ impl RemoteFiles {
     /// The cryptography that TLS needs is not there.
     pub(crate) fn new(bytes_max: usize) -> io::Result<Self> {
         let client = http_client(CONNECT_TIMEOUT, FETCHES_MAX).map_err(io::Error::other)?;
-        Ok(Self { client, fetches: Arc::new(Semaphore::new(FETCHES_MAX)), bytes_max })
+        let room = bytes_max.saturating_mul(FETCHES_MAX).min(Semaphore::MAX_PERMITS);
+        let [fetches, room] = [FETCHES_MAX, room].map(|places| Arc::new(Semaphore::new(places)));
+        Ok(Self { client, fetches, room, bytes_max })
     }
 
     /// What the node with that tag answers for `path`, which is below `/files/`. None: there is no such node.
@@ -54,11 +59,9 @@ impl RemoteFiles {
         path: String,
         asked: (Method, HeaderMap),
     ) -> Option<Answered> {
+        // Before anything is asked: whoever knows a link could have Redis asked without end.
+        let Ok(_fetch) = self.fetches.try_acquire() else { return Some(overloaded()) };
         let uri = file_uri(&broker.address_of(tag).await?, &path)?;
-        let Ok(place) = Arc::clone(&self.fetches).try_acquire_owned() else {
-            let message = "as many files of other nodes are being fetched as may be; try again later";
-            return Some(error(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message));
-        };
         let (method, headers) = asked;
         let mut request = Request::builder().method(method).uri(uri);
         for name in [RANGE, IF_RANGE, IF_NONE_MATCH] {
@@ -67,20 +70,48 @@ impl RemoteFiles {
             }
         }
         let request = request.header(FROM_NODE, HeaderValue::from_static("1")).body(Full::default()).ok()?;
-        let fetched = tokio::time::timeout(FETCH_TIMEOUT, async {
-            let (parts, body) = self.client.request(request).await.ok()?.into_parts();
-            let bytes = Limited::new(body, self.bytes_max).collect().await.ok()?.to_bytes();
-            passed_on(&parts, Bytes::from_owner(Held { bytes, _place: place }))
-        });
-        let unreachable = || {
-            let message = "the node that has the file does not answer; try again later";
-            error(StatusCode::BAD_GATEWAY, "node_unreachable", message)
-        };
-        Some(fetched.await.ok().flatten().unwrap_or_else(unreachable))
+        let fetched = tokio::time::timeout(FETCH_TIMEOUT, self.ask(request)).await;
+        Some(fetched.unwrap_or(Err(NotFetched::Unreachable)).unwrap_or_else(NotFetched::answer))
+    }
+
+    async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Answered, NotFetched> {
+        let unreachable = || NotFetched::Unreachable;
+        let (parts, body) = self.client.request(request).await.map_err(|_| unreachable())?.into_parts();
+        // Of an unknown length it may be as long as any.
+        let announced = body.size_hint().exact().map_or(Some(self.bytes_max), |bytes| bytes.try_into().ok());
+        let announced = announced.filter(|bytes| *bytes <= self.bytes_max).and_then(|bytes| u32::try_from(bytes).ok());
+        let place = Arc::clone(&self.room).try_acquire_many_owned(announced.ok_or_else(unreachable)?);
+        let mut place = place.map_err(|_| NotFetched::Overloaded)?;
+        let bytes = Limited::new(body, self.bytes_max).collect().await.map_err(|_| unreachable())?.to_bytes();
+        drop(place.split(place.num_permits().saturating_sub(bytes.len())));
+        passed_on(&parts, Bytes::from_owner(Held { bytes, _place: place })).ok_or_else(unreachable)
     }
 }
 
-/// A file's bytes, and its place among those that are fetched: free once whoever asked has taken them.
+/// Why there is nothing of a file.
+enum NotFetched {
+    Unreachable,
+    Overloaded,
+}
+
+impl NotFetched {
+    fn answer(self) -> Answered {
+        match self {
+            Self::Overloaded => overloaded(),
+            Self::Unreachable => {
+                let message = "the node that has the file does not answer; try again later";
+                error(StatusCode::BAD_GATEWAY, "node_unreachable", message)
+            }
+        }
+    }
+}
+
+fn overloaded() -> Answered {
+    let message = "as many files of other nodes are being fetched as may be; try again later";
+    error(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message)
+}
+
+/// A file's bytes, and their room among those that are held: free once whoever asked has taken them.
 struct Held {
     bytes: Bytes,
     _place: OwnedSemaphorePermit,
@@ -130,7 +161,15 @@ fn passed_on(parts: &http::response::Parts, body: Bytes) -> Option<Answered> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+    use crate::broker::{BrokerFuture, Forwarded, NodeId, OnlineUser, Peer, SpoolFull};
+    use crate::id::{ChannelId, UserId};
+    use crate::proto::disconnect::Disconnect;
+    use crate::proto::frame::{Frame, Kind};
 
     #[test]
     fn only_a_nodes_address_leads_to_a_file() {
@@ -158,5 +197,114 @@ mod tests {
         assert_eq!(response.headers()["content-security-policy"], POLICY);
         assert_eq!(response.headers()["x-content-type-options"], "nosniff");
         assert!(answer(302).is_none() && answer(500).is_none());
+    }
+
+    /// Knows one other node, and how often it was asked for its address.
+    struct Neighbour {
+        address: String,
+        asked: AtomicUsize,
+    }
+
+    impl Broker for Neighbour {
+        fn attach(&self, _: &Arc<dyn Peer>) -> NodeId {
+            NodeId::new(0)
+        }
+
+        fn wants(&self, _: NodeId, _: &ChannelId, _: Kind) -> bool {
+            false
+        }
+
+        fn forward(&self, _: NodeId, _: &ChannelId, _: &Frame) -> Result<Forwarded, SpoolFull> {
+            Err(SpoolFull)
+        }
+
+        fn is_online_elsewhere<'a>(&'a self, _: NodeId, _: &'a UserId) -> BrokerFuture<'a, bool> {
+            Box::pin(std::future::ready(false))
+        }
+
+        fn end_elsewhere<'a>(&'a self, _: NodeId, _: &'a UserId, _: Disconnect) -> BrokerFuture<'a, usize> {
+            Box::pin(std::future::ready(0))
+        }
+
+        fn users_elsewhere(&self, _: NodeId, _: usize) -> BrokerFuture<'_, Option<Vec<OnlineUser>>> {
+            Box::pin(std::future::ready(None))
+        }
+
+        fn address_of(&self, _: u32) -> BrokerFuture<'_, Option<String>> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            Box::pin(std::future::ready(Some(self.address.clone())))
+        }
+    }
+
+    /// A node that answers a request with a file of as many bytes as its path says, or else not at all.
+    fn node() -> Arc<Neighbour> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let answer = |mut stream: TcpStream| {
+            let (mut head, mut byte) = (Vec::new(), [0]);
+            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read == 1) {
+                head.push(byte[0]);
+            }
+            let head = String::from_utf8(head).unwrap();
+            match head.strip_prefix("GET /files/").and_then(|rest| rest.split(' ').next()?.parse().ok()) {
+                Some(bytes) => {
+                    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {bytes}\r\nconnection: close\r\n\r\n");
+                    // Whoever asked may have gone away.
+                    stream.write_all((head + &"x".repeat(bytes)).as_bytes())
+                }
+                None => stream.read(&mut byte).map(drop),
+            }
+        };
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                std::thread::spawn(move || answer(stream));
+            }
+        });
+        Arc::new(Neighbour { address, asked: AtomicUsize::new(0) })
+    }
+
+    async fn fetch(files: &RemoteFiles, node: &Arc<Neighbour>, path: &str) -> Answered {
+        let broker = Arc::clone(node) as Arc<dyn Broker>;
+        files.fetch(broker, 7, path.to_owned(), (Method::GET, HeaderMap::new())).await.unwrap()
+    }
+
+    fn expect_overloaded(answered: &Answered) {
+        assert_eq!(answered.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answered.headers()["retry-after"], "1");
+    }
+
+    #[tokio::test]
+    async fn so_many_bytes_are_held_as_so_many_of_the_largest_files_have() {
+        let (files, node) = (RemoteFiles::new(1_000).unwrap(), node());
+        let mut held = Vec::new();
+        // Readers of small files leave room for others, however many they are and whatever they take.
+        for _ in 0..FETCHES_MAX * 2 {
+            held.push(fetch(&files, &node, "100").await);
+        }
+        assert!(held.iter().all(|answered| answered.status() == StatusCode::OK));
+        for _ in 0..FETCHES_MAX - 4 {
+            held.push(fetch(&files, &node, "1000").await);
+        }
+        expect_overloaded(&fetch(&files, &node, "1000").await);
+        assert_eq!(fetch(&files, &node, "800").await.status(), StatusCode::OK);
+        let body = held.pop().unwrap().into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, "x".repeat(1_000));
+        expect_overloaded(&fetch(&files, &node, "1000").await);
+        drop(body);
+        assert_eq!(fetch(&files, &node, "1000").await.status(), StatusCode::OK);
+        assert_eq!(fetch(&files, &node, "1001").await.status(), StatusCode::BAD_GATEWAY);
+    }
+
+    #[tokio::test]
+    async fn past_so_many_fetches_nobody_is_asked_for_anything() {
+        let (files, node) = (RemoteFiles::new(1_000).unwrap(), node());
+        let mut under_way: Vec<_> = (0..FETCHES_MAX).map(|_| Box::pin(fetch(&files, &node, "never"))).collect();
+        for fetch in &mut under_way {
+            assert!(futures_util::poll!(fetch).is_pending());
+        }
+        expect_overloaded(&fetch(&files, &node, "1").await);
+        assert_eq!(node.asked.load(Ordering::Relaxed), FETCHES_MAX);
+        under_way.pop();
+        assert_eq!(fetch(&files, &node, "1").await.status(), StatusCode::OK);
     }
 }
