@@ -8,6 +8,7 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use serde_json::json;
@@ -32,15 +33,22 @@ fn narrow_tab(gateway: &Gateway, user: &str) -> Client {
     Client::connect_narrow(gateway.address, 4 << 10).upgraded(&format!("user={user}"))
 }
 
-/// Sends `user` texts of 4 KiB on one connection until `ended` of its tabs have ended for `reason`; returns how many.
-fn send_until_ended(gateway: &Gateway, user: &str, (reason, ended): (&str, u64)) -> usize {
+/// What a queue of 64 KiB may hold: that behind its first frame, which may be one of the texts, and what we say to a
+/// tab before we cut it.
+const QUEUE_BYTES_MAX: u64 = (64 << 10) + (4 << 10) + 2_048;
+
+/// Sends `user` texts of 4 KiB, each on a connection of its own, until `ended` of its tabs have ended for `reason`;
+/// returns how many, and the most bytes that were seen in all queues together.
+fn send_until_ended(gateway: &Gateway, user: &str, (reason, ended): (&str, u64)) -> (usize, u64) {
     let metric = format!("tabcast_ended_sessions_total{{reason=\"{reason}\"}}");
     let deadline = now() + PATIENCE;
     let text = "x".repeat(4 << 10);
+    let mut most = 0;
     for sent in 1.. {
         gateway.post("/api/send", &json!({ "channel_id": user, "text": text }));
+        most = most.max(gateway.metric("tabcast_queue_bytes"));
         if sent % 8 == 0 && gateway.metric(&metric) >= ended {
-            return sent;
+            return (sent, most);
         }
         assert!(now() < deadline, "{sent} messages, and nobody is cut");
     }
@@ -73,9 +81,10 @@ fn one_that_never_reads_is_cut_and_one_that_reads_gets_everything() {
         }
         texts
     });
-    let sent = send_until_ended(&gateway, "u", ("slow_consumer", 2));
-    // What the kernel and the queue held: less than the queue's 64 KiB, and what two sockets take.
+    let (sent, most) = send_until_ended(&gateway, "u", ("slow_consumer", 2));
+    // More was written to their sockets, which the kernel bounds.
     assert!(sent < 4_000, "{sent} messages of 4 KiB waited for a tab that does not read");
+    assert!((32 << 10..=3 * QUEUE_BYTES_MAX).contains(&most), "{most} bytes in the queues of three tabs");
     // One reads now, within the time that it has for that: a frame that was begun, and why it is over.
     let close = loop {
         match stalled.frame() {
@@ -95,29 +104,35 @@ fn one_that_never_reads_is_cut_and_one_that_reads_gets_everything() {
     assert_eq!(reading.join().unwrap(), sent + 1);
 }
 
-/// Reads a byte now and then, and says all the time that it lives: only the bound of its queue ends it.
+/// Reads a byte a second, and says all the time that it lives: only the bound of its queue ends it.
 #[test]
 fn one_that_reads_a_byte_at_a_time_is_cut_by_the_bound_of_its_queue() {
     let settings = [&SMALL[..], &[("heartbeat_interval", "1s"), ("heartbeat_timeout", "1s")]].concat();
     let gateway = Gateway::start(&settings);
     let tab = narrow_tab(&gateway, "u");
     let mut stream = tab.stream.try_clone().unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let (stop, stopped) = sync_channel::<()>(0);
     let reading = std::thread::spawn(move || {
-        let (mut bytes, mut byte) = (0, [0]);
-        while bytes < 100 && stream.read(&mut byte).is_ok_and(|read| read == 1) {
-            bytes += 1;
+        let (mut bytes, mut byte, mut next) = (0_u32, [0], now());
+        while stopped.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
+            if now() >= next {
+                next += Duration::from_secs(1);
+                bytes += u32::from(stream.read(&mut byte).is_ok_and(|read| read == 1));
+            }
             // It may be over by now.
             let _ = stream.write_all(&masked(10, b""));
-            std::thread::sleep(Duration::from_millis(100));
         }
         bytes
     });
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(gateway.metric("tabcast_ended_sessions_total"), 0, "a pong is a sign of life");
-    let sent = send_until_ended(&gateway, "u", ("slow_consumer", 1));
+    let (sent, most) = send_until_ended(&gateway, "u", ("slow_consumer", 1));
     assert!(sent < 4_000, "{sent}");
+    assert!((32 << 10..=QUEUE_BYTES_MAX).contains(&most), "{most} bytes in its queue");
+    drop(stop);
     let bytes = reading.join().unwrap();
-    assert!((2..=100).contains(&bytes), "{bytes}");
+    assert!((2..=60).contains(&bytes), "{bytes}");
 }
 
 /// Its other end is gone without a word: nothing comes back, and what is sent to it is taken by nobody.
@@ -241,7 +256,7 @@ fn the_budget_cuts_the_fattest_first() {
     while gateway.metric("tabcast_queue_bytes") < 3 << 19 {
         gateway.post("/api/send", &json!({ "channel_id": fat_user, "text": text }));
     }
-    thin_texts += send_until_ended(&gateway, "thin", ("over_budget", 1));
+    thin_texts += send_until_ended(&gateway, "thin", ("over_budget", 1)).0;
     assert!(thin_texts < 4_000, "{thin_texts} messages of 4 KiB are over 2 MiB");
     let close = loop {
         match fat.frame() {
