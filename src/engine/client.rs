@@ -160,6 +160,12 @@ impl ClientTexts {
         Said::Refused(ErrorCode::RateLimited, self.limited_frame(text, &mut Scratch::default()))
     }
 
+    /// The same of a text that is too long to be read for its client id.
+    #[must_use]
+    pub fn limited_unread() -> Said {
+        Said::Refused(ErrorCode::RateLimited, limited_frame(None))
+    }
+
     fn limited_frame(&self, text: &mut [u8], scratch: &mut Scratch) -> Frame {
         match parse(text, scratch, &self.limits()) {
             Ok(command) => limited_frame(command.client_id()),

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::driver::clock;
 use crate::driver::listener::Answer;
-use crate::engine::client::Said;
+use crate::engine::client::{ClientTexts, Said};
 use crate::fanout::session::Address;
 use crate::gateway::auth::allow_body;
 use crate::gateway::edge::{APART_BYTES, Asked, ShardEdge};
@@ -47,11 +47,15 @@ impl ShardEdge {
             Ok(body) => body,
             Err(error) => return error.answer(),
         };
+        let is_apart = body.bytes.len() > APART_BYTES;
         if !gateway.clients.may_say(&claims.user, body.bytes.len(), clock::now()) {
-            return answered(&gateway.texts.limited(&mut body.bytes.to_vec()));
+            // Who is told to be slower must not be able to make this thread read a large frame each time.
+            let refused =
+                if is_apart { ClientTexts::limited_unread() } else { gateway.texts.limited(&mut body.bytes.to_vec()) };
+            return answered(&refused);
         }
         let identity = Arc::new(identity(claims, gateway.engine.now()));
-        let (texts, is_apart) = (gateway.texts.clone(), body.bytes.len() > APART_BYTES);
+        let texts = gateway.texts.clone();
         let say = async move {
             // The whole of it: its place in the budget goes when its bytes do.
             let body = body;

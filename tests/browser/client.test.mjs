@@ -216,6 +216,17 @@ describe("with tokens, in Node", { concurrency: 1 }, () => {
     });
   }
 
+  it("says that large messages come too fast, over events, which are refused unread", async () => {
+    const at = (await through(Blocked, keyed)).origin;
+    const one = await online(client({ token: () => tokenFor("dora", 3600), query: () => ({}) }, { at }), "events");
+    const attachments = [{ filename: "f", mimetype: "image/png", data: Buffer.alloc(1 << 20).toString("base64") }];
+    // Ten seconds' worth of bytes may come at once.
+    const outcomes = await Promise.allSettled(Array.from({ length: 16 }, () => one.send({ type: "message", text: "x", attachments })));
+    const codes = outcomes.filter(({ status }) => status === "rejected").map(({ reason }) => reason.code);
+    assert.deepEqual([...new Set(codes)], ["rate_limited"]);
+    assert.equal(outcomes[0].status, "fulfilled");
+  });
+
   it("slows down when every new token is refused", async () => {
     let asked = 0;
     const one = client({ token: () => `bad.token.${(asked += 1)}`, query: () => ({}), limits: { backoffMs: 10_000, backoffMaxMs: 10_000 } }, { at: keyed.origin });

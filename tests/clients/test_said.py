@@ -1,5 +1,6 @@
 """What users say without a WebSocket: POST /events, and the rooms that an event stream is opened with."""
 
+import base64
 import contextlib
 import json
 import unittest
@@ -8,7 +9,7 @@ import uuid
 import httpx
 import httpx_sse
 
-from gateway import PATIENCE, GatewayTest, token
+from gateway import PATIENCE, GatewayTest, token, until
 
 
 class Saying(GatewayTest):
@@ -31,7 +32,7 @@ class Saying(GatewayTest):
 
 
 SECRET = "a-secret-for-tests-only-of-32-bytes"
-SETTINGS = {"token_keys": f"kid=main,alg=HS256,secret={SECRET}", "api_keys": "worker", "operator_keys": "operator"}
+SETTINGS = {"token_keys": f"kid=main,alg=HS256,secret={SECRET}", "api_keys": "worker", "operator_keys": "operator", "openai_keys": "olga:openai"}
 
 
 class InDevelopment(Saying):
@@ -129,7 +130,7 @@ class WithKeys(Saying):
     def test_the_token_says_who_speaks(self):
         self.assert_error(self.post({"type": "ping"}), 401)
         self.assert_error(self.say({"type": "ping"}, "not.a.token"), 401)
-        for key in ("worker", "operator"):
+        for key in ("worker", "operator", "openai"):
             self.assert_error(self.say({"type": "ping"}, key), 401, 403)
         tab = self.gateway.tab(None, additional_headers={"Authorization": f"Bearer {self.token(sub=self.user)}"})
         self.addCleanup(tab.close)
@@ -160,6 +161,19 @@ class WithKeys(Saying):
         last = refused[-1].json()
         self.assertEqual((last["type"], last["code"], last["client_id"], refused[-1].headers["Retry-After"]), ("error", "rate_limited", "24", "1"))
         self.assertEqual(self.say({"type": "ping"}, self.token(sub=f"{self.user}-other")).status, 200)
+
+    def test_a_large_frame_past_the_rate_is_not_even_read(self):
+        user = self.token(sub=self.user)
+        # Legal, and over the 64 KiB that a shard's thread reads itself; any one may come after a silence.
+        file = {"filename": "f", "mimetype": "image/png", "data": base64.b64encode(bytes(1 << 20)).decode()}
+        large = {"type": "message", "text": "x", "client_id": "large", "attachments": [file]}
+        accepted = self.say(large, user)
+        self.assertEqual((accepted.status, accepted.json()["client_id"]), (200, "large"), accepted.body)
+        refused = until("it is too much", lambda: (answer := self.say(large, user)).status == 429 and answer)
+        self.assertEqual((refused.json()["code"], refused.headers["Retry-After"]), ("rate_limited", "1"))
+        self.assertNotIn("client_id", refused.json())
+        small = until("nothing fits", lambda: (answer := self.say({"type": "ping", "client_id": "small"}, user)).status == 429 and answer)
+        self.assertEqual(small.json()["client_id"], "small")
 
     def test_pages_of_listed_origins_may_ask_and_read(self):
         asked = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, content-type"}

@@ -171,7 +171,8 @@ export function eventStreamLink({ base, path, query, after, rooms, token, postMs
       const response = await fetch(outgoing, request);
       if (response.status === 204) return;
       const answer = await response.json();
-      if (typeof answer.type === "string") reply(JSON.stringify(answer));
+      // What is refused unread comes without its id.
+      if (typeof answer.type === "string") reply(JSON.stringify(answer.client_id ? answer : { ...answer, client_id: JSON.parse(frame).client_id }));
       else if (RETRYABLE.has(response.status)) end(refusal(response));
       else reply(JSON.stringify({ type: "error", ...answer.error, client_id: JSON.parse(frame).client_id }));
     } finally {
