@@ -170,11 +170,10 @@ export function eventStreamLink({ base, path, query, after, rooms, token, postMs
       const request = { method: "POST", headers: { ...headers, "content-type": "application/json" }, body: frame, cache: "no-store", signal: controller.signal };
       const response = await fetch(outgoing, request);
       if (response.status === 204) return;
-      const answer = await response.json();
+      const { error, ...answer } = await response.json();
+      if (!answer.type && RETRYABLE.has(response.status)) end(refusal(response));
       // What is refused unread comes without its id.
-      if (typeof answer.type === "string") reply(JSON.stringify(answer.client_id ? answer : { ...answer, client_id: JSON.parse(frame).client_id }));
-      else if (RETRYABLE.has(response.status)) end(refusal(response));
-      else reply(JSON.stringify({ type: "error", ...answer.error, client_id: JSON.parse(frame).client_id }));
+      else reply(JSON.stringify({ type: "error", ...error, client_id: JSON.parse(frame).client_id, ...answer }));
     } finally {
       clearTimeout(timer);
     }
