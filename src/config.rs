@@ -101,6 +101,11 @@ settings! {
     /// answered 429.
     /// Memory: all addresses together up to 1.1 MiB.
     handshakes_per_address_per_second_max: usize ["requests a second"] = 100, live;
+    /// Keys for /api, /v1, /metrics, /status and for cutting users that are not known here and that one address, or one /64 of
+    /// IPv6, may show in a second, and as many at once. Default 10; 0: no limit, as in development mode. Past it 429 before
+    /// a key is looked at, also to one that is known.
+    /// Memory: 1.1 MiB for all addresses.
+    bad_keys_per_address_per_second_max: usize ["keys"] = 10, live;
     /// Proxies that say for whom they speak: addresses such as 10.0.0.7, or networks such as 10.0.0.0/8. Only from them
     /// is X-Forwarded-For believed, from its end up to the first address that is none of them. Default none: a client
     /// is who connects. Not in development mode.

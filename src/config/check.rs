@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::keys::KEY_BYTES_MIN;
 use super::{ConfigError, FileTables, ProxyProtocol, Recovery, Settings, TokenAlgorithm, Worker, base64_bytes};
 
 /// The most tabs that are chosen without being asked for.
@@ -80,6 +81,17 @@ impl Settings {
                     key.kid
                 ));
             }
+        }
+        let short_keys = [
+            ("api_keys", self.api_keys.iter().filter(|key| key.is_short()).count()),
+            ("openai_keys", self.openai_keys.iter().filter(|key| key.digest.is_short()).count()),
+            ("operator_keys", self.operator_keys.iter().filter(|key| key.is_short()).count()),
+        ];
+        for (class, count) in short_keys.into_iter().filter(|(_, count)| *count > 0) {
+            warnings.push(format!("{class}: {count} with less than {KEY_BYTES_MIN} bytes, which can be guessed"));
+        }
+        if self.webhook_secret.as_ref().is_some_and(|secret| secret.expose().len() < KEY_BYTES_MIN) {
+            warnings.push(format!("webhook_secret has less than {KEY_BYTES_MIN} bytes and can be guessed"));
         }
         if self.allowed_origins.iter().any(|origin| origin == "*") {
             warnings.push(
@@ -311,7 +323,7 @@ mod tests {
     use super::*;
 
     const MACHINE: Machine = Machine { cores: 2, open_files_max: 20_000 };
-    const KEY: &str = "api_keys = ['k']\n";
+    const KEY: &str = "api_keys = ['a-key-of-24-random-bytes']\n";
 
     fn load(toml: &str) -> Result<Settings, ConfigError> {
         Sources::new().with_toml(toml).load(MACHINE)
@@ -426,6 +438,14 @@ mod tests {
         let warnings = |toml: &str| load(toml).unwrap().warnings().join("\n");
         assert!(warnings("token_keys = ['kid=a,alg=HS256,secret=short']").contains("token key `a`"));
         assert_eq!(warnings(&format!("token_keys = ['kid=a,alg=HS256,secret={}']", "s".repeat(32))), "");
+        let short = "api_keys = ['short', 'not-so-short-a-key']\nopenai_keys = ['ann:15-bytes-of-key', 'bob:16-bytes-of-a-key']\n\
+            operator_keys = ['sha256:0000000000000000000000000000000000000000000000000000000000000000']\nwebhook_secret = 'hush'";
+        let short = warnings(short);
+        assert_eq!(
+            short.lines().map(|line| &line[..20]).collect::<Vec<_>>(),
+            ["api_keys: 1 with les", "openai_keys: 1 with ", "webhook_secret has l"]
+        );
+        assert!(!short.contains("short") && !short.contains("hush"));
         assert!(warnings(&format!("{KEY}allowed_origins = ['*']")).contains("any page"));
         let nodes = format!("{KEY}redis = ['redis://h']\ntls_cert = 'c'\ntls_key = 'k'");
         assert!(warnings(&nodes).starts_with("node_url is not set"));

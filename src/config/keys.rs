@@ -120,13 +120,19 @@ impl Value for SecretUrl {
     }
 }
 
+/// What a key or a secret that somebody could try again and again must have: 16 random bytes are never found.
+pub(super) const KEY_BYTES_MIN: usize = 16;
+
 /// A key as it is held: its SHA-256 digest only. Two of them are compared in constant time, wherever that is.
 #[derive(Clone)]
-pub struct KeyDigest([u8; 32]);
+pub struct KeyDigest {
+    digest: [u8; 32],
+    is_short: bool,
+}
 
 impl PartialEq for KeyDigest {
     fn eq(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
+        self.digest.ct_eq(&other.digest).into()
     }
 }
 
@@ -136,13 +142,20 @@ impl KeyDigest {
     /// The digest of a key in clear.
     #[must_use]
     pub fn of(key: &[u8]) -> Self {
-        Self(sha2::Sha256::digest(key).into())
+        Self { digest: sha2::Sha256::digest(key).into(), is_short: key.len() < KEY_BYTES_MIN }
+    }
+
+    /// Whether the key was there in clear and has less than 16 bytes: it can be guessed. How long a key is that was given
+    /// as its digest, nobody knows.
+    #[must_use]
+    pub const fn is_short(&self) -> bool {
+        self.is_short
     }
 
     /// The digest's bytes, to be compared in constant time.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
+        &self.digest
     }
 
     /// Reads a key in clear, or `sha256:` and 64 hexadecimal digits.
@@ -164,7 +177,7 @@ impl KeyDigest {
         for (byte, at) in digest.iter_mut().zip((0..64).step_by(2)) {
             *byte = u8::from_str_radix(&hex[at..at + 2], 16).map_err(|_| wrong())?;
         }
-        Ok(Self(digest))
+        Ok(Self { digest, is_short: false })
     }
 }
 
@@ -365,7 +378,10 @@ mod tests {
     fn a_key_is_given_in_clear_or_as_its_digest() {
         let clear = KeyDigest::read("k-123").unwrap();
         let hex: String = clear[0].as_bytes().iter().map(|b| format!("{b:02X}")).collect();
-        assert_eq!(KeyDigest::read(&format!("sha256:{hex}")).unwrap(), clear);
+        let digest = KeyDigest::read(&format!("sha256:{hex}")).unwrap();
+        assert_eq!(digest, clear);
+        assert!(clear[0].is_short() && !digest[0].is_short());
+        assert!(!KeyDigest::read(&"k".repeat(KEY_BYTES_MIN)).unwrap()[0].is_short());
         assert!(KeyDigest::read("sha256:12").is_err());
         assert!(KeyDigest::read(&format!("sha256:{}", "é".repeat(32))).is_err());
         assert!(KeyDigest::read("two words").is_err());

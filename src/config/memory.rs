@@ -12,8 +12,8 @@ const MEMBERSHIP_BYTES: u64 = 24 + 320;
 const ADDRESS_BYTES: u64 = 40;
 /// A session's place among those of its address, in a list that grows by doubling.
 const PLACE_BYTES: u64 = 32;
-/// How fast addresses ask for sessions.
-const ADDRESS_RATES_BYTES: u64 = 64 * (17 << 10);
+/// How fast addresses ask for sessions and show wrong keys, and how fast users say something by requests.
+const RATES_BYTES: u64 = 3 * 64 * (17 << 10);
 /// A slot of an inbox.
 const POST_BYTES: u64 = 64;
 /// The read and write buffers of a connection that is not a session, beside its head.
@@ -69,7 +69,7 @@ impl Settings {
             return 0;
         }
         let connections = term(self.http_connections_max, ADDRESS_BYTES);
-        term(self.tabs_max, ADDRESS_BYTES + PLACE_BYTES).saturating_add(connections).saturating_add(ADDRESS_RATES_BYTES)
+        term(self.tabs_max, ADDRESS_BYTES + PLACE_BYTES).saturating_add(connections).saturating_add(RATES_BYTES)
     }
 
     /// Compressors of the threads that publish and of large frames, with what they write; what shards inflate with, and
@@ -135,7 +135,7 @@ impl Settings {
                 self.deflate_bytes(),
             ),
             ("with TLS: tabs_max × 5 KiB + http_connections_max × 128 KiB", self.tls_bytes()),
-            ("addresses, with keys: tabs_max × 72 B + http_connections_max × 40 B + 1.1 MiB", self.address_bytes()),
+            ("addresses, with keys: tabs_max × 72 B + http_connections_max × 40 B + 3.2 MiB", self.address_bytes()),
             ("answers: answers_max × 1 KiB", term(self.answers_max, SESSION_BYTES)),
             (
                 "answers in one piece, and their bodies: 2 × whole_answers_bytes_max",
@@ -176,7 +176,7 @@ mod tests {
             ("client_ids_max = 100_001", 640),
             ("answers_max = 20_001", 1 << 10),
             ("whole_answers_bytes_max = '65MiB'", 2 << 20),
-            ("api_keys = ['k']", 19_000 * 72 + 1_024 * 40 + (1_088 << 10)),
+            ("api_keys = ['k']", 19_000 * 72 + 1_024 * 40 + 3 * (1_088 << 10)),
             ("tls_cert = 'c'\ntls_key = 'k'", 19_000 * (5 << 10) + (128 << 20)),
             ("redis = ['redis://h']", (2 * 64 + 64 + 16 * 16) << 20),
             ("shards = 3", (64 << 20) + 4096 * 64 + (8 << 20)),

@@ -36,6 +36,7 @@ pub(crate) struct Clients {
     sessions: Option<Arc<AddressCounts>>,
     handshakes: TotalRate,
     handshakes_of_address: AddressRates,
+    bad_keys: AddressRates,
     said: SaidRates,
     start: Instant,
     /// Somebody who is not believed has said for whom it speaks.
@@ -51,6 +52,7 @@ impl Clients {
             sessions: (!settings.is_development()).then(|| AddressCounts::counting(settings.tabs_per_address_max)),
             handshakes: TotalRate::new(limit(settings.handshakes_per_second_max)),
             handshakes_of_address: AddressRates::new(limit(settings.handshakes_per_address_per_second_max)),
+            bad_keys: AddressRates::new(limit(settings.bad_keys_per_address_per_second_max)),
             said: SaidRates::new(
                 limit(settings.inbound_messages_per_second_max),
                 limit(settings.inbound_bytes_per_second_max),
@@ -68,6 +70,7 @@ impl Clients {
         }
         self.handshakes.limit(limit(settings.handshakes_per_second_max));
         self.handshakes_of_address.limit(limit(settings.handshakes_per_address_per_second_max));
+        self.bad_keys.limit(limit(settings.bad_keys_per_address_per_second_max));
         self.said.limit(limit(settings.inbound_messages_per_second_max), limit(settings.inbound_bytes_per_second_max));
     }
 
@@ -121,6 +124,16 @@ impl Clients {
     /// Counts what a user says by a request, or refuses it.
     pub(crate) fn may_say(&self, user: &UserId, bytes: usize, now: Instant) -> bool {
         self.said.take(user, bytes, now.saturating_duration_since(self.start))
+    }
+
+    /// Whether a key of this address is looked at: it has not just shown too many that are not known here.
+    pub(crate) fn may_show_key(&self, client: IpAddr, now: Instant) -> bool {
+        self.bad_keys.has_room(client, now.saturating_duration_since(self.start))
+    }
+
+    /// Counts a key that is not known here.
+    pub(crate) fn count_bad_key(&self, client: IpAddr, now: Instant) {
+        self.bad_keys.take(client, now.saturating_duration_since(self.start));
     }
 
     /// Counts a request for a session, or refuses it.
@@ -213,6 +226,19 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_shows_wrong_keys_is_not_looked_at_for_a_while() {
+        let clients = clients("bad_keys_per_address_per_second_max = 2");
+        let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let now = clients.start + Duration::from_secs(5);
+        for is_looked_at in [true, true, false, false] {
+            assert_eq!(clients.may_show_key(one, now), is_looked_at);
+            clients.count_bad_key(one, now);
+        }
+        assert!(clients.may_show_key(other, now));
+        assert!(clients.may_show_key(one, now + Duration::from_millis(500)), "what was not looked at does not count");
+    }
+
+    #[test]
     fn limits_that_are_read_again_hold_for_who_comes_next() {
         let clients = clients("handshakes_per_address_per_second_max = 0\ntabs_per_address_max = 0");
         let one = IpAddr::from([192, 0, 2, 1]);
@@ -227,10 +253,14 @@ mod tests {
 
     #[test]
     fn in_development_mode_there_are_no_limits() {
-        let settings = Sources::new().with_toml("handshakes_per_second_max = 1\ntabs_per_address_max = 1");
+        let settings = Sources::new().with_toml(
+            "handshakes_per_second_max = 1\ntabs_per_address_max = 1\nbad_keys_per_address_per_second_max = 1",
+        );
         let clients = Clients::new(&settings.load(Machine { cores: 1, open_files_max: 1000 }).unwrap());
         let one = IpAddr::from([127, 0, 0, 1]);
         assert!((0..1_000).all(|_| clients.admit(one, clients.start) == Ok(())));
+        (0..9).for_each(|_| clients.count_bad_key(one, clients.start));
+        assert!(clients.may_show_key(one, clients.start));
         assert!(clients.place(one).unwrap().is_none());
     }
 }

@@ -19,6 +19,7 @@ use serde_json::json;
 
 use crate::config::{KeyDigest, Settings};
 use crate::driver::addresses::{Place, TooManyOfAddress};
+use crate::driver::clock;
 use crate::driver::handshake;
 use crate::driver::listener::{Answer, AnswerFuture, Edge};
 use crate::driver::shard_thread::LocalShard;
@@ -27,7 +28,7 @@ use crate::engine::Engine;
 use crate::engine::client::ClientTexts;
 use crate::fanout::shard::Inbound;
 use crate::gateway::api::{Api, ApiRequest};
-use crate::gateway::auth::{Keys, RequestHead, RouteClass, bearer};
+use crate::gateway::auth::{AuthError, Keys, Principal, RequestHead, RouteClass, bearer};
 use crate::gateway::body::BodyLimits;
 use crate::gateway::checks::Checks;
 use crate::gateway::clients::Clients;
@@ -172,11 +173,30 @@ impl ShardEdge {
         self.gateway.clients.place(client).inspect_err(|_| self.count_refusal(Refusal::TabsOfAddress))
     }
 
+    /// Lets a request through to routes of `class`, or says why not. From an address that has just shown too many keys that
+    /// are not known here none is looked at: otherwise the answer would tell the right one.
+    pub(crate) fn authorize(
+        &self,
+        class: RouteClass,
+        request: &Request<Incoming>,
+        asked: &Asked,
+    ) -> Result<Principal, AuthError> {
+        let (clients, now) = (&self.gateway.clients, clock::now());
+        if class != RouteClass::Public && !clients.may_show_key(asked.client, now) {
+            self.count_refusal(Refusal::BadKeysOfAddress);
+            return Err(AuthError::TooManyKeys);
+        }
+        let authorized = self.gateway.keys.load().authorize(class, &asked.head(request), SystemTime::now());
+        if let Err(AuthError::UnknownKey) = authorized {
+            clients.count_bad_key(asked.client, now);
+        }
+        authorized
+    }
+
     async fn respond(self: Rc<Self>, request: Request<Incoming>, asked: Asked) -> Answered {
         let path = asked.path.as_str();
         let class = class_of(path, request.method());
-        let authorized = self.gateway.keys.load().authorize(class, &asked.head(&request), SystemTime::now());
-        if let Err(refusal) = authorized {
+        if let Err(refusal) = self.authorize(class, &request, &asked) {
             return refused(refusal);
         }
         let is_get = [Method::GET, Method::HEAD].contains(request.method());

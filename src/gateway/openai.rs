@@ -11,7 +11,6 @@ mod whole;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use http::header::{HOST, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode, Version};
@@ -102,8 +101,7 @@ impl ShardEdge {
         asked: &Asked,
         cors: &Cors,
     ) -> Result<listener::Answer, Failed> {
-        let keys = self.gateway.keys.load_full();
-        let principal = keys.authorize(RouteClass::OpenAi, &asked.head(&request), SystemTime::now());
+        let principal = self.authorize(RouteClass::OpenAi, &request, asked);
         let Principal::OpenAi(user) = principal.map_err(Failed::from)? else {
             return Err(Failed::not_found("there is nothing at this path"));
         };

@@ -1,6 +1,6 @@
 //! Responses: those of the driver, and the refusals of keys and tokens.
 
-use http::header::{HeaderValue, WWW_AUTHENTICATE};
+use http::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 
 pub(crate) use crate::driver::response::{
     Answered, draining, error, error_with, finish, json, method_not_allowed, typed,
@@ -14,6 +14,9 @@ pub(crate) fn refused(refusal: AuthError) -> Answered {
     let mut response = typed(refusal.status(), JSON, refusal.body());
     if let Some(challenge) = refusal.www_authenticate() {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    }
+    if let Some(seconds) = refusal.retry_after() {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(seconds));
     }
     response
 }

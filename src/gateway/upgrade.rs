@@ -121,6 +121,7 @@ impl ShardEdge {
         let outcome = match refusal.status() {
             StatusCode::UNAUTHORIZED => HandshakeOutcome::Unauthorized,
             StatusCode::FORBIDDEN => HandshakeOutcome::Forbidden,
+            StatusCode::TOO_MANY_REQUESTS => HandshakeOutcome::LimitReached,
             _ => HandshakeOutcome::BadRequest,
         };
         self.refuse(outcome, refused(refusal))

@@ -1,7 +1,5 @@
 //! `GET /events?watch=…`: for operators, an event stream of what goes by on a channel, or of how this node is.
 
-use std::time::SystemTime;
-
 use http::StatusCode;
 use http::header::RETRY_AFTER;
 use hyper::Request;
@@ -33,8 +31,7 @@ impl ShardEdge {
         if self.gateway.is_draining() {
             return self.refuse(HandshakeOutcome::Draining, draining());
         }
-        let keys = self.gateway.keys.load();
-        if let Err(refusal) = keys.authorize(RouteClass::Operator, &asked.head(request), SystemTime::now()) {
+        if let Err(refusal) = self.authorize(RouteClass::Operator, request, asked) {
             return self.deny(refusal);
         }
         let watched = match watched(text) {

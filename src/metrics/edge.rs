@@ -58,6 +58,8 @@ label! {
         Handshakes = "handshakes",
         /// Of one address (429).
         HandshakesOfAddress = "handshakes_of_address",
+        /// An address has shown too many keys in the time that are not known here (429).
+        BadKeysOfAddress = "bad_keys_of_address",
         /// The address has as many connections as it may have (429, or closed).
         ConnectionsOfAddress = "connections_of_address",
         /// A connection that does not come from a trusted proxy, where all have to (closed).

@@ -8,7 +8,7 @@ import unittest
 
 from websockets.exceptions import InvalidStatus
 
-from gateway import KEYS, PATIENCE, Answer, GatewayTest, token, until
+from gateway import KEYS, PATIENCE, Answer, Gateway, GatewayTest, token, until
 
 UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": "13"}
 
@@ -220,6 +220,7 @@ class KeyClasses(GatewayTest):
         "api_keys": "worker-key",
         "openai_keys": "olga:openai-key",
         "operator_keys": "operator-key",
+        "bad_keys_per_address_per_second_max": "0",  # the matrix shows more wrong keys than one address may
     }
 
     def test_none_opens_another_s_routes(self):
@@ -264,6 +265,70 @@ class KeyClasses(GatewayTest):
         self.assertEqual(tab.closed()[0], (4010, "kicked"))
         users = lambda: self.gateway.http("GET", "/api/users", headers={"Authorization": "Bearer worker-key"}).body.decode()
         until("the user is gone", lambda: self.user not in users())
+
+
+class Guesses(GatewayTest):
+    """Keys tried one after the other. Each test's addresses are behind a proxy, as those of all limits may be."""
+
+    settings = {
+        "api_keys": "a-worker-s-key-of-24-bytes",
+        "openai_keys": "olga:an-openai-key-of-24-bytes",
+        "operator_keys": "an-operator-s-key-of-24-bytes",
+        "trusted_proxies": "127.0.0.1",
+        "bad_keys_per_address_per_second_max": 1,
+    }
+
+    def show(self, key, address, method="GET", path="/api/users", body=None):
+        headers = {"Content-Type": "application/json", "X-Forwarded-For": address, **({"Authorization": f"Bearer {key}"} if key else {})}
+        connection = http.client.HTTPConnection("127.0.0.1", self.gateway.port, timeout=PATIENCE)
+        self.addCleanup(connection.close)
+        connection.request(method, path, body=body, headers=headers)
+        return connection.getresponse()
+
+    def test_are_429_on_every_route_before_a_key_is_looked_at(self):
+        worker, olga, operator = (self.settings[name].split(":")[-1] for name in ("api_keys", "openai_keys", "operator_keys"))
+        routes = [("POST", "/api/end", b'{"channel_id":"sse:x"}', worker), ("GET", "/api/users", None, worker), ("GET", "/v1/models", None, olga), ("GET", "/metrics", None, operator), ("DELETE", "/api/users/u", None, operator), ("GET", "/events?watch=status", None, operator)]
+        for number, (method, path, body, key) in enumerate(routes):
+            with self.subTest(f"{method} {path}"):
+                address, other = f"192.0.2.{number}", f"198.51.100.{number}"
+                show = lambda key, address: self.show(key, address, method, path, body)
+                self.assertEqual(show("no-key-of-anybody", address).status, 401)
+
+                def refused():
+                    # The next second may begin between two of them.
+                    show("no-key-of-anybody", address)
+                    answer = show(key, address)
+                    return answer.status == 429 and answer
+
+                answer = until("not even the right one is told", refused)
+                self.assertEqual(answer.headers["Retry-After"], "1")
+                self.assertEqual(json.loads(answer.read())["error"]["code"], "rate_limited")
+                self.assertEqual(show(key, other).status, 200, "another address behind the same proxy")
+                until("a second later it is taken", lambda: show(key, address).status == 200)
+        metrics = self.show(operator, "203.0.113.1", path="/metrics").read().decode()
+        count = next(line for line in metrics.splitlines() if 'reason="bad_keys_of_address"' in line)
+        self.assertGreaterEqual(int(count.rsplit(" ", 1)[1]), len(routes))
+
+    def test_good_keys_and_none_are_no_guesses(self):
+        worker, operator = self.settings["api_keys"], self.settings["operator_keys"]
+        for key, status in ((worker, 200), (None, 401), (operator, 403)):
+            with self.subTest(status):
+                self.assertEqual({self.show(key, "192.0.2.77").status for _ in range(10)}, {status})
+
+    def test_public_paths_stay_open(self):
+        until("it is refused", lambda: self.show("wrong", "192.0.2.78").status == 429)
+        self.show("wrong", "192.0.2.78")
+        for path in ("/healthz", "/", "/tabcast.js"):
+            self.assertEqual(self.show("wrong", "192.0.2.78", path=path).status, 200)
+
+    def test_short_keys_are_warned_about_at_the_start(self):
+        self.assertNotIn("can be guessed", self.gateway.log_text())
+        weak = Gateway(api_keys="a-short-key", webhook_secret="hush")
+        self.addCleanup(weak.stop)
+        log = weak.log_text()
+        for warning in ("api_keys: 1 with less than 16 bytes", "webhook_secret has less than 16 bytes"):
+            self.assertIn(warning, log)
+        self.assertNotIn("a-short-key", log)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ pub enum AuthError {
     /// A key that nobody was given, or several.
     #[error("the key is not known here")]
     UnknownKey,
+    /// The address has just shown too many of these: whatever it shows now is not looked at.
+    #[error(
+        "this address shows too many keys that are not known here; try again later (behind a proxy of yours: see trusted_proxies)"
+    )]
+    TooManyKeys,
     /// A good key of another class.
     #[error("the key is not for this route: {}", needs(*.0))]
     WrongClass(RouteClass),
@@ -137,6 +142,7 @@ impl AuthError {
         match self {
             Self::Missing(_) | Self::UnknownKey | Self::Token(_) => http::StatusCode::UNAUTHORIZED,
             Self::WrongClass(_) | Self::ForeignOrigin | Self::Development(_) => http::StatusCode::FORBIDDEN,
+            Self::TooManyKeys => http::StatusCode::TOO_MANY_REQUESTS,
             Self::NotJson => http::StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BadUser(_) => http::StatusCode::BAD_REQUEST,
         }
@@ -148,6 +154,7 @@ impl AuthError {
         match self {
             Self::Missing(_) => "unauthorized",
             Self::UnknownKey => "invalid_key",
+            Self::TooManyKeys => "rate_limited",
             Self::WrongClass(_) => "forbidden",
             Self::Token(TokenError::Expired) => "token_expired",
             Self::Token(_) => "invalid_token",
@@ -168,6 +175,15 @@ impl AuthError {
         }
     }
 
+    /// The header `Retry-After` of a 429, in seconds; other answers have none.
+    #[must_use]
+    pub const fn retry_after(self) -> Option<&'static str> {
+        match self {
+            Self::TooManyKeys => Some("1"),
+            _ => None,
+        }
+    }
+
     /// The answer's body.
     #[must_use]
     pub fn body(self) -> String {
@@ -184,12 +200,14 @@ mod tests {
         let check = |error: AuthError, status: u16, code: &str, challenge: bool| {
             assert_eq!((error.status().as_u16(), error.code()), (status, code), "{error}");
             assert_eq!(error.www_authenticate().is_some(), challenge, "{error}");
+            assert_eq!(error.retry_after().is_some(), status == 429, "{error}");
             let body: serde_json::Value = serde_json::from_str(&error.body()).unwrap();
             assert_eq!(body["error"]["code"], code);
             assert_eq!(body["error"]["message"], error.to_string());
         };
         check(AuthError::Missing(RouteClass::Api), 401, "unauthorized", true);
         check(AuthError::UnknownKey, 401, "invalid_key", true);
+        check(AuthError::TooManyKeys, 429, "rate_limited", false);
         check(AuthError::WrongClass(RouteClass::Operator), 403, "forbidden", false);
         check(TokenError::Expired.into(), 401, "token_expired", true);
         check(TokenError::BadSignature.into(), 401, "invalid_token", true);

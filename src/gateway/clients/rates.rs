@@ -107,9 +107,8 @@ impl<K: Copy + Eq + Hash> Dues<K> {
 
     /// Puts `next` of what is due for `key` in its place. False if there is none: nothing was counted.
     fn take(&self, key: K, now: u64, next: impl FnOnce(u64) -> Option<u64>) -> bool {
-        let part = usize::try_from(self.state.hash_one(key) % PARTS as u64).unwrap_or(0);
         // What a panic could have left half done is one number.
-        let mut part = self.parts[part].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut part = self.part(&key).lock().unwrap_or_else(PoisonError::into_inner);
         if part.len() >= KEYS_MAX && !part.contains_key(&key) {
             part.retain(|_, due| *due > now);
             if part.len() >= KEYS_MAX {
@@ -124,6 +123,16 @@ impl<K: Copy + Eq + Hash> Dues<K> {
             }
             None => false,
         }
+    }
+
+    /// Until when all that `key` did is worked off.
+    fn due(&self, key: K) -> u64 {
+        let part = self.part(&key).lock().unwrap_or_else(PoisonError::into_inner);
+        part.get(&key).copied().unwrap_or(0)
+    }
+
+    fn part(&self, key: &K) -> &Mutex<HashMap<K, u64, RandomState>> {
+        &self.parts[usize::try_from(self.state.hash_one(key) % PARTS as u64).unwrap_or(0)]
     }
 
     #[cfg(test)]
@@ -155,6 +164,12 @@ impl AddressRates {
         let Some(rate) = self.limit.rate() else { return true };
         let now = nanos(now);
         self.dues.take(AddressKey::of(address), now, |due| rate.next(due, now))
+    }
+
+    /// Whether one more of `address` would be within the rate at `now`. Nothing is counted.
+    pub(super) fn has_room(&self, address: IpAddr, now: Duration) -> bool {
+        let Some(rate) = self.limit.rate() else { return true };
+        rate.next(self.dues.due(AddressKey::of(address)), nanos(now)).is_some()
     }
 }
 
@@ -257,6 +272,19 @@ mod tests {
         assert_eq!([60_000, 100_000].map(|millis| taken(&rates, millis, 50_000)), [1, 0]);
         let unlimited = SaidRates::new(0, 0);
         assert_eq!(taken(&unlimited, 0, 1 << 20), 1_000);
+    }
+
+    #[test]
+    fn there_is_room_for_what_would_be_counted() {
+        let (rates, one) = (AddressRates::new(2), IpAddr::from([192, 0, 2, 1]));
+        for (millis, taken) in
+            [(0, true), (0, true), (0, false), (499, false), (500, true), (500, false), (9_000, true)]
+        {
+            assert_eq!(rates.has_room(one, at(millis)), taken, "{millis}");
+            assert_eq!(rates.has_room(one, at(millis)), taken, "nothing is counted by asking");
+            assert_eq!(rates.take(one, at(millis)), taken, "{millis}");
+        }
+        assert!((0..9).all(|_| AddressRates::new(0).has_room(one, at(0))));
     }
 
     #[test]

@@ -125,12 +125,14 @@ impl From<AuthError> for Failed {
         let (kind, code) = match refusal.status() {
             StatusCode::UNAUTHORIZED => (ErrorKind::Authentication, "invalid_api_key"),
             StatusCode::FORBIDDEN => (ErrorKind::Permission, refusal.code()),
+            StatusCode::TOO_MANY_REQUESTS => (ErrorKind::RateLimit, refusal.code()),
             _ => (ErrorKind::InvalidRequest, refusal.code()),
         };
         let failed = Self::new(refusal.status(), kind, code, refusal.to_string());
-        match refusal.www_authenticate() {
-            Some(challenge) => failed.with(WWW_AUTHENTICATE, challenge),
-            None => failed,
+        match (refusal.www_authenticate(), refusal.retry_after()) {
+            (Some(challenge), _) => failed.with(WWW_AUTHENTICATE, challenge),
+            (None, Some(seconds)) => failed.with(RETRY_AFTER, seconds),
+            (None, None) => failed,
         }
     }
 }
