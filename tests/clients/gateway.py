@@ -324,6 +324,11 @@ class GatewayTest(unittest.TestCase):
         self.addCleanup(stream.close)
         return raw, stream
 
+    def refusals(self, reason, **headers):
+        """How often something was refused for that reason."""
+        metrics = self.gateway.http("GET", "/metrics", headers=headers).body.decode()
+        return int(re.search(rf'^tabcast_refusals_total{{reason="{reason}"}} (\d+)$', metrics, re.MULTILINE)[1])
+
     def assert_error(self, answer, *statuses):
         """The standard status, and a JSON error that says what."""
         self.assertIn(answer.status, statuses, answer.body[:300])

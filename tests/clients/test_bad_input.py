@@ -6,7 +6,7 @@ import socket
 import threading
 import unittest
 
-from gateway import PATIENCE, Answer, GatewayTest, close_code, masked, read_frame
+from gateway import PATIENCE, Answer, GatewayTest, close_code, masked, read_frame, until
 
 ID = "6c84fb90-12c4-41e1-840d-7b25c5ee7750"
 
@@ -234,6 +234,41 @@ class BadRequests(GatewayTest):
         for query in ("", "?user=", "?user=a%00b", f"?user={'a' * 257}"):
             with self.subTest(query[:20]):
                 self.assert_error(self.gateway.http("GET", f"/ws{query}", headers=upgrade), 400, 401)
+
+
+class ManyBodies(GatewayTest):
+    """What all bodies that are held at one time may take, wherever they go."""
+
+    settings = {"file_bytes_max": "4KiB", "body_bytes_max": "64KiB", "bodies_bytes_max": "64KiB", "worker": "none"}
+
+    def held(self, body):
+        """A request all of whose body is read but the last byte."""
+        raw = socket.create_connection(("127.0.0.1", self.gateway.port), timeout=PATIENCE)
+        self.addCleanup(raw.close)
+        raw.sendall(f"POST /api/send HTTP/1.1\r\nHost: {self.gateway.host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:-1])
+        return raw
+
+    def test_past_it_a_request_is_503_and_counted(self):
+        said = {"type": "message", "text": "x", "attachments": [{"filename": "f", "mimetype": "image/png", "data": "A" * 20_000}]}
+        chat = {"messages": [{"role": "user", "content": "x" * 20_000}], "stream": True}
+        sends = {"channel_id": self.user, "text": "x" * 20_000}
+        routes = {"/api/send": sends, f"/events?user={self.user}&name=x": said, "/v1/chat/completions": chat}
+        ask = lambda path: self.gateway.http("POST", path, json.dumps(routes[path]).encode(), {"Content-Type": "application/json"})
+        held = self.held(json.dumps({"channel_id": self.user, "text": "x" * 50_000}).encode())
+        answer = until("it is held", lambda: (answer := ask("/api/send")).status == 503 and answer)
+        before = self.refusals("bodies")
+        for path in routes:
+            with self.subTest(path):
+                answer = ask(path)
+                self.assertEqual(self.assert_error(answer, 503)["code"], "overloaded")
+                self.assertEqual(answer.headers["Retry-After"], "1")
+        self.assertEqual(self.refusals("bodies") - before, len(routes))
+        held.sendall(b"}")
+        response = http.client.HTTPResponse(held)
+        response.begin()
+        self.assertEqual(response.status, 200, "what is held is not touched")
+        for path in ("/api/send", f"/events?user={self.user}&name=x"):
+            self.assertLess(until("there is room again", lambda: (answer := ask(path)).status != 503 and answer).status, 300)
 
 
 if __name__ == "__main__":

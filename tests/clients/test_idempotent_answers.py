@@ -1,4 +1,4 @@
-"""An `Idempotency-Key` of an answer stands for one question, however many ask it at the same time."""
+"""An `Idempotency-Key` stands for one question or send of whoever gave it, however many do so at the same time."""
 
 import http.client
 import json
@@ -6,8 +6,9 @@ import queue
 import threading
 import unittest
 
-from gateway import PATIENCE, GatewayTest
+from gateway import PATIENCE, GatewayTest, token
 
+SECRET = "a-secret-for-tests-only-of-32-bytes"
 CLIENTS = 6
 ROUNDS = 20
 
@@ -50,6 +51,29 @@ class IdempotentAnswers(GatewayTest):
                     thread.join(PATIENCE)
                 self.assertEqual(sorted(status for status, _ in got), [200] + [409] * (CLIENTS - 1), got)
                 self.assertEqual(len({request for _, request in got}), 1, "a refusal names the answer")
+
+
+class TwoWorkers(GatewayTest):
+    workers = ("key-of-one-worker-in-24-b", "key-of-another-worker-24b")
+    settings = {"worker": "none", "api_keys": ",".join(workers), "token_keys": f"kid=main,alg=HS256,secret={SECRET}"}
+
+    def test_have_keys_of_their_own(self):
+        jwt = token(SECRET, sub=self.user)
+        tab = self.gateway.tab(None, additional_headers={"Authorization": f"Bearer {jwt}"})
+        self.addCleanup(tab.close)
+        send = lambda worker, text: self.gateway.api("send", {"channel_id": self.user, "text": text}, Authorization=f"Bearer {worker}", Idempotency_Key="order-17")
+        answers = {worker: [send(worker, "one text") for _ in range(2)] for worker in self.workers}
+        ids = []
+        for first, again in answers.values():
+            self.assertEqual(again, first, "a repeat is answered as the first was")
+            self.assertTrue(first["delivered"])
+            ids.append(first["id"])
+        self.assertNotEqual(*ids)
+        last = self.gateway.api("send", {"channel_id": self.user, "text": "last"}, Authorization=f"Bearer {self.workers[0]}")
+        self.assertEqual([frame["id"] for frame in tab.until(lambda frame: frame["id"] == last["id"])], [*ids, last["id"]])
+        # The same key for something else is refused to whoever used it.
+        other = self.gateway.post("send", {"channel_id": self.user, "text": "other"}, Authorization=f"Bearer {self.workers[1]}", Idempotency_Key="order-17")
+        self.assertEqual(self.assert_error(other, 422)["code"], "idempotency_mismatch")
 
 
 if __name__ == "__main__":

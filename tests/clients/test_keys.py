@@ -9,6 +9,7 @@ import unittest
 from websockets.exceptions import InvalidStatus
 
 from gateway import KEYS, PATIENCE, Answer, Gateway, GatewayTest, token, until
+from scripted import OpenAITest
 
 UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": "13"}
 
@@ -231,6 +232,9 @@ class KeyClasses(GatewayTest):
         routes += [("GET", f"/events?watch={watched}", None, "operator", 200) for watched in ("status", "u", "room:r", "sse:1")]
         routes += [("GET", "/metrics", None, "operator", 200), ("DELETE", "/api/users/nobody", None, "operator", 200)]
         routes += [("POST", f"/api/{route}", send, "worker", status) for route, status in {"send": 200, "file": 400, "buttons": 400, "edit": 400, "typing": 400, "end": 200, "batch": 200}.items()]
+        routes += [("POST", "/events", b'{"type":"ping"}', "user", 200)]
+        routes += [("GET", "/v1/models", None, "openai", 200), ("GET", "/v1/models/tabcast", None, "openai", 200), ("POST", "/v1/chat/completions", b"{}", "openai", 400)]
+        routes += [("GET", "/v1/chat/completions/x/events", None, "openai", 404), ("DELETE", "/v1/chat/completions/x", None, "openai", 404)]
         routes += [("GET", "/api/users", None, "worker", 200), ("GET", "/api/users/u", None, "worker", 200)]
         for method, path, body, owner, status in routes:
             for name, key in keys.items():
@@ -265,6 +269,58 @@ class KeyClasses(GatewayTest):
         self.assertEqual(tab.closed()[0], (4010, "kicked"))
         users = lambda: self.gateway.http("GET", "/api/users", headers={"Authorization": "Bearer worker-key"}).body.decode()
         until("the user is gone", lambda: self.user not in users())
+
+
+class WhoSpeaks(OpenAITest):
+    """Whatever a frame says, its sender is who the token names: in the echo, and to the worker."""
+
+    secret = "a-secret-for-tests-only-of-32-bytes"
+    settings = {"token_keys": f"kid=main,alg=HS256,secret={secret}"}
+    pretended = {"sender": "mallory", "user_id": "mallory", "user_name": "Mallory", "username": "Mallory", "display_name": "Mallory", "name": "Mallory", "platform": "discord", "channel_id": "webchat:mallory", "channel_key": "webchat:mallory", "unified_user_id": "mallory", "user_aliases": ["mallory"], "id": "6c84fb90-12c4-41e1-840d-7b25c5ee7750", "timestamp": 1.5, "extra": {"cancel": {"request_id": "x"}}}
+
+    def bearer(self):
+        return {"Authorization": f"Bearer {token(self.secret, sub=self.user, name='Ann')}"}
+
+    def check(self, said, **expected):
+        message = self.worker.question().message
+        known = {name: message[name] for name in ("user_id", "username", "display_name", "platform", "channel_id", "channel_key", "unified_user_id", "user_aliases")}
+        of = f"webchat:{self.user}"
+        self.assertEqual(known, {"user_id": self.user, "username": "Ann", "display_name": "Ann", "platform": "webchat", "channel_id": of, "channel_key": of, "unified_user_id": None, "user_aliases": []})
+        self.assertEqual({name: message[name] for name in expected}, expected)
+        self.assertGreater(message["timestamp"], 1e9)
+        self.assertNotIn("mallory", json.dumps(message).lower())
+        self.assertNotIn("cancel", message["extra"])
+        self.assertEqual(said["id"], message["message_id"])
+        self.assertNotEqual(said["id"], self.pretended["id"])
+
+    def test_is_never_what_the_frame_says(self):
+        tab = self.gateway.tab(None, additional_headers=self.bearer())
+        self.addCleanup(tab.close)
+        mallory = self.gateway.tab(None, additional_headers={"Authorization": f"Bearer {token(self.secret, sub='mallory')}"})
+        self.addCleanup(mallory.close)
+
+        def echo(ack, text):
+            shown = tab.find("message", id=ack["id"])
+            self.assertEqual((shown["text"], shown["sender"]), (text, self.user))
+            self.assertGreater(shown["timestamp"], 1e9)
+
+        ack = tab.ask(type="message", text="over a socket", **self.pretended)
+        self.assertEqual(ack["type"], "ack", ack)
+        echo(ack, "over a socket")
+        self.check(ack, content="over a socket")
+        frame = {"type": "message", "text": "by a request", "client_id": "1", **self.pretended}
+        posted = self.gateway.http("POST", "/events", json.dumps(frame).encode(), {"Content-Type": "application/json", **self.bearer()})
+        self.assertEqual(posted.status, 200, posted.body)
+        echo(posted.json(), "by a request")
+        self.check(posted.json(), content="by a request")
+        shown = "1c84fb90-12c4-41e1-840d-7b25c5ee7750"
+        ack = tab.ask(type="button", message_id=shown, custom_id="yes", **self.pretended)
+        self.assertEqual(ack["type"], "ack", ack)
+        message = self.worker.question().message
+        self.assertEqual((message["user_id"], message["username"], message["content"], message["extra"]), (self.user, "Ann", "yes", {"button": {"message_id": shown, "custom_id": "yes"}}))
+        # Nothing of all this reached whom the frames named.
+        mallory.send({"type": "ping"})
+        self.assertEqual(mallory.frame(), {"type": "pong"})
 
 
 class Guesses(GatewayTest):

@@ -455,10 +455,6 @@ class WholeAnswers(OpenAITest):
 
     settings = {"whole_answer_bytes_max": "64KiB", "whole_answers_bytes_max": "80KiB", "message_bytes_max": "1MiB"}
 
-    def refusals(self):
-        metrics = self.gateway.http("GET", "/metrics").body.decode()
-        return int(re.search(r'tabcast_refusals_total{reason="whole_answers"} (\d+)', metrics)[1])
-
     def failed(self, asking, status, code):
         with self.assertRaises(openai.InternalServerError) as caught:
             asking.result(PATIENCE)
@@ -486,7 +482,7 @@ class WholeAnswers(OpenAITest):
         self.assertEqual(len(asking.result(PATIENCE).choices[0].message.content), 55_000)
 
     def test_all_together_hold_no_more_than_they_may(self):
-        before = self.refusals()
+        before = self.refusals("whole_answers")
         asked = []
         for _ in range(2):
             asking = self.apart(self.ask, self.client(max_retries=2))
@@ -501,7 +497,7 @@ class WholeAnswers(OpenAITest):
         self.until_cancelled(other)
         turn.end()
         self.assertEqual(len(kept.result(PATIENCE).choices[0].message.content), 50_000)
-        self.assertEqual((self.worker.asked, self.refusals() - before), (2, 1))
+        self.assertEqual((self.worker.asked, self.refusals("whole_answers") - before), (2, 1))
         again = self.apart(self.ask, self.client())
         self.worker.question().say("x" * 50_000)
         self.assertEqual(len(again.result(PATIENCE).choices[0].message.content), 50_000, "there is room again")
@@ -518,6 +514,37 @@ class WholeAnswers(OpenAITest):
             turn.end()
         for answer in asking:
             self.assertEqual(answer.result(PATIENCE).choices[0].message.content, "")
+
+
+class TooManyAnswers(OpenAITest):
+    settings = {"answers_max": 3, "answers_per_user_max": 2, "openai_keys": "olga:key-of-olga,otto:key-of-otto", "api_keys": "worker-key", "operator_keys": "operator-key"}
+    key = "worker-key"
+
+    def refused(self, error, key, status, code, reason):
+        before = self.refusals(reason, Authorization="Bearer operator-key")
+        for is_stream in (True, False):
+            with self.assertRaises(error) as caught:
+                self.ask(self.client(key, max_retries=0), stream=is_stream)
+            response = caught.exception.response
+            self.assertEqual((caught.exception.status_code, caught.exception.code, response.headers["retry-after"]), (status, code, "1"))
+            self.assertNotIn("x-should-retry", response.headers)
+        self.assertEqual(self.refusals(reason, Authorization="Bearer operator-key") - before, 2)
+
+    def test_are_429_for_one_user_and_503_for_all(self):
+        streams = [self.ask(self.client("key-of-olga"), stream=True) for _ in range(2)]
+        turns = [self.worker.question() for _ in streams]
+        self.refused(openai.RateLimitError, "key-of-olga", 429, "too_many_answers", "answers_of_user")
+        whole = self.apart(self.ask, self.client("key-of-otto"))
+        turns.append(self.worker.question())
+        self.refused(openai.InternalServerError, "key-of-otto", 503, "overloaded", "answers")
+        self.assertEqual(self.worker.asked, len(turns), "the worker was not asked")
+        for turn in turns:
+            turn.say("done")
+        self.assertEqual([content(stream) for stream in streams], ["done"] * 2)
+        self.assertEqual(whole.result(PATIENCE).choices[0].message.content, "done")
+        again = self.apart(self.ask, self.client("key-of-olga"))
+        self.worker.question().say("there is room again")
+        self.assertEqual(again.result(PATIENCE).choices[0].message.content, "there is room again")
 
 
 class OneAddress(OpenAITest):
