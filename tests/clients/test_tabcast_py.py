@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import http.client
@@ -282,6 +283,21 @@ class ABotOnAWebhook(BotTest):
         finally:
             connection.close()
 
+    def stranger(self, until_the_end):
+        return until_the_end.enter_context(socket.create_connection(("127.0.0.1", self.port), PATIENCE))
+
+    def signed_head(self, length, at=None):
+        """The headers of what may be the gateway's, as far as a head can show."""
+        return f"X-Tabcast-Timestamp: {int(at or time.time())}\r\nX-Tabcast-Signature: sha256={'0' * 64}\r\nContent-Length: {length}"
+
+    def answer_to(self, raw):
+        with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as stranger:
+            stranger.sendall(raw)
+            try:
+                return stranger.recv(100)
+            except ConnectionResetError:
+                return b""
+
     def test_strangers_are_not_heard(self):
         heard = []
 
@@ -297,17 +313,54 @@ class ABotOnAWebhook(BotTest):
             (b"\xff", {}, None),
         ]:
             self.assertEqual(self.webhooked(body, **options), expected, (body, options))
-        for raw in (b"GET\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", b"x" * 70_000):
-            with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as stranger:
-                stranger.sendall(raw)
-                try:
-                    self.assertEqual(stranger.recv(100), b"")
-                except ConnectionResetError:
-                    pass
+        for raw in (b"GET\r\n\r\n", b"x" * 70_000):
+            self.assertEqual(self.answer_to(raw), b"")
+        # Nothing of a body is waited for that nobody signed, or that no gateway would send.
+        for headers, status in [
+            ("Content-Length: 1000000", b"401"),
+            (f"Content-Length: {1 << 40}", b"401"),
+            ("Content-Length: -5", b"401"),
+            (f"X-Tabcast-Timestamp: {int(time.time())}\r\nContent-Length: 1000000", b"401"),
+            (self.signed_head(1 << 20, time.time() - 400), b"401"),
+            (self.signed_head(1 << 40), b"413"),
+            (self.signed_head(-5), b"413"),
+        ]:
+            self.assertEqual(self.answer_to(f"POST / HTTP/1.1\r\n{headers}\r\n\r\n".encode())[:12], b"HTTP/1.1 " + status, headers)
+        # And a little of it is read all the same, so that the answer arrives.
+        self.assertEqual(self.answer_to(b"POST / HTTP/1.1\r\nContent-Length: 60000\r\n\r\n" + bytes(60_000))[:12], b"HTTP/1.1 401")
         self.assertEqual(heard, [])
         with self.assertRaises(tabcast.TabcastError) as refused:
             self.run_(tabcast.WebChatAdapter(handle, webhook=("0.0.0.0", 0)).start())
         self.assertEqual(refused.exception.code, "no_secret")
+
+    def test_who_says_nothing_makes_room_for_who_speaks(self):
+        heard = []
+
+        async def handle(message, adapter):
+            heard.append(message.text)
+
+        def is_open(stranger):
+            stranger.setblocking(False)
+            try:
+                return stranger.recv(1) != b""
+            except BlockingIOError:
+                return True
+
+        self.bot(handle)
+        with contextlib.ExitStack() as strangers:
+            silent = [self.stranger(strangers) for _ in range(tabcast.CONNECTIONS_MAX + 5)]
+            self.assertEqual(self.webhooked(envelope("one")), 200)
+            until("the longest silent are gone", lambda: not any(map(is_open, silent[:5])))
+            self.assertTrue(all(map(is_open, silent[20:])))  # the gateway's own may be among them
+        with contextlib.ExitStack() as strangers:
+            liars = []
+            for _ in range(5):
+                liars.append(self.stranger(strangers))
+                liars[-1].sendall(f"POST / HTTP/1.1\r\n{self.signed_head(16 << 20)}\r\n\r\nx".encode())
+            until("one is gone", lambda: sum(map(is_open, liars)) == 4)
+            self.assertEqual(self.webhooked(envelope("two")), 200)
+            until("another is gone", lambda: sum(map(is_open, liars)) == 3)
+        self.assertEqual(heard, ["one", "two"])
 
     def test_without_a_secret_no_page_in_a_browser_is_heard(self):
         heard = []

@@ -18,11 +18,10 @@ from __future__ import annotations
 import asyncio, base64, collections, concurrent.futures, contextlib, datetime, functools, hmac, http.client, importlib, io, itertools, json
 import logging, os, random, signal, socket, threading, time, urllib.parse, uuid
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
-
 log = logging.getLogger("tabcast")
 log_once = functools.lru_cache(maxsize=None)(log.error)
 LOST, MALFORMED = (OSError, asyncio.TimeoutError, http.client.HTTPException), (KeyError, TypeError, ValueError)
-BODY_BYTES_MAX, CONNECTIONS_MAX, TAKEN_MAX = 16 << 20, 128, 10_000  # of and to the webhook; messages that are known when they come again
+BODY_BYTES_MAX, BODIES_BYTES_MAX, CONNECTIONS_MAX, TAKEN_MAX = 16 << 20 | 64 << 10, 64 << 20, 128, 10_000  # to the webhook; messages known
 
 class TabcastError(Exception):
     """`code`: the gateway's (README, "Codes"), or `unreachable`, `stream_exists`, `stream_full`, `no_secret`. `status`: 0 without HTTP."""
@@ -87,9 +86,8 @@ class WebChatAdapter:
         self._pool = concurrent.futures.ThreadPoolExecutor(self.requests_max, "tabcast")
         self._connections: Dict[int, http.client.HTTPConnection] = {}  # by thread
         self._sending, self._handling, self._handlers = ({}, {}, {})  # type: Dict[str, Any], Dict[str, Any], Dict[str, Any]
-        self._streams: Dict[str, "asyncio.Queue[Dict[str, Any]]"] = {}
-        self._taken: Dict[str, "asyncio.Task[bool]"] = {}  # by message, the oldest first
-        self._under_way, self._answers, self._idle = set(), set(), set()  # type: Set[asyncio.Task[Any]], Set[asyncio.Task[Any]], Set[Any]
+        self._streams, self._taken = {}, {}  # type: Dict[str, asyncio.Queue[Dict[str, Any]]], Dict[str, asyncio.Task[bool]]  # the oldest first
+        self._under_way, self._answers, self._awaited = set(), set(), {}  # type: Set[Any], Set[asyncio.Task[Any]], Dict[asyncio.StreamWriter, int]
         self._end, self._redis, self._places = None, None, None  # type: Optional[Callable[[], Any]], Any, Any
     # ---- what goes out ----
     async def send(self, channel_id: str, content: str, reply_to: Optional[str] = None) -> str:
@@ -138,10 +136,8 @@ class WebChatAdapter:
         body.update(own, platform=self.name, type="message" if op == "send" else op, message_key=chosen["id"])
         from redis.exceptions import RedisError
         stream, entry = f"{self.redis_prefix}stream:outbound:webchat", {"e": json.dumps(body)}
-        try:
-            await in_turn(self._sending, channel_id, lambda: self._client().xadd(stream, entry, maxlen=100_000))
-        except RedisError as lost:
-            raise TabcastError("unreachable", str(lost)) from lost
+        try: await in_turn(self._sending, channel_id, lambda: self._client().xadd(stream, entry, maxlen=100_000))
+        except RedisError as lost: raise TabcastError("unreachable", str(lost)) from lost
         return chosen
     def _client(self) -> Any:
         import redis.asyncio.retry, redis.backoff
@@ -194,7 +190,7 @@ class WebChatAdapter:
         """Takes nothing more, and returns when all handlers have. Sends still work, over new connections; and so does start()."""
         self.is_running, end, self._end = False, self._end, None
         if end is not None: end()
-        for writer in self._idle: writer.close()
+        for writer in self._awaited: writer.close()
         while self._under_way or self._answers: await asyncio.wait(self._under_way | self._answers)
         self._pool.shutdown(wait=False)
         self._pool = concurrent.futures.ThreadPoolExecutor(self.requests_max, "tabcast")
@@ -229,35 +225,40 @@ class WebChatAdapter:
     async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:  # who speaks no HTTP gets no answer
         kept(self._answers, asyncio.current_task())  # type: ignore[arg-type]
         with contextlib.closing(writer), contextlib.suppress(EOFError, ImportError, asyncio.LimitOverrunError, *LOST, *MALFORMED):
-            while self.is_running and len(self._idle) < CONNECTIONS_MAX:
-                self._idle.add(writer)
+            ends = "keep-alive"
+            while self.is_running and ends == "keep-alive":
+                self._await(writer, 0)
                 head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
                 method, _, _ = head[:head.index(b"\r\n")].split(b" ")
                 headers = http.client.parse_headers(io.BytesIO(head.partition(b"\r\n")[2]))
-                length = int(headers.get("Content-Length", 0))
-                body = await asyncio.wait_for(reader.readexactly(length if length <= BODY_BYTES_MAX else -1), 60)
-                self._idle.discard(writer)
-                if not await self._answer(method, headers, body, writer): break
-        self._idle.discard(writer)
-    async def _answer(self, method: bytes, headers: http.client.HTTPMessage, body: bytes, writer: asyncio.StreamWriter) -> bool:
-        at, said = headers.get("X-Tabcast-Timestamp", "0"), headers.get("X-Tabcast-Signature", "")
-        signature = "sha256=" + hmac.new(self.secret, at.encode() + b"." + body, "sha256").hexdigest()
-        if method != b"POST":
-            status = 405
-        elif not self.secret and ("Origin" in headers or headers.get_content_type() != "application/json"):
-            status = 403  # a page in a browser here, which asks nobody before it posts a text, but never without its origin
-        elif self.secret and (not hmac.compare_digest(signature.encode(), said.encode()) or abs(time.time() - int(at)) > 300):
-            status = 401
-        elif "cancel" not in (message := read(body)).extra and len(self._under_way) >= self.handlers_max:
-            status = 503
-        else:
-            task = self._take(message)
-            await asyncio.wait([task], timeout=0 if "openai" in message.extra else 10)
-            status = 500 if task.done() and not task.result() else 200
-        more = "close" if status in (401, 403, 405) else "keep-alive"
-        writer.write(f"HTTP/1.1 {status} -\r\nAllow: POST\r\nRetry-After: 1\r\nConnection: {more}\r\nContent-Length: 0\r\n\r\n".encode())
-        await writer.drain()
-        return more == "keep-alive"
+                status, length = self._refusal(method, headers), int(headers.get("Content-Length", 0))
+                if not status and 0 <= length <= BODY_BYTES_MAX:  # a question's last text comes twice, of the 8 MiB that /v1 takes
+                    self._await(writer, length)
+                    body = await asyncio.wait_for(reader.readexactly(length), 60)
+                    self._awaited.pop(writer, None)
+                    status, length = await self._hear(headers, body), 0
+                ends = "keep-alive" if status in (200, 500, 503) else "close"
+                writer.write(f"HTTP/1.1 {status or 413} -\r\nAllow: POST\r\nRetry-After: 1\r\nConnection: {ends}\r\nContent-Length: 0\r\n\r\n".encode())
+                await writer.drain()
+                if ends == "close": await asyncio.wait_for(reader.readexactly(min(length, 1 << 16)), 1)  # before that many hear no answer
+        self._awaited.pop(writer, None)
+    def _await(self, writer: asyncio.StreamWriter, length: int) -> None:  # of a body, 0: a head; who is awaited longest makes room
+        self._awaited.pop(writer, None)
+        self._awaited[writer] = length
+        while (are_many := len(self._awaited) > CONNECTIONS_MAX) or sum(self._awaited.values()) > BODIES_BYTES_MAX:
+            with contextlib.closing(next(other for other, part in self._awaited.items() if are_many or part)) as longest: del self._awaited[longest]
+    def _refusal(self, method: bytes, headers: http.client.HTTPMessage) -> int:  # before a body is read; 0: none
+        if method != b"POST": return 405
+        # without a secret: of a page in a browser here, which asks nobody before it posts a text, but never without its origin
+        if not self.secret: return 403 if "Origin" in headers or headers.get_content_type() != "application/json" else 0
+        return 0 if len(headers.get("X-Tabcast-Signature", "")) == 71 and abs(time.time() - int(headers.get("X-Tabcast-Timestamp", 0))) <= 300 else 401
+    async def _hear(self, headers: http.client.HTTPMessage, body: bytes) -> int:
+        signature = "sha256=" + hmac.new(self.secret, headers.get("X-Tabcast-Timestamp", "").encode() + b"." + body, "sha256").hexdigest()
+        if self.secret and not hmac.compare_digest(signature.encode(), headers["X-Tabcast-Signature"].encode()): return 401
+        if "cancel" not in (message := read(body)).extra and len(self._under_way) >= self.handlers_max: return 503
+        task = self._take(message)
+        await asyncio.wait([task], timeout=0 if "openai" in message.extra else 10)
+        return 500 if task.done() and not task.result() else 200
     async def _consume(self) -> None:  # as one of the group of workers: what it takes is its own until it is acknowledged, or left
         from redis.exceptions import RedisError, ResponseError
         failures, claim_at, client = collections.Counter(), 0.0, self._client()  # type: collections.Counter[bytes], float, Any
@@ -271,8 +272,7 @@ class WebChatAdapter:
                 is_done = task.result()
             except ImportError:
                 is_done = bool(log_once("a message is MessagePack: install `msgpack`, or give the gateway `redis_envelope = \"json\"`"))
-            except MALFORMED as wrong:
-                log.error("the entry %s is no message: %r", id, wrong)
+            except MALFORMED as wrong: log.error("the entry %s is no message: %r", id, wrong)
             if is_done or failures[id] >= self.attempts_max:
                 failures.pop(id, None)
                 with contextlib.suppress(RedisError): await client.xack(stream, group, id)
