@@ -493,8 +493,13 @@ pub(crate) const KEYS: [(&str, &str); 4] = [
 
 /// A user's token, good for an hour and for any room.
 pub(crate) fn token(user: &str) -> String {
+    token_with_rooms(user, &["*"])
+}
+
+/// A user's token, good for an hour and for these rooms.
+pub(crate) fn token_with_rooms(user: &str, rooms: &[&str]) -> String {
     let expires = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 3600;
-    let claims = serde_json::json!({ "sub": user, "rooms": ["*"], "exp": expires });
+    let claims = serde_json::json!({ "sub": user, "rooms": rooms, "exp": expires });
     let header = jsonwebtoken::Header { kid: Some("main".to_owned()), ..jsonwebtoken::Header::default() };
     let key = jsonwebtoken::EncodingKey::from_secret(b"a-secret-for-tests-only-of-32-bytes-or-more");
     jsonwebtoken::encode(&header, &claims, &key).unwrap()
