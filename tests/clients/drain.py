@@ -9,7 +9,9 @@ hundred stops reading: it may hold up nobody, and finds everything that was its 
 
 import argparse
 import asyncio
+import bisect
 import collections
+import gc
 import json
 import random
 import time
@@ -22,17 +24,40 @@ ROOM_TABS = 50
 PUBLISHERS = 4
 TURN = 0.05  # seconds from one batch of a publisher to the next
 BIN = 0.5  # seconds of a column of the histogram of closes
+RATE_SLACK = 1.2  # what a second of closes may have, of what is set: a shard that is held up may go on for one long step
 STALLED_EACH = 100  # one of so many tabs reads nothing from the signal on, until the process has left
+
+
+class Watch:
+    """When this program last looked at all of its sockets. What it finds on one has come since `looked`.
+
+    A program that gets no processor finds at once what came over a while; that must not be taken for a burst.
+    """
+
+    def __init__(self):
+        self.ticks = collections.deque([time.monotonic()] * 3, maxlen=3)
+
+    @property
+    def looked(self):
+        # In the turn of the loop before the last tick's, sockets were looked at before its tick, and after the one before.
+        return self.ticks[0]
+
+    async def run(self):
+        while True:
+            await asyncio.sleep(0.005)
+            self.ticks.append(time.monotonic())
 
 
 class DrainedTab(Tab):
     """Notes what came, when it was told, and when it went to the next node."""
 
-    def __init__(self, *arguments, **options):
+    def __init__(self, watch, *arguments, **options):
         super().__init__(*arguments, **options)
+        self.watch = watch
         self.got = collections.defaultdict(list)  # channel → numbers
         self.retry_after_told = None
         self.told_at = None
+        self.told_since = None  # not before: `told_at` is when it was seen
         self.ending = None
         self.went_at = None
 
@@ -46,7 +71,7 @@ class DrainedTab(Tab):
 
     def told(self, connection):
         if self.told_at is None:
-            self.told_at, self.ending = time.monotonic(), connection.end
+            self.told_since, self.told_at, self.ending = self.watch.looked, time.monotonic(), connection.end
 
     def over(self, connection):
         if self.ending is None:
@@ -85,8 +110,10 @@ class Drain:
 
     async def drain(self):
         port = lambda: self.second.port if self.is_draining else self.first.port
+        self.watch = Watch()
+        watching = asyncio.ensure_future(self.watch.run())
         self.tabs = [
-            DrainedTab(f"u{number // TABS_OF_USER}", port, lambda *_: None, is_events=number % 4 == 3, dice=self.dice) for number in range(self.count)
+            DrainedTab(self.watch, f"u{number // TABS_OF_USER}", port, lambda *_: None, is_events=number % 4 == 3, dice=self.dice) for number in range(self.count)
         ]
         for number, tab in enumerate(tab for tab in self.tabs if not tab.is_events):
             tab.rooms.add(f"r{number // ROOM_TABS}")
@@ -98,6 +125,7 @@ class Drain:
         while self.acked < sum(len(tab.rooms) for tab in self.tabs):
             await asyncio.sleep(0.01)
         self.opening_time = time.monotonic() - begin
+        gc.freeze()  # going through all these tabs, it would be late for a second
         publishers = [asyncio.ensure_future(self.publish(part)) for part in range(PUBLISHERS)]
         await asyncio.sleep(2)
         self.stalled = set(self.tabs[::STALLED_EACH])
@@ -110,6 +138,7 @@ class Drain:
         while self.first.process.poll() is None:
             await asyncio.sleep(0.01)
         self.left_at = time.monotonic()
+        watching.cancel()
         for tab in self.stalled:
             tab.connection.transport.resume_reading()
         await asyncio.gather(prober, *publishers)
@@ -178,9 +207,18 @@ class Drain:
 
     # ---- what was seen ----
 
+    def seconds(self, setting, default):
+        return float(self.settings.get(setting, default).rstrip("s"))
+
     @property
     def deadline(self):
-        return float(self.settings.get("drain_deadline", "30s").rstrip("s"))
+        return self.seconds("drain_deadline", "30s")
+
+    @property
+    def rate_max(self):
+        """How many may be closed in a second: what is set, unless the deadline leaves no time for that."""
+        latest = self.deadline - self.seconds("close_timeout", "5s")
+        return max(int(self.settings.get("drain_closes_per_second_max", 2_000)), self.count / latest)
 
     @property
     def exit_time(self):
@@ -197,6 +235,13 @@ class Drain:
         """How many tabs were told the end in each half second since the signal."""
         bins = collections.Counter(int(moment / BIN) for moment in self.moments())
         return [bins[number] for number in range(max(bins, default=0) + 1)]
+
+    def closes_in_a_second(self):
+        """The most that were closed within one second for certain, however late this program saw them."""
+        told = sorted((tab.told_at, tab.told_since) for tab in self.readers())
+        seen, since = [at for at, _ in told], [at for _, at in told]
+        # Both grow: who was seen later has come after a later look.
+        return max((bisect.bisect_right(seen, begin + 1) - at for at, begin in enumerate(since)), default=0)
 
     def returns(self):
         return sorted(tab.went_at for tab in self.readers() if tab.went_at)
@@ -230,6 +275,8 @@ class Drain:
                 # A tab is out of its rooms' count a moment before it is told to come back.
                 if count is not None and (reached < count or (reached > count and not channel.startswith("room:"))):
                     found.append(f"message {number} of {channel} was counted for {count} tabs and written to {reached}")
+        if self.closes_in_a_second() > self.rate_max * RATE_SLACK:
+            found.append(f"{self.closes_in_a_second()} tabs were closed within a second, where {self.rate_max:g} may be")
         for when, route, status in self.probes:
             if status != "503" and when > 0.5:
                 found.append(f"{route} was answered {status} {when:.2f} s after the signal")
@@ -251,7 +298,9 @@ class Drain:
             "refused_newcomers": sum(status == "503" for _, _, status in self.probes),
             "first_refused_after_s": refused_from and round(refused_from, 3),
             "closes_each_500ms": closes,
-            "closes_a_second_max": peak(self.moments(), 1),
+            "closes_a_second_max": self.closes_in_a_second(),
+            "closes_seen_in_a_second_max": peak(self.moments(), 1),
+            "seen_late_by_s_max": round(max(tab.told_at - tab.told_since for tab in self.readers()), 3),
             "last_close_after_s": round(self.moments()[-1], 2) if self.moments() else None,
             "exit_after_s": round(self.exit_time, 2),
             "exit_code": self.exit_code,

@@ -5,15 +5,15 @@ import functools
 import json
 import unittest
 
-from drain import Drain
+from drain import Drain, peak
 from gateway import PATIENCE, Gateway, until
 from reconnecting import raise_open_files
 
 
 class ManyTabs(unittest.TestCase):
-    def drained(self, tabs, **settings):
-        raise_open_files()
-        drain = Drain(tabs, rate=200, drain_deadline="25s", close_timeout="5s", **settings)
+    def drained(self, tabs, rate=200, **settings):
+        self.assertGreater(raise_open_files(), tabs + 500, "so many descriptors may be open: ulimit -Hn")
+        drain = Drain(tabs, rate, drain_deadline="25s", close_timeout="5s", **settings)
         asyncio.run(drain.run())
         print(json.dumps(drain.report()), flush=True)
         self.assertEqual(drain.problems(), [], drain.log)
@@ -41,6 +41,14 @@ class ManyTabs(unittest.TestCase):
     def test_take_longer_if_they_are_too_many_for_the_rate(self):
         drain = self.drained(250, drain_spread="1s", drain_closes_per_second_max=50)
         self.assert_even(drain, 5)
+        drain.settings["drain_closes_per_second_max"] = 30
+        self.assertIn("tabs were closed within a second, where 30 may be", " ".join(drain.problems()), "it would have been seen")
+
+    def test_by_the_thousand_are_closed_no_faster_than_at_the_default_rate(self):
+        drain = self.drained(10_000, rate=400, drain_spread="1s")
+        self.assertGreater(drain.moments()[-1], 4.9, "2,000 a second")
+        self.assertLess(drain.exit_time, drain.moments()[-1] + 5 + 5, "who does not read holds up the end for close_timeout at most")
+        self.assertLess(peak(drain.appointments(), 1), 1_500, "no more than that are asked to come back within a second")
 
 
 class Requests(unittest.TestCase):
