@@ -178,7 +178,8 @@ class Tab:
 
     def _request(self, port):
         query = {"user": self.user, "name": self.user, **({"after": ",".join(self.positions)} if self.positions else {})}
-        path = ("/events?" if self.is_events else "/ws?") + urllib.parse.urlencode(query)
+        rooms = [("room", room) for room in sorted(self.rooms)] if self.is_events else []
+        path = ("/events?" if self.is_events else "/ws?") + urllib.parse.urlencode([*query.items(), *rooms])
         lines = [f"GET {path} HTTP/1.1", f"Host: 127.0.0.1:{port}"]
         if not self.is_events:
             key = base64.b64encode(os.urandom(16)).decode()
@@ -190,7 +191,7 @@ class Tab:
             self.timer.cancel()
         self.timer = asyncio.get_running_loop().call_later(STABLE, setattr, self, "attempt", 0)
         self.opens += 1
-        for room in self.rooms:
+        for room in () if self.is_events else self.rooms:
             connection.send({"type": "join", "room": room, "client_id": room})
         self.online.set()
 
