@@ -202,6 +202,10 @@ class Drain:
                     status = b""
                 finally:
                     writer.close()
+                if not status:
+                    await asyncio.sleep(1)
+                    if self.first.process.poll() is not None:
+                        return  # it was in the listener's queue when the process left
                 self.probes.append((asked - self.begin, route, status.decode("latin-1").split(" ")[1] if status else "no answer"))
             await asyncio.sleep(0.1)
 
