@@ -33,6 +33,8 @@ pub(crate) struct Publication {
     pub(crate) channel: usize,
     pub(crate) what: What,
     pub(crate) id: MessageId,
+    /// No form of it has more bytes.
+    pub(super) bytes_max: usize,
     pub(super) origin: usize,
     /// Its place on each node that posted it.
     pub(super) places: BTreeMap<usize, u64>,

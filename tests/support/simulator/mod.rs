@@ -22,6 +22,7 @@ mod network;
 mod oracle;
 mod publishing;
 mod reader;
+mod scales;
 mod stepping;
 mod trace;
 mod world;

@@ -47,8 +47,14 @@ impl Oracle {
     }
 
     /// A number for what is about to be published.
-    pub(crate) fn publish(&mut self, origin: usize, channel: usize, what: What, id: MessageId) -> usize {
-        self.publications.push(Publication { channel, what, id, origin, places: BTreeMap::new() });
+    pub(crate) fn publish(
+        &mut self,
+        origin: usize,
+        channel: usize,
+        what: What,
+        (id, bytes_max): (MessageId, usize),
+    ) -> usize {
+        self.publications.push(Publication { channel, what, id, bytes_max, origin, places: BTreeMap::new() });
         self.publications.len() - 1
     }
 
@@ -119,6 +125,14 @@ impl Oracle {
         let is_addressed =
             |tab: &&Tab| tab.node == node && tab.is_listed && (tab.user == channel || tab.rooms.contains(&channel));
         self.tabs.iter().filter(is_addressed).count()
+    }
+
+    /// Bytes by which the queue of a tab may have grown through what its node posted and its shard may not have handled.
+    pub(crate) fn may_have_grown(&self, number: usize) -> usize {
+        let (tab, log) = (&self.tabs[number], &self.logs[self.tabs[number].node]);
+        let posts = tab.channels.keys().filter_map(|channel| log.channels.get(channel)).flatten();
+        let posts = posts.filter(|(place, _)| *place >= log.handled);
+        posts.map(|(_, publication)| self.publications[*publication].bytes_max).sum()
     }
 
     /// How many tabs publishers find on a node.

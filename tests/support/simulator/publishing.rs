@@ -44,7 +44,9 @@ impl World {
             What::Edit(message) => self.oracle.publications[message].id,
             _ => MessageId::from_u128(u128::from(self.dice.next()) << 64 | u128::from(self.dice.next())),
         };
-        let number = self.oracle.publish(node, channel, what, id);
+        // Quotes and separators are six bytes in the worst case.
+        let bytes_max = 6 * bytes + 400;
+        let number = self.oracle.publish(node, channel, what, (id, bytes_max));
         let filling = if self.dice.one_in(2) { "x" } else { "é\"\u{2028}" };
         let text = format!("#{number} {}", filling.repeat(bytes / filling.len()));
         let timestamp = Timestamp::from_micros(1_700_000_000_500_000);
@@ -62,8 +64,7 @@ impl World {
             What::Edit(_) => Event::Edit { id, text: &text, timestamp },
             What::Typing => Event::Typing { active: number.is_multiple_of(2) },
         };
-        // Quotes and separators are six bytes in the worst case.
-        self.largest_frame = self.largest_frame.max(6 * bytes + 400);
+        self.largest_frame = self.largest_frame.max(bytes_max);
         let addressed = self.oracle.addressed(node, channel);
         let others: Vec<usize> = self.live_nodes().into_iter().filter(|other| *other != node).collect();
         let engine = self.node(node).engine.clone();

@@ -11,6 +11,7 @@ use super::Violation;
 use super::client::Pace;
 use super::oracle::{Left, ROOMS, USERS};
 use super::reader::Got;
+use super::scales::Scales;
 use super::trace::Counts;
 use super::world::{Absent, Between, Node, World, channel_id, channel_of, user_id};
 
@@ -90,8 +91,10 @@ fn tick(world: &mut World) -> Checked {
     let now = world.now();
     for node in world.live_nodes() {
         for shard in 0..world.settings.shards {
+            let scales = Scales::weigh(world, node);
             world.node(node).shards[shard].handle_tick(now);
             settle(world, node, shard)?;
+            scales.the_fattest_are_cut_first(world, shard)?;
             transmit(world, node, shard, usize::MAX)?;
         }
         let kept_max = world.settings.hub.recovery.total_bytes_max;
@@ -104,16 +107,18 @@ fn tick(world: &mut World) -> Checked {
 
 /// One turn of a shard's inbox. False if there was nothing to take.
 pub(crate) fn handle_inbox(world: &mut World, node: usize, shard: usize) -> Result<bool, Violation> {
-    let now = world.now();
+    let (now, elapsed, scales) = (world.now(), world.elapsed, Scales::weigh(world, node));
     let there = world.node(node);
     let is_done = !there.shards[shard].handle_inbox(now);
     if is_done && !there.shards[shard].has_work() {
+        there.heard_at[shard] = elapsed;
         // It may say no: a post came, or the word of one.
         let _ = there.shards[shard].park(std::task::Waker::noop());
     }
     let is_handled = there.engine.hub().waiting_posts() == 0;
     // Who ended in this turn ended before the posts behind it: what was handled is noted after that.
     settle(world, node, shard)?;
+    scales.the_fattest_are_cut_first(world, shard)?;
     if is_handled {
         world.oracle.handled(node);
     }
@@ -421,12 +426,12 @@ fn every_queue_is_within_its_limit(world: &mut World, node: usize, shard: usize)
 
 fn memory_is_bounded(world: &mut World, node: usize) -> Checked {
     let limits = &world.settings.hub;
-    let (inbound_bytes_max, posts_max) = (limits.inbound_bytes_max, limits.inbox_posts_max + 1);
+    let (inbound_bytes_max, posts_max) = (limits.inbound_bytes_max, limits.inbox_posts_max + 2);
     let shards = world.settings.shards;
     let hub = world.node(node).engine.hub();
     let bounds = [
         ("bytes of unfinished messages", hub.incomplete_bytes(), inbound_bytes_max),
-        // A drain asks for no room.
+        // A drain asks for no room, nor does the question what is fattest.
         ("posts", hub.waiting_posts(), posts_max * shards),
         ("rooms", hub.room_count(), ROOMS),
     ];
@@ -442,15 +447,18 @@ fn holds_at_most(node: usize, bounds: &[(&str, usize, usize)]) -> Checked {
     }
 }
 
-/// Past the budget somebody is cut in every turn for as long as there is anybody who could be: a few of the fattest.
+/// Past the budget somebody is cut every few ticks for as long as there is anybody who could be: a few of the fattest. No
+/// shard handles what it is asked meanwhile, so that none of them gets an answer.
 fn the_budget_is_kept(world: &mut World) -> Checked {
     if world.bytes_budget == usize::MAX || !world.dice.one_in(4) {
         return Ok(());
     }
-    // A cut counts until the next tick; none of these brings much that is new.
+    // A cut counts until the next tick, and who says nothing is waited for; none of these brings much that is new.
     let (mut stalled, mut cuts) = (Vec::new(), 0);
-    for _ in 0..5 {
-        (stalled, cuts) = (stalled_tabs(world), cut_for_the_budget(world));
+    for step in 0..8 {
+        if step == 4 {
+            (stalled, cuts) = (stalled_tabs(world), cut_for_the_budget(world));
+        }
         world.elapsed += Duration::from_secs(1);
         tick(world)?;
     }

@@ -35,6 +35,8 @@ pub(crate) struct Node {
     pub(crate) ears: Vec<Ear>,
     /// Sessions that each shard has ended so far, by reason.
     pub(crate) ended: Vec<[u64; Disconnect::ALL.len()]>,
+    /// When each shard was last through with its inbox.
+    pub(crate) heard_at: Vec<Duration>,
     pub(crate) refused_forwards: u64,
     pub(crate) is_draining: bool,
 }
@@ -218,7 +220,9 @@ impl World {
         let shards: Vec<Shard> = indexes.map(shard).collect();
         let ears = shards.iter().map(|_| Ear::new(InboundLimits::from(&settings.sessions))).collect();
         let ended = vec![[0; Disconnect::ALL.len()]; shards.len()];
-        self.nodes.push(Some(Node { engine, shards, ears, ended, refused_forwards: 0, is_draining: false }));
+        let heard_at = vec![self.elapsed; shards.len()];
+        let node = Node { engine, shards, ears, ended, heard_at, refused_forwards: 0, is_draining: false };
+        self.nodes.push(Some(node));
         self.oracle.add_node();
     }
 

@@ -1,0 +1,67 @@
+//! Who is cut for the byte budget: nobody while there is a fatter one, on whichever shard of the node.
+
+use std::time::Duration;
+
+use tabcast::proto::disconnect::Disconnect;
+
+use super::Violation;
+use super::world::World;
+
+/// Bytes of an answer to a client, or of a ping.
+const ANSWER_BYTES: usize = 128;
+/// A shard that has not been through its inbox for so long need not be waited for.
+const WAIT: Duration = Duration::from_secs(1);
+
+/// What waited for each tab of a node before something was done there.
+pub(crate) struct Scales {
+    node: usize,
+    /// The tab, its shard and its bytes.
+    before: Vec<(usize, usize, usize)>,
+}
+
+/// A power of two of bytes.
+fn class(bytes: usize) -> u32 {
+    bytes.checked_ilog2().unwrap_or(0)
+}
+
+impl Scales {
+    /// Nothing is weighed in a world without a budget.
+    pub(crate) fn weigh(world: &World, node: usize) -> Self {
+        let tabs = if world.bytes_budget == usize::MAX { 0 } else { world.clients.len() };
+        let there = world.nodes[node].as_ref();
+        let weigh = |tab: usize| {
+            let address = world.clients[tab].address;
+            let (slot, shard) = (address.slot(), usize::from(address.shard()));
+            Some((tab, shard, there?.shards[shard].queued_for(slot).1))
+        };
+        let is_there = |tab: &usize| world.clients[*tab].node == node && world.oracle.tabs[*tab].is_listed;
+        Self { node, before: (0..tabs).filter(is_there).filter_map(weigh).collect() }
+    }
+
+    /// Whether those of `shard` that were cut since then for the budget were the fattest of those that could be.
+    /// One of another shard counts if that one answers when it is asked.
+    pub(crate) fn the_fattest_are_cut_first(self, world: &World, shard: usize) -> Result<(), Violation> {
+        let is_cut = |tab: usize| {
+            let book = &world.oracle.tabs[tab];
+            !book.is_listed && !book.reasons.is_empty() && book.reasons.iter().all(|why| *why == Disconnect::OverBudget)
+        };
+        let cut = self.before.iter().filter(|(tab, of, _)| *of == shard && is_cut(*tab));
+        let bytes_max = |(tab, _, bytes): &(usize, usize, usize)| {
+            let answers = ANSWER_BYTES * (1 + world.oracle.tabs[*tab].asked.len());
+            (bytes + world.oracle.may_have_grown(*tab) + answers, *tab)
+        };
+        let Some((bytes, thin)) = cut.map(bytes_max).min() else { return Ok(()) };
+        let after = Self::weigh(world, self.node);
+        let heard_at = world.nodes[self.node].as_ref().map(|there| &there.heard_at[..]).unwrap_or_default();
+        let is_silent = |of: usize| of != shard && world.elapsed >= heard_at[of] + WAIT;
+        let is_rival = |(tab, of, _): &&(usize, usize, usize)| world.clients[*tab].is_blocked && !is_silent(*of);
+        match after.before.iter().filter(is_rival).max_by_key(|(.., bytes)| bytes) {
+            Some((tab, of, fat)) if class(*fat) > class(bytes) => {
+                let text =
+                    format!("tab {thin} was cut with {bytes} bytes at most, and tab {tab} of shard {of} has {fat}");
+                Err(Violation::new("the_fattest_are_cut_first", text))
+            }
+            _ => Ok(()),
+        }
+    }
+}
