@@ -195,7 +195,7 @@ impl ShardEdge {
         if wanted.is_stream {
             self.stream(wanted, claim, place, cors).await
         } else {
-            self.whole(wanted, claim, place).await.map(listener::Answer::Respond)
+            Box::pin(self.whole(wanted, claim, place)).await.map(listener::Answer::Respond)
         }
     }
 
