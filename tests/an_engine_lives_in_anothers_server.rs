@@ -261,6 +261,33 @@ async fn readers_of_a_large_record_share_its_one_buffer() {
 }
 
 #[test]
+fn readers_of_events_that_come_at_once_are_no_more_than_there_may_be() {
+    let engine = Engine::new(EngineSettings { shards: 1, ..EngineSettings::default() });
+    let settings = TabsSettings { tabs_max: 2, ..TabsSettings::default() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let tabs = Tabs::start_with(&engine, Unanswered, settings).unwrap();
+        let request = axum::http::Request::new(());
+        let asked = |user: usize| {
+            tabs.events(&request, Identity::new(UserId::parse(&format!("u{user}")).unwrap(), engine.now()))
+        };
+        // Each is asked for before any is open.
+        let answers = futures_util::future::join_all((0..5).map(asked).collect::<Vec<_>>()).await;
+        let statuses: Vec<_> = answers.iter().map(|answer| answer.status().as_u16()).collect();
+        assert_eq!(statuses, [200, 200, 503, 503, 503]);
+        assert_eq!(engine.hub().registry().total_connections(), 2);
+        // Who reads no more leaves its place, and so has everybody whom nobody let in.
+        drop(answers);
+        let deadline = support::now() + Duration::from_secs(20);
+        while engine.hub().registry().total_connections() > 0 {
+            assert!(support::now() < deadline, "a reader is never gone");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert_eq!(asked(5).await.status(), 200);
+    });
+}
+
+#[test]
 fn who_is_on_the_way_counts_among_the_tabs() {
     let engine = Engine::new(EngineSettings { shards: 1, ..EngineSettings::default() });
     let settings = TabsSettings { tabs_max: 1, ..TabsSettings::default() };

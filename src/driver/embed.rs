@@ -27,7 +27,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Body;
 use hyper::upgrade::OnUpgrade;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use crate::driver::embed::events::EventsBody;
 use crate::driver::embed::threads::{Arrival, Threads};
@@ -51,7 +51,8 @@ pub struct TabsSettings {
     /// [the crate's table](crate#memory) says. One more is answered 503.
     pub tabs_max: usize,
     /// Connections that are on their way from the server to a shard: a request was answered 101 and its client has not
-    /// taken that yet. Default 1,024; each costs a task of up to 4 KiB beside what it costs the server. One more is answered 503.
+    /// taken that yet; and readers of events whose tab is not open yet. Default 1,024; each costs a task of up to 4 KiB
+    /// beside what it costs the server. One more is answered 503.
     pub arriving_max: usize,
     /// How long one may be on its way. Default 10 s.
     pub arrival_timeout: Duration,
@@ -97,6 +98,13 @@ pub enum StartError {
 
 /// Why there is no tab: what is counted, and what is answered.
 type Refused = (HandshakeOutcome, Answered);
+
+/// What a reader of events wants, and its place among those that are on their way.
+struct Wanted {
+    resume: Resume,
+    wants_hello: bool,
+    room: OwnedSemaphorePermit,
+}
 
 /// The tabs of an engine inside of another's HTTP server. Clones are the same tabs.
 ///
@@ -203,12 +211,7 @@ impl Tabs {
             return Err(bad(response));
         }
         self.refuse_if_draining()?;
-        let room = Arc::clone(&self.shared.arriving).try_acquire_owned().map_err(|_| {
-            let message = "too many connections are on their way; try again later";
-            self.full(StatusCode::SERVICE_UNAVAILABLE, Refusal::Tabs, message)
-        })?;
-        // With its place taken: of two that come at once, each sees the other.
-        self.admit(&identity, 0)?;
+        let room = self.admit(&identity)?;
         let upgrading = request.extensions().get::<OnUpgrade>().is_some().then(|| hyper::upgrade::on(&mut *request));
         // It writes the answer's headers; the connection is taken in our own way.
         let (Some(upgrading), Ok((head, _))) = (upgrading, fastwebsockets::upgrade::upgrade(&mut *request)) else {
@@ -263,24 +266,24 @@ impl Tabs {
         }
     }
 
-    /// Where a reader goes on, and whether it wants to be greeted.
-    fn wanted<B>(&self, request: &Request<B>, identity: &Identity) -> Result<(Resume, bool), Refused> {
+    /// What a reader wants, if it may have it.
+    fn wanted<B>(&self, request: &Request<B>, identity: &Identity) -> Result<Wanted, Refused> {
         if request.method() != Method::GET {
             return Err((HandshakeOutcome::BadRequest, method_not_allowed("GET")));
         }
         self.refuse_if_draining()?;
-        self.admit(identity, 1)?;
+        let room = self.admit(identity)?;
         let parameter = |name| handshake::parameter(request.uri().query(), name);
         let resume = handshake::resume_of_reader(request.headers(), parameter("after"));
-        Ok((resume, parameter("hello").is_some_and(|value| value == "1")))
+        let wants_hello = parameter("hello").is_some_and(|value| value == "1");
+        Ok(Wanted { resume, wants_hello, room })
     }
 
-    async fn open_events(
-        &self,
-        (resume, wants_hello): (Resume, bool),
-        identity: Identity,
-    ) -> Result<Response<EventsBody>, Refused> {
+    async fn open_events(&self, wanted: Wanted, identity: Identity) -> Result<Response<EventsBody>, Refused> {
+        let Wanted { resume, wants_hello, room } = wanted;
         let opened = self.shared.mailboxes.open_events(identity, resume, wants_hello).await;
+        // From here on it is one of the tabs, or none.
+        drop(room);
         let tab = opened.map_err(|error| match error {
             ConnectError::Open(OpenError::TooManyTabs(limit)) => {
                 self.full(StatusCode::TOO_MANY_REQUESTS, Refusal::TabsOfUser, &limit.to_string())
@@ -308,12 +311,17 @@ impl Tabs {
         if self.is_draining() { Err((HandshakeOutcome::Draining, draining())) } else { Ok(()) }
     }
 
-    /// Whether there may be so many tabs more than there are or are on their way, and one of that user.
-    fn admit(&self, identity: &Identity, more: usize) -> Result<(), Refused> {
+    /// A place among those that are on their way, if with it there are no more tabs than there may be, of that user and of
+    /// all. It is taken first: of two that come at once, each sees the other.
+    fn admit(&self, identity: &Identity) -> Result<OwnedSemaphorePermit, Refused> {
         let Shared { engine, settings, arriving, .. } = &*self.shared;
+        let room = Arc::clone(arriving).try_acquire_owned().map_err(|_| {
+            let message = "too many connections are on their way; try again later";
+            self.full(StatusCode::SERVICE_UNAVAILABLE, Refusal::Tabs, message)
+        })?;
         let registry = engine.hub().registry();
         let arriving = settings.arrivals_max() - arriving.available_permits();
-        if registry.total_connections() + arriving + more > settings.tabs_max {
+        if registry.total_connections() + arriving > settings.tabs_max {
             let message = "this node has as many tabs as it may have";
             return Err(self.full(StatusCode::SERVICE_UNAVAILABLE, Refusal::Tabs, message));
         }
@@ -322,7 +330,7 @@ impl Tabs {
             let message = TooManyTabs { tabs_max }.to_string();
             return Err(self.full(StatusCode::TOO_MANY_REQUESTS, Refusal::TabsOfUser, &message));
         }
-        Ok(())
+        Ok(room)
     }
 
     fn full(&self, status: StatusCode, refusal: Refusal, message: &str) -> Refused {
