@@ -164,6 +164,7 @@ fn one_address_cannot_take_all_connections() {
     other.write(&with_lines(&get("/metrics"), &bearer("operator")));
     let text = other.response().text();
     assert_eq!(support::metric_in(&text, "tabcast_refusals_total{reason=\"connections_of_address\"}"), 3);
+    assert_eq!(support::metric_in(&text, "tabcast_http_responses_total{status=\"4xx\"}"), 3);
     drop(idle);
     let deadline = now() + PATIENCE;
     loop {

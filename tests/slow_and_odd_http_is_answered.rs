@@ -111,6 +111,22 @@ fn bodies_that_are_large_slow_broken_or_in_chunks() {
     assert_eq!((client.response().status, client.response().text().as_str()), (404, r#"{"status":"ok"}"#));
 }
 
+#[test]
+fn what_is_answered_before_it_is_a_request_is_counted_too() {
+    let gateway = Gateway::start(&[("header_timeout", "500ms"), ("shards", "1")]);
+    let twice = b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n";
+    let long = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: {}\r\n\r\n", "x".repeat(32 << 10));
+    let statuses = [&b"nonsense\r\n\r\n"[..], twice, long.as_bytes(), b"GET /healthz HT"].map(|request| {
+        let mut client = gateway.connect();
+        client.write(request);
+        client.response().status
+    });
+    assert_eq!(statuses, [400, 400, 431, 408]);
+    // It is counted after it is written.
+    gateway.wait_for_metric("tabcast_http_responses_total{status=\"4xx\"}", 4);
+    assert_eq!(gateway.metric("tabcast_http_responses_total{status=\"4xx\"}"), 4);
+}
+
 /// The connection ends, with 408 or without a word, in about `after`.
 fn expect_end(mut client: Client, after: Duration) {
     let start = now();

@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use crate::driver::head;
 use crate::driver::listener::{Answer, Edge};
 use crate::driver::stream::Stream;
 use crate::fanout::session::Address;
+use crate::metrics::{Metrics, StatusClass};
 
 /// What the service decided, and whether hyper still has something to write.
 #[derive(Default)]
@@ -44,6 +46,7 @@ pub(super) struct EdgeService {
     pub(super) edge: Rc<dyn Edge>,
     pub(super) peer: SocketAddr,
     pub(super) exit: Rc<Exit>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Service<Request<Incoming>> for EdgeService {
@@ -53,7 +56,9 @@ impl Service<Request<Incoming>> for EdgeService {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         if let Some(fault) = head::fault(&request) {
-            return Box::pin(std::future::ready(Ok(fault.response())));
+            let response = fault.response();
+            self.metrics.engine.http_responses.of(StatusClass::of(response.status().as_u16())).increment();
+            return Box::pin(std::future::ready(Ok(response)));
         }
         let answer = Rc::clone(&self.edge).answer(request, self.peer);
         let exit = Rc::clone(&self.exit);

@@ -33,7 +33,7 @@ use crate::driver::stream::Stream;
 use crate::driver::tls::ThreadAcceptor;
 use crate::fanout::session::Address;
 use crate::fanout::shard::Shard;
-use crate::metrics::{Metrics, Refusal};
+use crate::metrics::{Metrics, Refusal, StatusClass};
 
 /// After the last response: how long, and how many bytes, a client may still send before the connection is dropped.
 const LINGER_TIME: Duration = Duration::from_millis(500);
@@ -230,11 +230,17 @@ impl Serving {
         self.metrics.engine.refusals.of(refusal).increment();
     }
 
+    /// Counts a response that no edge has made.
+    fn count_response(&self, status: u16) {
+        self.metrics.engine.http_responses.of(StatusClass::of(status)).increment();
+    }
+
     /// Without a place among the connections, and so only a few at one time.
     fn tell_too_many(&self, mut stream: TcpStream) {
         if self.tls.is_some() || self.told.get() >= TOLD_MAX {
             return;
         }
+        self.count_response(429);
         let told = Rc::clone(&self.told);
         told.set(told.get() + 1);
         tokio::task::spawn_local(async move {
@@ -399,7 +405,8 @@ async fn secure(serving: &Serving, stream: TcpStream, peer: SocketAddr) -> Optio
 
 async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr, seat: SeatRef) {
     let exit = Rc::new(Exit::default());
-    let service = EdgeService { edge: Rc::clone(&serving.edge), peer, exit: Rc::clone(&exit) };
+    let (edge, metrics) = (Rc::clone(&serving.edge), Arc::clone(&serving.metrics));
+    let service = EdgeService { edge, peer, exit: Rc::clone(&exit), metrics };
     let io = Io { stream, exit: Rc::clone(&exit) };
     let mut builder = Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(serving.limits.header_timeout);
@@ -428,6 +435,7 @@ async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr, seat: SeatRe
         Left::Evicted => drop(stream.finish_writing()),
         Left::SlowHead if parts.read_buf.is_empty() => {}
         Left::SlowHead => {
+            serving.count_response(408);
             stream.try_write(SLOW_HEAD);
             linger(stream).await;
         }
@@ -479,6 +487,11 @@ async fn leave(
             Some(opened) => return Poll::Ready(Left::Session(opened)),
             None if matches!(&polled, Poll::Ready(Err(error)) if error.is_timeout()) => {
                 return Poll::Ready(Left::SlowHead);
+            }
+            // hyper has answered what is no request itself.
+            None if matches!(&polled, Poll::Ready(Err(error)) if error.is_parse()) => {
+                serving.count_response(400);
+                return Poll::Ready(Left::Closed);
             }
             None if is_over && is_evicted => return Poll::Ready(Left::Evicted),
             None if is_over => return Poll::Ready(Left::Closed),
