@@ -8,9 +8,11 @@ import json
 import queue
 import re
 import threading
+import time
 import unittest
+import urllib.parse
 
-from gateway import PATIENCE, Gateway, GatewayTest, until
+from gateway import PATIENCE, Gateway, GatewayTest, Tab, until
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
@@ -184,11 +186,24 @@ class WhoIsThere(GatewayTest):
         tabs = self.tabs(2)
         users = self.gateway.http("GET", "/api/users").json()["users"]
         self.assertIn({"user_id": self.user, "tabs": 2}, [{"user_id": user["user_id"], "tabs": user["tabs"]} for user in users])
+        begun = time.time()
+        query = urllib.parse.urlencode({"user": self.user, "name": "Ann É", "avatar": "https://a.example/é.png"})
+        tabs.append(Tab(self.gateway, path=f"/ws?{query}"))
+        self.addCleanup(tabs[-1].close)
         one = self.gateway.http("GET", f"/api/users/{self.user}")
         self.assertEqual(one.status, 200, one.body)
-        self.assertIn("2", one.body.decode())
-        tabs[0].close()
-        tabs[1].close()
+        user = one.json()
+        self.assertEqual((user["user_id"], user["online"]), (self.user, True))
+        # In the order in which they came; without an avatar it is empty.
+        named = [(session["user_name"], session["avatar"]) for session in user["sessions"]]
+        self.assertEqual(named, [(self.user, "")] * 2 + [("Ann É", "https://a.example/é.png")])
+        times = [session["connected_at"] for session in user["sessions"]]
+        self.assertEqual(times, sorted(times))
+        # Unix seconds, as one clock tells them to both of us.
+        self.assertTrue(all(isinstance(seconds, (int, float)) for seconds in times), times)
+        self.assertTrue(begun - 60 < times[0] and begun - 1 <= times[2] <= time.time() + 1, (times, begun))
+        for tab in tabs:
+            tab.close()
 
     def test_a_cut_user_is_told_4010(self):
         tabs = self.tabs(2)

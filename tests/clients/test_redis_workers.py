@@ -155,6 +155,33 @@ class AChatInMessagePack(AChat):
         self.assertEqual(envelope["attachments"], [{"filename": "f", "mimetype": "a/b", "data": b"\x00\x01\xff"}])
 
 
+class NamesOfOnesOwn(NodesTest):
+    """Streams and groups that are called what others call them: nothing is where it would be by default."""
+
+    names = {"redis_inbound_stream": "ask:these", "redis_inbound_group": "bots", "redis_outbound_stream": "say:those", "redis_outbound_group": "fronts"}
+    settings = {"worker": "redis", **names}
+
+    def test_the_chat_goes_over_them_and_what_is_malformed_beside_them(self):
+        a, b = self.gateways
+        server = self.redis.client(decode_responses=False)
+        self.addCleanup(server.close)
+        worker = RedisWorker(server)
+        worker.inbound, worker.group, worker.outbound = "ask:these", "bots", "say:those"
+        self.addCleanup(worker.start().stop)
+        tabs = [self.tab(a), self.tab(b)]
+        for number, tab in enumerate(tabs):
+            tab.send({"type": "message", "text": f"question {number}"})
+            for each in tabs:
+                each.find("message", text=f"You said: question {number}")
+        until("the worker acked both", lambda: server.xpending("ask:these", "bots")["pending"] == 0)
+        until("a gateway acked both answers", lambda: server.xinfo_groups("say:those")[0]["pending"] == server.xinfo_groups("say:those")[0]["lag"] == 0)
+        self.assertEqual([group["name"] for stream in ("ask:these", "say:those") for group in server.xinfo_groups(stream)], [b"bots", b"fronts"])
+        self.assertEqual([server.xlen(stream) for stream in ("ask:these", "say:those")], [2, 2])
+        server.xadd("say:those", {"e": b"no envelope"})
+        until("it is put aside", lambda: server.exists("say:those:dead"))
+        self.assertEqual([key for key in server.scan_iter("*stream:*")], [])
+
+
 class OutboundEntries(WorkersTest):
     def test_both_forms_say_the_same(self):
         a, b = self.gateways
