@@ -6,7 +6,7 @@
 users      messages to random users with two tabs each through /api/batch, beside the floor, which writes to tabs in a
            random order as well, or in the one that they came in, which the kernel's caches like better
 handshake  handshakes with a signed token (HS256), beside the floor's
-silent     a --share (0.01) of the tabs never reads: p99 of the others, with and without them in turn
+silent     a --share (0.1) of 1,000 tabs never reads: p99 of the others, with and without them in turn
 files      files of 12 MiB (16 MiB as frames) to one tab: p99 of small frames to others, with and without in turn
 tls        an idle tab, a handshake and a delivery with TLS, without, and behind nginx that has it
 deflate    a delivery of 1 KiB with permessage-deflate and without
@@ -128,13 +128,18 @@ def handshake(out, _):
 
 
 def silent(out, arguments):
-    share = arguments.share
+    share, tabs = arguments.share, 1000
+    # As many read in both runs.
+    readers = tabs - int(tabs * share + 0.5)
     ratios, cut, silent_count = [], 0, 0
-    flags = ["--tabs", 1000, "--rate", 100, "--duration", "8s", "--size", 1024]
+    flags = ["--rate", 100, "--duration", "8s", "--size", 1024]
     with Gateway() as gateway:
         for number in range(PAIRS):
-            without = gateway.bench(out / f"silent-without-{number}.json", *flags)
-            found = gateway.bench(out / f"silent-{number}.json", *flags, "--silent", share)
+            without = gateway.bench(out / f"silent-without-{number}.json", "--tabs", readers, *flags)
+            found = gateway.bench(out / f"silent-{number}.json", "--tabs", tabs, *flags, "--silent", share)
+            beside = found["tabs_count"] - found["silent_count"]
+            if beside != without["tabs_count"]:
+                sys.exit(f"scenarios: {beside} tabs read beside the silent ones, {readers} without")
             cut += found["silent_cut_count"]
             silent_count += found["silent_count"]
             ratios.append(found["latency"]["p99_ms"] / without["latency"]["p99_ms"])
@@ -327,7 +332,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=compare.ROOT / "target" / "scenarios")
     parser.add_argument("--tabs", type=int, default=300_000)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--share", type=float, default=0.01)
+    parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("scenario", nargs="+", choices=SCENARIOS)
     arguments = parser.parse_args()
     compare.open_files()
