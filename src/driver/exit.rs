@@ -19,6 +19,7 @@ use hyper::{Request, Response};
 use crate::driver::addresses::Place;
 use crate::driver::head;
 use crate::driver::listener::{Answer, Edge};
+use crate::driver::loan::Loan;
 use crate::driver::stream::Stream;
 use crate::fanout::session::Address;
 use crate::metrics::{Metrics, StatusClass};
@@ -33,6 +34,20 @@ pub(super) struct Exit {
     pub(super) has_asked: Cell<bool>,
     pub(super) is_write_blocked: Cell<bool>,
     pub(super) written_bytes: Cell<u64>,
+    /// Of responses that the client has still to take. hyper begins no more than the next one behind one that waits.
+    pub(super) loans: RefCell<Vec<Loan>>,
+    /// One of them was wanted back.
+    pub(super) is_recalled: Cell<bool>,
+}
+
+impl Exit {
+    /// Whether a response that the client has still to take is wanted back. Wakes when it is.
+    pub(super) fn poll_recalled(&self, context: &mut Context<'_>) -> bool {
+        // Each has to be asked, to wake.
+        let recalled = self.loans.borrow().iter().filter(|loan| loan.poll_recalled(context)).count();
+        self.is_recalled.set(recalled > 0);
+        recalled > 0
+    }
 }
 
 /// A session that waits for its connection.
@@ -66,8 +81,9 @@ impl Service<Request<Incoming>> for EdgeService {
         exit.has_asked.set(true);
         Box::pin(async move {
             match answer.await {
-                Answer::Respond(response) => {
+                Answer::Respond(mut response) => {
                     exit.is_busy.set(false);
+                    exit.loans.borrow_mut().extend(response.extensions_mut().remove::<Loan>());
                     Ok(response)
                 }
                 Answer::Session { address, head, place, .. } => {

@@ -443,8 +443,11 @@ async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr, seat: SeatRe
             if let Some(opened) = exit.session.take() {
                 serving.local.abandon(opened.address);
             }
-            if !was_wanted {
-                serving.refuse(Refusal::SlowReader);
+            match (exit.is_recalled.get(), was_wanted) {
+                (true, _) => serving.metrics.engine.evicted_connections.increment(),
+                // It was counted when it was told.
+                (_, true) => {}
+                _ => serving.refuse(Refusal::SlowReader),
             }
             stream.reset();
         }
@@ -458,7 +461,7 @@ enum Left {
     Evicted,
     /// The head of a request did not come in time.
     SlowHead,
-    /// The peer is too slow in taking a response, or somebody else needed its place while it took none of it.
+    /// The peer is too slow in taking a response, or somebody else needed its place or its bytes while it took none of it.
     Stalled,
 }
 
@@ -506,6 +509,7 @@ async fn leave(
         if !exit.is_write_blocked.get() {
             pace.flows(written, now);
             timer = None;
+            exit.loans.borrow_mut().clear();
             // A request that was answered at once: it waits from now on.
             if exit.has_asked.replace(false) {
                 seat.note(None, context.waker());
@@ -515,7 +519,8 @@ async fn leave(
         }
         let (since, too_late) = pace.waits(written, now);
         seat.note(Some(Waits::Reader(since)), context.waker());
-        let end = if seat.is_wanted() { too_late.min(since + STALL_TIME) } else { too_late }.into();
+        let is_wanted = exit.poll_recalled(context) || seat.is_wanted();
+        let end = if is_wanted { too_late.min(since + STALL_TIME) } else { too_late }.into();
         let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
         if timer.deadline() != end {
             timer.as_mut().reset(end);

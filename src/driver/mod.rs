@@ -45,6 +45,7 @@ mod exit;
 pub(crate) mod handshake;
 mod head;
 pub mod listener;
+pub mod loan;
 mod pace;
 pub mod proxies;
 pub(crate) mod response;

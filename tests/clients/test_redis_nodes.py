@@ -1,6 +1,7 @@
 """Many gateways on one Redis are one: what is sent through any of them, who is there, answers, recovery, files."""
 
 import base64
+import contextlib
 import itertools
 import json
 import random
@@ -503,6 +504,34 @@ class FilesOfOtherNodes(NodesTest):
         for _ in range(50):
             self.assertEqual(b.http("GET", path).body, b"ab")
         self.assertLessEqual(self.gets() - asked, 10, "its address is good for five seconds, also on a busy machine")
+
+    def test_who_takes_nothing_of_a_file_leaves_room_for_who_does(self):
+        (a, _), b = self.gateways, self.node(file_bytes_max="1MiB")
+        until_ready(b)
+        data = bytes(1 << 20)
+        url = a.api("file", {"channel_id": self.user, "filename": "f.bin", "data": base64.b64encode(data).decode()})["url"]
+        path = "/files/" + url.removeprefix("webchat://file/")
+        until("the other node knows where it is", lambda: b.http("GET", path).status == 200)
+        readers = []
+        for _ in range(16):
+            reader = socket.socket()
+            self.addCleanup(reader.close)
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect(("127.0.0.1", b.port))
+            reader.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            self.assertEqual(reader.recv(12), b"HTTP/1.1 200")
+            readers.append(reader)
+        # As much as there is room for is held by those who do not take it.
+        answer = b.http("GET", path)
+        self.assertEqual((answer.status, len(answer.body)), (200, len(data)))
+        # Whose was the oldest gets no more of it than was on its way.
+        readers[0].settimeout(PATIENCE)
+        taken = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := readers[0].recv(1 << 16):
+                taken += len(part)
+        self.assertLess(taken, len(data))
+        self.assertIn("tabcast_evicted_connections_total 1\n", b.http("GET", "/metrics").body.decode())
 
     def gets(self):
         with self.redis.client() as redis:

@@ -1,7 +1,8 @@
 //! Files that another node has: fetched from it, within limits, for whoever asks here.
 
+use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use hyper::body::Body;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::broker::Broker;
+use crate::driver::loan::{Lender, lend};
 use crate::gateway::files::{POLICY, RESOURCE_POLICY};
 use crate::gateway::http_client::{HttpClient, http_client};
 use crate::gateway::response::{Answered, error, finish};
@@ -24,6 +26,8 @@ use crate::gateway::response::{Answered, error, finish};
 const FETCHES_MAX: usize = 16;
 /// How long all of one may take.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a file waits for the room of those who take nothing of theirs: they have a second.
+const RECALL_TIME: Duration = Duration::from_secs(2);
 /// How long a connection to a node may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// What marks a request of a node: it is answered from what that node has.
@@ -36,6 +40,8 @@ pub(crate) struct RemoteFiles {
     fetches: Arc<Semaphore>,
     /// Bytes that may still be held.
     room: Arc<Semaphore>,
+    /// Of what is held to be taken: how many bytes, and who may want them back, the oldest first.
+    lent: Arc<Mutex<VecDeque<(usize, Lender)>>>,
     bytes_max: usize,
 }
 
@@ -48,7 +54,7 @@ impl RemoteFiles {
         let client = http_client(CONNECT_TIMEOUT, FETCHES_MAX).map_err(io::Error::other)?;
         let room = bytes_max.saturating_mul(FETCHES_MAX).min(Semaphore::MAX_PERMITS);
         let [fetches, room] = [FETCHES_MAX, room].map(|places| Arc::new(Semaphore::new(places)));
-        Ok(Self { client, fetches, room, bytes_max })
+        Ok(Self { client, fetches, room, lent: Arc::default(), bytes_max })
     }
 
     /// What the node with that tag answers for `path`, which is below `/files/`. None: there is no such node.
@@ -80,11 +86,46 @@ impl RemoteFiles {
         // Of an unknown length it may be as long as any.
         let announced = body.size_hint().exact().map_or(Some(self.bytes_max), |bytes| bytes.try_into().ok());
         let announced = announced.filter(|bytes| *bytes <= self.bytes_max).and_then(|bytes| u32::try_from(bytes).ok());
-        let place = Arc::clone(&self.room).try_acquire_many_owned(announced.ok_or_else(unreachable)?);
-        let mut place = place.map_err(|_| NotFetched::Overloaded)?;
+        let mut place = self.room(announced.ok_or_else(unreachable)?).await.ok_or(NotFetched::Overloaded)?;
         let bytes = Limited::new(body, self.bytes_max).collect().await.map_err(|_| unreachable())?.to_bytes();
         drop(place.split(place.num_permits().saturating_sub(bytes.len())));
-        passed_on(&parts, Bytes::from_owner(Held { bytes, _place: place })).ok_or_else(unreachable)
+        let count = bytes.len();
+        let mut answered =
+            passed_on(&parts, Bytes::from_owner(Held { bytes, _place: place })).ok_or_else(unreachable)?;
+        if count > 0 {
+            let (lender, loan) = lend();
+            answered.extensions_mut().insert(loan);
+            let mut lent = self.lent();
+            lent.retain(|(_, lender)| !lender.is_over());
+            lent.push_back((count, lender));
+        }
+        Ok(answered)
+    }
+
+    fn lent(&self) -> MutexGuard<'_, VecDeque<(usize, Lender)>> {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn recall(&self, mut wanted: usize) {
+        let mut lent = self.lent();
+        while wanted > 0
+            && let Some((bytes, lender)) = lent.pop_front()
+        {
+            if !lender.is_over() {
+                wanted = wanted.saturating_sub(bytes);
+                lender.recall();
+            }
+        }
+    }
+
+    /// Room for so many bytes. If there is none, those who have had theirs for longest lose it, unless they go on taking.
+    async fn room(&self, bytes: u32) -> Option<OwnedSemaphorePermit> {
+        let room = || Arc::clone(&self.room);
+        if let Ok(place) = room().try_acquire_many_owned(bytes) {
+            return Some(place);
+        }
+        self.recall((bytes as usize).saturating_sub(self.room.available_permits()));
+        tokio::time::timeout(RECALL_TIME, room().acquire_many_owned(bytes)).await.ok()?.ok()
     }
 }
 
@@ -289,7 +330,6 @@ mod tests {
         assert_eq!(fetch(&files, &node, "800").await.status(), StatusCode::OK);
         let body = held.pop().unwrap().into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body, "x".repeat(1_000));
-        expect_overloaded(&fetch(&files, &node, "1000").await);
         drop(body);
         assert_eq!(fetch(&files, &node, "1000").await.status(), StatusCode::OK);
         assert_eq!(fetch(&files, &node, "1001").await.status(), StatusCode::BAD_GATEWAY);
