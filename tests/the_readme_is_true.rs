@@ -1,6 +1,10 @@
 //! The README's tables say what the code says. Its commands are run by `tests/readme.sh`, its Rust is a doctest.
 #![cfg(feature = "gateway")]
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use tabcast::config::{Machine, Settings, Sources};
 use tabcast::proto::disconnect::Disconnect;
 use tabcast::proto::event::ErrorCode;
@@ -37,21 +41,102 @@ fn every_close_code_is_in_its_table_with_its_advice() {
     assert_eq!(count, Disconnect::ALL.len(), "a code that does not exist");
 }
 
+/// What stands between backticks and looks like a code.
+fn codes(text: &str) -> BTreeSet<&str> {
+    text.split('`').skip(1).step_by(2).filter(|word| is_code(word)).collect()
+}
+
+fn is_code(word: &str) -> bool {
+    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+}
+
 #[test]
-fn every_code_of_an_error_frame_is_named() {
-    let codes = [
-        ErrorCode::BadFrame,
-        ErrorCode::BadField,
-        ErrorCode::TooLarge,
-        ErrorCode::Forbidden,
-        ErrorCode::LimitReached,
-        ErrorCode::RateLimited,
-        ErrorCode::Overloaded,
-        ErrorCode::Draining,
-    ];
-    for code in codes {
-        assert!(section("Codes").contains(&format!("`{}`", code.as_str())), "{}", code.as_str());
+fn the_codes_of_error_frames_are_these_and_no_others() {
+    let (_, list) = section("Codes").split_once("leaves the connection open. Its codes:").expect("the list is there");
+    let (list, _) = list.split_once("\n\n").expect("the list ends");
+    assert_eq!(codes(list), ErrorCode::ALL.iter().map(|code| code.as_str()).collect());
+}
+
+/// The arguments of a call, whose parenthesis is open before `text`.
+fn arguments(text: &str) -> Vec<&str> {
+    let (mut depth, mut start, mut is_text, mut is_escaped) = (0, 0, false, false);
+    let mut arguments = Vec::new();
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_text => is_escaped = true,
+            b'"' => is_text = !is_text,
+            _ if is_text => {}
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' if depth == 0 => {
+                arguments.push(text[start..at].trim());
+                break;
+            }
+            b')' | b']' | b'}' => depth -= 1,
+            b',' if depth == 0 => {
+                arguments.push(text[start..at].trim());
+                start = at + 1;
+            }
+            _ => {}
+        }
     }
+    arguments
+}
+
+/// The codes that a file of the source gives to HTTP errors: as literals of the functions that make them, and of those that
+/// name the code of a type.
+fn codes_of(path: &str, text: &str, found: &mut BTreeSet<String>) {
+    let text = text.split_once("\n#[cfg(test)]\nmod tests").map_or(text, |(code, _)| code);
+    let literal =
+        |text: &str| text.strip_prefix('"')?.strip_suffix('"').filter(|word| is_code(word)).map(str::to_owned);
+    let calls: &[&str] = if path.ends_with("openai/failed.rs") { &["Self::new("] } else { &["error(", "error_with("] };
+    for call in calls {
+        for (at, _) in text.match_indices(call) {
+            if !text[..at].ends_with(|before: char| before.is_alphanumeric() || "_.!".contains(before)) {
+                found.extend(arguments(&text[at + call.len()..]).into_iter().skip(1).take(2).filter_map(literal));
+            }
+        }
+    }
+    for head in ["fn code(self)", "pub const fn as_str(self)"] {
+        let is_list = head.starts_with("fn") || path.ends_with("api/error.rs");
+        for (_, body) in text.split(head).skip(1).filter(|_| is_list).filter_map(|rest| rest.split_once('{')) {
+            let body = body.split_once("\n    }").map_or(body, |(body, _)| body);
+            found.extend(body.split('"').skip(1).step_by(2).filter(|word| is_code(word)).map(str::to_owned));
+        }
+    }
+    if path.ends_with("openai/failed.rs") {
+        found.extend(text.split("=> (ErrorKind::").skip(1).filter_map(|rest| literal(arguments(rest).get(1)?)));
+    }
+}
+
+fn files_below(directory: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).expect("the source is there") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            files_below(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+#[test]
+fn the_codes_of_http_errors_are_these_and_no_others() {
+    let (_, list) = section("Codes").split_once("HTTP errors are").expect("the list is there");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = vec![source.join("proto/completion.rs")];
+    files_below(&source.join("gateway"), &mut files);
+    files_below(&source.join("driver"), &mut files);
+    let mut found = BTreeSet::new();
+    for file in files {
+        let text = fs::read_to_string(&file).expect("a file of the source");
+        codes_of(file.to_str().expect("a plain path"), &text, &mut found);
+    }
+    assert!(found.len() > 30, "only {found:?}");
+    let named = codes(list);
+    let found: BTreeSet<&str> = found.iter().map(String::as_str).collect();
+    assert_eq!(found.difference(&named).collect::<Vec<_>>(), Vec::<&&str>::new(), "not in the README");
+    assert_eq!(named.difference(&found).collect::<Vec<_>>(), Vec::<&&str>::new(), "in the README only");
 }
 
 #[test]

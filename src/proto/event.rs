@@ -245,62 +245,59 @@ pub enum Notice<'a> {
     },
 }
 
-/// Why something from a browser was refused: the codes of `error` frames.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ErrorCode {
-    /// Not JSON, or not an object with a known `type`.
-    BadFrame,
-    /// A field is missing, has the wrong type or a value that is not allowed.
-    BadField,
-    /// A text, an attachment or an id is longer than allowed.
-    TooLarge,
-    /// The token does not allow this (for example the room).
-    Forbidden,
-    /// More of something than one tab may have (for example rooms).
-    LimitReached,
-    /// More than one tab may send in the time: nothing was accepted, try again more slowly.
-    RateLimited,
-    /// The worker's queue is full: nothing was accepted, try again later.
-    Overloaded,
-    /// The gateway is shutting down: nothing was accepted.
-    Draining,
+/// A closed list of words on the wire.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$word_doc:meta])* $word:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum $name {
+            $($(#[$word_doc])* $word,)+
+        }
+
+        impl $name {
+            /// Every one of them.
+            pub const ALL: &'static [Self] = &[$(Self::$word),+];
+
+            /// Its name on the wire.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$word => $text,)+
+                }
+            }
+        }
+    };
 }
 
-impl ErrorCode {
-    /// Its name on the wire.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::BadFrame => "bad_frame",
-            Self::BadField => "bad_field",
-            Self::TooLarge => "too_large",
-            Self::Forbidden => "forbidden",
-            Self::LimitReached => "limit_reached",
-            Self::RateLimited => "rate_limited",
-            Self::Overloaded => "overloaded",
-            Self::Draining => "draining",
-        }
+words! {
+    /// Why something from a browser was refused: the codes of `error` frames.
+    ErrorCode {
+        /// Not JSON, or not an object with a known `type`.
+        BadFrame = "bad_frame",
+        /// A field is missing, has the wrong type or a value that is not allowed.
+        BadField = "bad_field",
+        /// A text, an attachment or an id is longer than allowed.
+        TooLarge = "too_large",
+        /// The token does not allow this (for example the room).
+        Forbidden = "forbidden",
+        /// More of something than one tab may have (for example rooms).
+        LimitReached = "limit_reached",
+        /// More than one tab may send in the time: nothing was accepted, try again more slowly.
+        RateLimited = "rate_limited",
+        /// The worker's queue is full: nothing was accepted, try again later.
+        Overloaded = "overloaded",
+        /// The gateway is shutting down: nothing was accepted.
+        Draining = "draining",
     }
 }
 
-/// Why frames were lost to a tab.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum GapReason {
-    /// The position that the client named is not in the buffer.
-    UnknownPosition,
-    /// Frames to a room are not kept.
-    RoomNotKept,
-}
-
-impl GapReason {
-    /// Its name on the wire.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::UnknownPosition => "unknown_position",
-            Self::RoomNotKept => "room_not_kept",
-        }
+words! {
+    /// Why frames were lost to a tab.
+    GapReason {
+        /// The position that the client named is not in the buffer.
+        UnknownPosition = "unknown_position",
+        /// Frames to a room are not kept.
+        RoomNotKept = "room_not_kept",
     }
 }
