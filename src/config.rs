@@ -89,6 +89,13 @@ settings! {
     /// Memory: each 16 bytes in the list of its user.
     tabs_per_user_max: usize ["sessions"] = 32, live;
 
+    /// Who may watch at once (`/events?watch=…`), with one of `operator_keys`. Default 32; 0: nobody. Past it 429.
+    /// Memory: each 1 KiB, and what waits for it within `bytes_budget`.
+    watchers_max: usize ["watchers"] = HubLimits::default().watchers_max;
+    /// Users that one `GET /api/users` names; it counts all. Default 10000.
+    /// Memory: each up to 1 KiB while its answer is made and written.
+    users_listed_max: usize ["users"] = 10_000, live;
+
     ["Clients' addresses"]
     /// Sessions (tabs, event streams, answers of /v1) of one address, or one /64 of IPv6, on this node. Default 1000;
     /// 0: no limit, as in development mode.

@@ -156,6 +156,7 @@ impl Settings {
             ("answers_max", self.answers_max),
             ("answers_per_user_max", self.answers_per_user_max),
             ("whole_answer_bytes_max", self.whole_answer_bytes_max),
+            ("users_listed_max", self.users_listed_max),
             ("recovery_frames_max", self.recovery_frames_max),
         ];
         for (name, count) in counts {
@@ -403,6 +404,7 @@ mod tests {
         check("recovery_total_bytes_max = '200MiB'", "recovery_total_bytes_max");
         check("recovery_total_bytes_max = '7MiB'", "recovery_total_bytes_max");
         check("answer_timeout = '2h'", "answer_timeout");
+        check("users_listed_max = 0", "users_listed_max");
         check("whole_answer_bytes_max = 0", "whole_answer_bytes_max");
         check("whole_answers_bytes_max = '7MiB'", "whole_answers_bytes_max");
         check("header_bytes_max = 100", "header_bytes_max");

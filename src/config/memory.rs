@@ -103,7 +103,10 @@ impl Settings {
         let head = self.header_bytes_max as u64;
         let inbound = self.inbound_bytes_max as u64;
         vec![
-            ("sessions: tabs_max × 1 KiB", term(self.tabs_max, SESSION_BYTES)),
+            (
+                "sessions: (tabs_max + watchers_max) × 1 KiB",
+                term(self.tabs_max.saturating_add(self.watchers_max), SESSION_BYTES),
+            ),
             (
                 "rooms: tabs_max × rooms_max × 344 B, each a room of its own",
                 term(self.tabs_max, term(self.rooms_max, MEMBERSHIP_BYTES)),
@@ -163,6 +166,7 @@ mod tests {
         assert!(base > 256 << 20 && base < 2 << 30, "{base}");
         for (toml, more) in [
             ("tabs_max = 18_900", -100 * (1024 + 64 * 344)),
+            ("watchers_max = 33", 1 << 10),
             ("bytes_budget = '257MiB'", 1 << 20),
             ("inbox_bytes_max = '65MiB'", 2 << 20),
             ("inbound_bytes_max = '65MiB'", 2 << 20),

@@ -22,7 +22,7 @@ pub(crate) use crate::fanout::hub::incomplete::Incomplete;
 pub(crate) use crate::fanout::hub::post::Post;
 pub(crate) use crate::fanout::hub::sessions::Edges;
 use crate::fanout::hub::watching::Watching;
-pub use crate::fanout::hub::watching::{TooManyWatchers, WATCHERS_MAX, Watched};
+pub use crate::fanout::hub::watching::{TooManyWatchers, Watched};
 pub(crate) use crate::fanout::hub::weighing::NOBODY;
 
 use std::sync::atomic::{AtomicBool, AtomicU32};
@@ -134,7 +134,7 @@ impl Hub {
         Arc::new(Self {
             registry: Registry::new(limits.tabs_per_user_max),
             rooms: Rooms::new(shards),
-            watching: Watching::new(shards),
+            watching: Watching::new(shards, limits.watchers_max),
             streams: Arc::new(Streams::new(sessions, limits, Arc::clone(&stripes), Arc::clone(&metrics))),
             inboxes: (0..shards).map(|_| inbox()).collect(),
             stripes,

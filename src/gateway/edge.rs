@@ -47,8 +47,6 @@ use crate::traces;
 
 /// Bodies over this are read on the control threads: below it they take a few dozen microseconds.
 pub(crate) const APART_BYTES: usize = 64 << 10;
-/// The most users that one listing names.
-const USERS_LISTED_MAX: usize = 10_000;
 
 /// What all shards' edges share.
 pub(crate) struct Gateway {
@@ -230,16 +228,17 @@ impl ShardEdge {
     }
 
     async fn users(&self) -> Answered {
+        let listed_max = self.gateway.settings.load().users_listed_max;
         let registry = self.gateway.engine.hub().registry();
-        let mut tabs: BTreeMap<UserId, usize> = registry.active_users(USERS_LISTED_MAX).into_iter().collect();
+        let mut tabs: BTreeMap<UserId, usize> = registry.active_users(listed_max).into_iter().collect();
         let (mut user_count, mut tab_count) = (registry.user_count(), registry.total_connections());
-        let elsewhere = self.gateway.engine.users_elsewhere(USERS_LISTED_MAX).await;
+        let elsewhere = self.gateway.engine.users_elsewhere(listed_max).await;
         // Redis cannot be asked now: these are the users of this node, and the answer says so.
         let is_complete = elsewhere.is_some();
         for other in elsewhere.into_iter().flatten() {
             tab_count += other.tabs;
             user_count += usize::from(!registry.is_online(&other.user));
-            if tabs.len() < USERS_LISTED_MAX || tabs.contains_key(&other.user) {
+            if tabs.len() < listed_max || tabs.contains_key(&other.user) {
                 *tabs.entry(other.user).or_default() += other.tabs;
             }
         }

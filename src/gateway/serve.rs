@@ -335,6 +335,7 @@ fn engine_settings(settings: &Settings) -> EngineSettings {
         inbox_posts_max: settings.inbox_posts_max,
         inbox_bytes_max: settings.inbox_bytes_max,
         tabs_per_user_max: settings.tabs_per_user_max,
+        watchers_max: settings.watchers_max,
         bytes_budget: settings.bytes_budget,
         file_bytes_max: settings.file_bytes_max,
         inbound_bytes_max: settings.inbound_bytes_max,

@@ -70,6 +70,8 @@ pub struct HubLimits {
     pub inbox_bytes_max: usize,
     /// Sessions that one user may have. Default 32. Costs 16 bytes each in the registry.
     pub tabs_per_user_max: usize,
+    /// Sessions that may watch at once. Default 32. Each is a session with its queue, and shared frames.
+    pub watchers_max: usize,
     /// Streams that may be open at once. Default 20,000. Costs about 400 bytes each while empty.
     pub streams_max: usize,
     /// Streams that one owner may have open at once. Default 128.
@@ -102,6 +104,7 @@ impl Default for HubLimits {
             inbox_posts_max: 4_096,
             inbox_bytes_max: 64 << 20,
             tabs_per_user_max: 32,
+            watchers_max: 32,
             streams_max: 20_000,
             streams_per_owner_max: 128,
             stream_bytes_max: 1 << 20,

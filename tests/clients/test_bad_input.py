@@ -222,6 +222,13 @@ class BadRequests(GatewayTest):
             raw.sendall(f"GET / HTTP/1.1\r\nHost: {self.gateway.host}\r\nX-Long: {'x' * (64 << 10)}\r\n\r\n".encode())
             self.assertIn(b" 431 ", raw.recv(200).split(b"\r\n")[0])
 
+    def test_more_than_a_hundred_headers_are_431(self):
+        for count, status in ((100, b" 200 "), (101, b" 431 ")):
+            with self.subTest(count), socket.create_connection(("127.0.0.1", self.gateway.port), timeout=PATIENCE) as raw:
+                others = "".join(f"X-{number}: x\r\n" for number in range(count - 1))
+                raw.sendall(f"GET /healthz HTTP/1.1\r\nHost: {self.gateway.host}\r\n{others}\r\n".encode())
+                self.assertIn(status, raw.recv(200).split(b"\r\n")[0])
+
     def test_a_websocket_handshake_that_is_none_is_refused(self):
         answer = self.gateway.http("GET", f"/ws?user={self.user}")
         self.assert_error(answer, 400, 426)

@@ -135,6 +135,15 @@ class Limits(GatewayTest):
         self.tab("dan")
 
 
+class AListing(GatewayTest):
+    settings = {"users_listed_max": 2}
+
+    def test_names_so_many_and_counts_all(self):
+        tabs = [self.tab(user) for user in ("ann", "bob", "cid")]
+        listing = self.gateway.http("GET", "/api/users").json()
+        self.assertEqual((len(listing["users"]), listing["user_count"], listing["tab_count"]), (2, len(tabs), len(tabs)))
+
+
 class WithoutEcho(GatewayTest):
     settings = {"echo_to_tabs": "false", "worker": "none"}
 

@@ -158,7 +158,7 @@ class Channels(Watching):
 
 
 class Keys(Watching):
-    settings = {"token_keys": f"kid=main,alg=HS256,secret={SECRET}", "api_keys": "worker-key", "openai_keys": "olga:openai-key", "operator_keys": "operator-key", "tabs_max": "4"}
+    settings = {"token_keys": f"kid=main,alg=HS256,secret={SECRET}", "api_keys": "worker-key", "openai_keys": "olga:openai-key", "operator_keys": "operator-key", "tabs_max": "4", "watchers_max": "5"}
     headers = OPERATOR
 
     def test_only_an_operator_watches(self):
@@ -185,10 +185,10 @@ class Keys(Watching):
 
     def test_so_many_watch_and_no_more(self):
         with contextlib.ExitStack() as stack:
-            for _ in range(32):
+            for _ in range(5):
                 stack.enter_context(self.watch("u"))
             answer = self.gateway.http("GET", "/events?watch=status", headers=OPERATOR)
-            self.assert_error(answer, 429)
+            self.assertIn("5 watch", self.assert_error(answer, 429)["message"])
             self.assertIn("Retry-After", answer.headers)
         until("their places are free", lambda: self.may_watch())
 

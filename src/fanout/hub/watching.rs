@@ -15,9 +15,6 @@ use crate::id::{ChannelId, RoomName};
 use crate::proto::event::{GapReason, Notice};
 use crate::proto::frame::Frame;
 
-/// How many may watch at once, on one node. Each is a session, with its queue.
-pub const WATCHERS_MAX: usize = 32;
-
 /// The name that stands for the node itself: no channel id is written so, as each has its prefix.
 const STATUS: &str = "status";
 
@@ -45,8 +42,11 @@ fn name_of(channel: &ChannelId) -> RoomName {
 
 /// As many watch as may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{WATCHERS_MAX} watch this node already, which is as many as may")]
-pub struct TooManyWatchers;
+#[error("{watchers_max} watch this node already, which is as many as may")]
+pub struct TooManyWatchers {
+    /// How many may.
+    pub watchers_max: usize,
+}
 
 /// Who watches what, on all shards.
 pub(super) struct Watching {
@@ -56,6 +56,7 @@ pub(super) struct Watching {
     /// # Ordering
     /// Relaxed: a bound, and a hint. Who has just begun to watch may miss what is posted at the same time.
     watchers: AtomicUsize,
+    watchers_max: usize,
     /// What could not be shown for want of room, by its rooms: they hear of it before anything else is shown.
     missed: Mutex<Vec<RoomName>>,
     /// Whether there is any.
@@ -66,10 +67,11 @@ pub(super) struct Watching {
 }
 
 impl Watching {
-    pub(super) fn new(shards: usize) -> Self {
+    pub(super) fn new(shards: usize, watchers_max: usize) -> Self {
         Self {
             rooms: Rooms::apart(shards),
             watchers: AtomicUsize::new(0),
+            watchers_max,
             missed: Mutex::default(),
             has_missed: AtomicBool::new(false),
         }
@@ -148,9 +150,10 @@ impl Hub {
 
     /// Counts one more who watches, on `shard`.
     pub(crate) fn starts_watching(&self, watched: &Watched, shard: u16) -> Result<Arc<Room>, TooManyWatchers> {
-        if self.watching.watchers.fetch_add(1, Ordering::Relaxed) >= WATCHERS_MAX {
+        let watchers_max = self.watching.watchers_max;
+        if self.watching.watchers.fetch_add(1, Ordering::Relaxed) >= watchers_max {
             self.stops_watching();
-            return Err(TooManyWatchers);
+            return Err(TooManyWatchers { watchers_max });
         }
         Ok(self.watching.rooms.join(&watched.name(), usize::from(shard)))
     }

@@ -4,14 +4,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::rig::{CLOSE, Got, Rig, client_frame, message};
-use crate::fanout::hub::{Drain, TooManyWatchers, WATCHERS_MAX, Watched};
+use crate::fanout::hub::{Drain, TooManyWatchers, Watched};
 use crate::fanout::shard::{Ended, OpenError, Report, Wire};
 use crate::fanout::streams::StreamOptions;
 use crate::id::{ChannelId, UserId};
 use crate::proto::delivery::Nobody;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::{Frame, Kind};
-use crate::proto::limits::SessionLimits;
+use crate::proto::limits::{HubLimits, SessionLimits};
 
 impl Rig {
     /// Whoever watches: an event stream of nobody's.
@@ -111,8 +111,9 @@ fn whoever_watches_is_nobody_and_in_no_room() {
 #[test]
 fn so_many_may_watch_and_no_more() {
     let mut rig = Rig::new(2);
-    let watchers: Vec<usize> = (0..WATCHERS_MAX).map(|_| rig.watcher(0, &Watched::Status).unwrap()).collect();
-    let refused = OpenError::TooManyWatchers(TooManyWatchers);
+    let watchers_max = HubLimits::default().watchers_max;
+    let watchers: Vec<usize> = (0..watchers_max).map(|_| rig.watcher(0, &Watched::Status).unwrap()).collect();
+    let refused = OpenError::TooManyWatchers(TooManyWatchers { watchers_max });
     assert_eq!(rig.watcher(1, &channel("u")), Err(refused));
     assert_eq!(rig.watcher(1, &channel("u")), Err(refused), "being refused takes no place");
     rig.lose(watchers[3]);
