@@ -1,6 +1,6 @@
 //! What is counted between nodes.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::metrics::{Histogram, LATENCY_MICROS_BOUNDS, SharedCounter, SharedGauge};
@@ -34,8 +34,9 @@ pub struct BrokerMetrics {
     pub failures: SharedCounter,
     /// Times that everything was subscribed anew.
     pub resubscriptions: SharedCounter,
-    /// Bytes that wait for the server.
-    pub spool_bytes: SharedGauge,
+    /// Bytes that wait for the server. The spool counts here what its bound is for, so that it is told also while nothing
+    /// leaves it.
+    pub spool_bytes: Arc<SharedGauge>,
     /// Nodes that are alive, this one included.
     pub nodes: SharedGauge,
     /// How long the last message to oneself took, in microseconds.
@@ -63,7 +64,7 @@ impl Default for BrokerMetrics {
             refused_commands: SharedCounter::default(),
             failures: SharedCounter::default(),
             resubscriptions: SharedCounter::default(),
-            spool_bytes: SharedGauge::default(),
+            spool_bytes: Arc::default(),
             nodes: SharedGauge::default(),
             canary_micros: SharedGauge::default(),
             round_trip_micros: Histogram::new(&LATENCY_MICROS_BOUNDS),

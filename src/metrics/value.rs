@@ -100,6 +100,16 @@ impl SharedCounter {
 pub struct SharedGauge(AtomicU64);
 
 impl SharedGauge {
+    /// Raises the level, and gives what it was before.
+    pub fn raise(&self, by: u64) -> u64 {
+        self.0.fetch_add(by, Ordering::Relaxed)
+    }
+
+    /// Lowers the level.
+    pub fn lower(&self, by: u64) {
+        self.0.fetch_sub(by, Ordering::Relaxed);
+    }
+
     /// Replaces the level.
     pub fn store(&self, level: u64) {
         self.0.store(level, Ordering::Relaxed);

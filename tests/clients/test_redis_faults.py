@@ -139,6 +139,16 @@ class FaultsTest(NodesTest):
         print(f"not ready after {time.monotonic() - since:.2f} s", flush=True)
 
 
+def metrics(gateway):
+    """What is without labels."""
+    lines = gateway.http("GET", "/metrics").body.decode().splitlines()
+    return {name: float(value) for name, value in (line.split(" ") for line in lines if line[0] != "#" and "{" not in line)}
+
+
+def recovered(seen):
+    return seen["tabcast_broker_canary_age_seconds"] < 1 and seen["tabcast_broker_spool_bytes"] == 0
+
+
 def cpu_seconds(gateway):
     with open(f"/proc/{gateway.process.pid}/stat") as stat:
         fields = stat.read().rsplit(")", 1)[1].split()
@@ -148,10 +158,16 @@ def cpu_seconds(gateway):
 class OneRedis(FaultsTest):
     def test_killed_and_started_again_empty(self):
         a, b = self.gateways
+        before = metrics(a)
         self.redis.stop()
         begin = time.monotonic()
         self.during(0.5)
         self.until_unready(begin)
+        for gateway in (a, b):
+            until("the last canary that came is old", lambda: metrics(gateway)["tabcast_broker_canary_age_seconds"] > 1, 5)
+        now = metrics(a)
+        self.assertGreater(now["tabcast_broker_failures_total"], before["tabcast_broker_failures_total"])
+        self.assertTrue(0 < now["tabcast_broker_spool_bytes"] <= now["tabcast_broker_spool_bytes_max"], "what waits is told")
         # Somebody comes while it is away: at home here at once, and known elsewhere afterwards.
         late = f"{self.user}-late"
         came = time.monotonic()
@@ -169,6 +185,7 @@ class OneRedis(FaultsTest):
         print(f"ready after {time.monotonic() - back:.2f} s", flush=True)
         self.assert_all_arrived()
         self.assert_whole_again()
+        until("canaries come again, and nothing waits", lambda: recovered(metrics(a)))
         until("who came meanwhile is reached", lambda: self.send(a, "late", late)["nodes"] == 1, 5)
         self.assertEqual(set(texts(tab.until(lambda frame: frame["text"] == "late"))), {"late"})
 
@@ -327,6 +344,9 @@ class ASmallSpool(FaultsTest):
         self.assertIsNotNone(refusal, "64 KiB have an end")
         self.assertEqual((refusal.status, refusal.json()["error"]["code"]), (503, "spool_full"))
         self.assertTrue(20 < len(taken) < 80, f"{len(taken)} were taken")
+        seen = metrics(a)
+        self.assertEqual(seen["tabcast_broker_spool_bytes_max"], 64 << 10)
+        self.assertTrue(32 << 10 < seen["tabcast_broker_spool_bytes"] <= 64 << 10, seen["tabcast_broker_spool_bytes"])
         self.assert_local()
         self.redis.restart()
         self.resumed(time.monotonic())

@@ -150,7 +150,6 @@ impl Publisher {
             }
             // In a box, so that what a task holds is small.
             Box::pin(self.flush()).await;
-            shared.metrics.spool_bytes.store(shared.spool.bytes() as u64);
         }
     }
 

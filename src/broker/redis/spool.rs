@@ -1,7 +1,6 @@
 //! The spool: what waits for Redis, bounded in bytes, in the order of its publishers.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
@@ -10,7 +9,7 @@ use crate::broker::redis::keys::NodeName;
 use crate::broker::redis::packed::Record;
 use crate::broker::{Kept, ReceiptWriter, SpoolFull};
 use crate::id::{ChannelId, UserId};
-use crate::metrics::BrokerMetrics;
+use crate::metrics::{BrokerMetrics, SharedGauge};
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::Frame;
 use crate::traces::Origin;
@@ -49,7 +48,7 @@ pub(crate) struct Parcel {
     pub(crate) origin: Origin,
     receipt: ReceiptWriter,
     /// The spool's, shared by itself: a parcel that held the spool which it waits in would keep both for ever.
-    waiting_bytes: Arc<AtomicUsize>,
+    waiting_bytes: Arc<SharedGauge>,
 }
 
 impl Parcel {
@@ -65,18 +64,13 @@ impl Parcel {
 
 impl Drop for Parcel {
     fn drop(&mut self) {
-        self.waiting_bytes.fetch_sub(self.bytes(), Ordering::Relaxed);
+        self.waiting_bytes.lower(self.bytes() as u64);
     }
 }
 
 /// Takes items from any thread, for the one publisher.
 pub(crate) struct Spool {
     items: Mutex<VecDeque<Item>>,
-    /// Bytes of all frames that are not done.
-    ///
-    /// # Ordering
-    /// Relaxed: a bound, publishes nothing.
-    bytes: Arc<AtomicUsize>,
     bytes_max: usize,
     bell: Notify,
     metrics: Arc<BrokerMetrics>,
@@ -84,8 +78,7 @@ pub(crate) struct Spool {
 
 impl Spool {
     pub(crate) fn new(bytes_max: usize, metrics: Arc<BrokerMetrics>) -> Arc<Self> {
-        let items = Mutex::default();
-        Arc::new(Self { items, bytes: Arc::default(), bytes_max, bell: Notify::new(), metrics })
+        Arc::new(Self { items: Mutex::default(), bytes_max, bell: Notify::new(), metrics })
     }
 
     /// Takes a frame in, of the publish that this thread is in. An empty spool takes any.
@@ -96,14 +89,14 @@ impl Spool {
         receipt: ReceiptWriter,
     ) -> Result<(), SpoolFull> {
         let origin = Origin::current();
-        let bytes = frame.bytes() + origin.bytes() + ITEM_BYTES;
-        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        if before > 0 && before + bytes > self.bytes_max {
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let bytes = (frame.bytes() + origin.bytes() + ITEM_BYTES) as u64;
+        let waiting_bytes = Arc::clone(&self.metrics.spool_bytes);
+        let before = waiting_bytes.raise(bytes);
+        if before > 0 && before + bytes > self.bytes_max as u64 {
+            waiting_bytes.lower(bytes);
             self.metrics.refused_frames.increment();
             return Err(SpoolFull);
         }
-        let waiting_bytes = Arc::clone(&self.bytes);
         let parcel = Parcel { channel: channel.clone(), frame: frame.clone(), origin, receipt, waiting_bytes };
         self.push(Item::Frame(Arc::new(parcel)));
         Ok(())
@@ -120,9 +113,9 @@ impl Spool {
         }
     }
 
-    /// Bytes that wait.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
+    /// Bytes of all frames that are not done.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.metrics.spool_bytes.value()
     }
 
     /// Moves up to `items_max` items behind those of `out`, and no more once they have `bytes_max` bytes.
@@ -175,6 +168,8 @@ mod tests {
         assert_eq!(spool.push_frame(&channel, &frame, Receipt::new().0), Ok(()));
         assert_eq!(spool.push_frame(&channel, &frame, Receipt::new().0), Err(SpoolFull));
         assert_eq!(metrics.refused_frames.value(), 1);
+        // Told although nobody has taken any of it, and no more than may wait.
+        assert_eq!(metrics.spool_bytes.value(), 2 * (frame.bytes() + ITEM_BYTES) as u64);
         let mut out = Vec::new();
         spool.take(&mut out, 1, usize::MAX);
         let Some(Item::Frame(parcel)) = out.pop() else { panic!() };
@@ -190,7 +185,7 @@ mod tests {
         assert_eq!(spool.push_frame(&channel, &frame, Receipt::new().0), Ok(()));
         spool.take(&mut out, 9, usize::MAX);
         out.clear();
-        assert_eq!((spool.bytes(), spool.is_empty()), (0, true));
+        assert_eq!((spool.bytes(), metrics.spool_bytes.value(), spool.is_empty()), (0, 0, true));
         // A frame that is larger than all that may wait still has to go.
         let spool = Spool::new(1, metrics);
         assert_eq!(spool.push_frame(&channel, &frame, Receipt::new().0), Ok(()));
