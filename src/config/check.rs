@@ -415,6 +415,8 @@ mod tests {
         check("drain_deadline = '12s'", "drain_deadline");
         check("drain_closes_per_second_max = 0", "drain_closes_per_second_max");
         check("shards = 1025", "shards");
+        check("redis_stream_entries_max = 999", "redis_stream_entries_max");
+        assert!(load("redis_stream_entries_max = 1000").is_ok());
         check("allowed_origins = ['example.org']", "allowed_origins");
         check("allowed_origins = ['https://example.org/']", "allowed_origins");
         check("allowed_origins = ['null']", "allowed_origins");
