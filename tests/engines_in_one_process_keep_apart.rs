@@ -82,6 +82,8 @@ fn tab(address: SocketAddr) -> Client {
 fn engines_share_nothing_and_leave_nothing() {
     two_engines_in_one_process_have_users_rooms_and_ends_of_their_own();
     wait_until("every thread has ended", || engine_threads() == 0);
+    an_adapter_that_stops_closes_no_socket_and_still_sends();
+    wait_until("every thread has ended", || engine_threads() == 0);
     dropping_the_tabs_ends_their_threads_once_their_sockets_are_closed();
     connections_that_are_no_plain_sockets_are_carried();
     wait_until("every thread has ended", || engine_threads() == 0);
@@ -142,6 +144,31 @@ fn two_engines_in_one_process_have_users_rooms_and_ends_of_their_own() {
     runtime.shutdown_background();
     assert_eq!(of_second.json()["type"], "draining");
     assert_eq!(of_second.closed().0, 1012);
+}
+
+fn an_adapter_that_stops_closes_no_socket_and_still_sends() {
+    let runtime = runtime();
+    let tabs = runtime.block_on(async { in_hyper::tabs().unwrap() });
+    let bot = WebChat::new(tabs.engine().clone().into(), BotIdentity::default());
+    let mut ann = tab(serve(&runtime, &tabs));
+    let channel = ChannelId::parse("ann").unwrap();
+    for (step, running) in [("before", true), ("stopped", false), ("stopped again", false), ("started", true)] {
+        match step {
+            "before" => {}
+            "started" => bot.start(),
+            _ => bot.stop(),
+        }
+        assert_eq!(bot.is_running(), running, "{step}");
+        let report = runtime.block_on(bot.send_report(&channel, step, SendOptions::default())).unwrap();
+        assert_eq!(report.delivery.tabs, 1, "{step}");
+        assert_eq!(ann.json()["text"], *step);
+        // Both ways: the tab is a session still.
+        ann.send(&json!({"type": "ping", "client_id": step}));
+        assert_eq!(ann.json(), json!({"type": "pong", "client_id": step}));
+    }
+    assert!(!tabs.is_draining());
+    assert_eq!(tabs.engine().hub().registry().total_connections(), 1);
+    drop(ann);
 }
 
 fn dropping_the_tabs_ends_their_threads_once_their_sockets_are_closed() {
