@@ -44,24 +44,47 @@ fn events(left: &str, right: &str, data: &[u8], timestamp: Timestamp) {
         ..Button::default()
     };
     let buttons = [button];
-    let message = read(&Event::Message { id, text: right, sender: left, reply_to: Some(id), timestamp });
-    assert_eq!((&message["text"], &message["sender"]), (&Value::from(right), &Value::from(left)));
-    let seconds = message["timestamp"].as_f64().expect("a float");
-    assert!((seconds - timestamp.as_seconds()).abs() <= timestamp.as_seconds() * 1e-15);
-    let message = read(&Event::Buttons { id, text: left, sender: right, reply_to: None, buttons: &buttons, timestamp });
-    assert_eq!(message["buttons"][0]["label"], left);
-    assert_eq!(message["buttons"][0]["emoji"], right);
-    let file = read(&Event::File { id, filename: left, mimetype: right, data, timestamp });
-    assert_eq!(file["data"], base64::engine::general_purpose::STANDARD.encode(data));
-    assert_eq!(file["size"], data.len());
-    let edit = read(&Event::Edit { id, text: right, timestamp });
-    assert_eq!(edit["text"], right);
+    // What each says, key by key and in this order, as `serde_json` writes texts; the time is the last.
+    let (l, r) = [left, right].map(|text| serde_json::to_string(text).expect("a text")).into();
+    check(
+        &Event::Message { id, text: right, sender: left, reply_to: Some(id), timestamp },
+        &format!(r#"{{"type":"message","id":"{id}","text":{r},"sender":{l},"reply_to":"{id}","#),
+        timestamp,
+    );
+    check(
+        &Event::Buttons { id, text: left, sender: right, reply_to: None, buttons: &buttons, timestamp },
+        &format!(
+            r#"{{"type":"message","id":"{id}","text":{l},"sender":{r},"buttons":[{{"label":{l},"custom_id":{r},"emoji":{r}}}],"#
+        ),
+        timestamp,
+    );
+    let base64 = base64::engine::general_purpose::STANDARD.encode(data);
+    let size = data.len();
+    check(
+        &Event::File { id, filename: left, mimetype: right, data, timestamp },
+        &format!(r#"{{"type":"file","id":"{id}","filename":{l},"mimetype":{r},"data":"{base64}","size":{size},"#),
+        timestamp,
+    );
+    let edit = Event::Edit { id, text: right, timestamp };
+    check(&edit, &format!(r#"{{"type":"edit","id":"{id}","text":{r},"#), timestamp);
 }
 
-/// The event as `serde_json` reads it from the WebSocket form, and from the event stream.
-fn read(event: &Event<'_>) -> Value {
+/// The event is written as `front`, and behind it the time.
+fn check(event: &Event<'_>, front: &str, timestamp: Timestamp) {
+    let (json, value) = read(event);
+    let rest = json.strip_prefix(front).unwrap_or_else(|| panic!("{json} does not begin with {front}"));
+    let seconds =
+        rest.strip_prefix("\"timestamp\":").and_then(|rest| rest.strip_suffix('}')).expect("a time, and no more");
+    let seconds: f64 = seconds.parse().expect("a float");
+    assert!((seconds - timestamp.as_seconds()).abs() <= timestamp.as_seconds() * 1e-15);
+    assert_eq!(value["timestamp"], seconds);
+}
+
+/// The event's JSON, and what `serde_json` reads in it: in the WebSocket form, and in the event stream.
+fn read(event: &Event<'_>) -> (String, Value) {
     let frame = Frame::encode(event);
-    let value = serde_json::from_slice(frame.json()).expect("JSON");
+    let json = String::from_utf8(frame.json().to_vec()).expect("UTF-8");
+    let value = serde_json::from_str(&json).expect("JSON");
     assert!(frame.websocket().ends_with(frame.json()));
     let stream = frame.event_stream().expect("an event has this form");
     let chunk = [stream.prefix, stream.body].concat();
@@ -75,5 +98,5 @@ fn read(event: &Event<'_>) -> Value {
     assert!(position.len() <= 1 && position.iter().all(|line| line.starts_with("id: ")));
     let data: Value = serde_json::from_str(data.strip_prefix("data: ").expect("data")).expect("JSON");
     assert_eq!(data, value);
-    value
+    (json, value)
 }

@@ -30,15 +30,20 @@ fn accepted(mut request: ChatRequest, mut reference: Map<String, Value>) {
     assert_eq!(reference.remove("model").unwrap_or_default(), Value::from(request.model.clone()));
     let messages = reference.remove("messages").expect("messages");
     assert!(messages.as_array().is_some_and(|messages| !messages.is_empty()));
-    assert!(request.text.chars().count() as u64 <= request.prompt_chars + bytes_of_breaks(&messages));
+    let messages_texts: Vec<(bool, Vec<&str>)> = messages.as_array().into_iter().flatten().map(said).collect();
+    let chosen = messages_texts.iter().rfind(|(is_users, _)| *is_users).or(messages_texts.last());
+    assert_eq!(Some(&request.text), chosen.map(|(_, texts)| texts.join("\n")).as_ref());
+    let chars = messages_texts.iter().flat_map(|(_, texts)| texts).map(|text| text.chars().count() as u64);
+    assert_eq!(request.prompt_chars, chars.sum::<u64>());
     assert_eq!(request.extra["messages"], messages);
     assert_eq!(request.extra["params"], Value::Object(reference));
     let model = request.model_or("tabcast").to_owned();
     assert_eq!(request.extra["model"], model);
 }
 
-/// At most one line break stands behind each part.
-fn bytes_of_breaks(messages: &Value) -> u64 {
-    let contents = messages.as_array().into_iter().flatten().filter_map(|message| message["content"].as_array());
-    contents.map(|parts| parts.len() as u64).sum()
+/// Whether a message is the user's, and its texts.
+fn said(message: &Value) -> (bool, Vec<&str>) {
+    let parts = message["content"].as_array().into_iter().flatten();
+    let texts = parts.filter(|part| part["type"] == "text").map(|part| part["text"].as_str().expect("a text"));
+    (message["role"] == "user", message["content"].as_str().into_iter().chain(texts).collect())
 }
