@@ -20,6 +20,9 @@ MARK = "soak"
 NODE_GONE = {"ConnectionRefusedError", "ConnectionResetError", "BrokenPipeError", "IncompleteReadError"}
 RECOVERY_TIME = 20.0  # seconds after a fault in which what it has lost may show
 ACK_TIME = 60.0  # seconds within which a connection that holds answers what was written to it
+# Frames that one message between nodes may have had in it, at the pace of this load. What was lost without a gap can be no
+# more than the nodes have counted as lost between them.
+FRAMES_OF_MESSAGE_MAX = 4
 NONSENSE = (
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     b"GET / HTTP/9.9\r\n\r\n",
@@ -135,7 +138,11 @@ class SoakTab(Tab):
         super().over(connection)
 
     def has_last(self):
-        """Whether it got the newest message of the worker that writes to its user."""
+        """Whether it got the newest message of the worker that writes to its user, and its last edit."""
+        for worker in self.load.workers.values():
+            message, revision = worker.last.get(self.user, (None, 0))
+            if revision and self.revisions.get(message) != revision:
+                return False
         newest = {key: len(sent) for key, sent in self.load.sent.items() if key[0] == self.user and key[1].startswith("w")}
         return all(self.following.get(key) == count for key, count in newest.items())
 
@@ -164,6 +171,7 @@ class Load:
         self.counts = collections.Counter()
         self.endings = collections.Counter()
         self.gaps = collections.Counter()
+        self.lost = {}  # what is missing beside what the nodes have counted as lost, once `attributed` has looked
         self.is_over = False
 
     def choose(self):
@@ -174,9 +182,9 @@ class Load:
         if len(self.faults) < 50:
             self.faults.append(what)
 
-    def is_during(self, begin, end, harm):
-        """Whether that time has to do with such a fault: the nodes notice it, and everything is whole again, after a while."""
-        return any(window.harm == harm and begin < window.end + RECOVERY_TIME and end > window.begin - 2 for window in self.windows)
+    def is_during(self, begin, end, harm=None):
+        """Whether that time has to do with such a fault, or any: the nodes notice it, and all is whole again, after a while."""
+        return any(harm in (None, window.harm) and begin < window.end + RECOVERY_TIME and end > window.begin - 2 for window in self.windows)
 
     async def pause(self, seconds):
         await asyncio.sleep(self.dice.uniform(0.5, 1.5) * seconds)
@@ -250,6 +258,31 @@ class Load:
             if not connection.transport.is_closing():
                 connection.transport.resume_reading()
         api.close()
+
+    # ---- files ----
+
+    async def fetch_on(self, every):
+        """The link of a file that was just sent leads to its bytes, whichever node is asked."""
+        while not self.is_over:
+            await self.pause(every)
+            if sent := [worker.file_sent for worker in self.workers.values() if worker.file_sent]:
+                await self.fetch(self.choose(), *self.dice.choice(sent))
+
+    async def fetch(self, port, link, content, begin):
+        """Without one of the nodes, or without Redis, which knows where they are, a file may not be there."""
+        api = Api(port)
+        try:
+            status, body = await api.get(link, timeout=20)
+        except (OSError, EOFError) as error:
+            status, body = type(error).__name__, b""
+        finally:
+            api.close()
+        if status == 200 and body == content:
+            self.counts["files fetched"] += 1
+        elif status != 200 and self.is_during(begin, time.monotonic()):
+            self.counts[f"files not fetched, during a fault: {status}"] += 1
+        else:
+            self.fault(f"{link} was answered {status} with {len(body)} bytes instead of the {len(content)} that were sent")
 
     # ---- questions, and nonsense ----
 
@@ -330,7 +363,7 @@ class Load:
         workers = [Worker(self, f"w{number}", Api(self.ports[number % 2]), Api(self.ports[1 - number % 2])) for number in range(2)]
         # Each user is written to by one worker: where two nodes publish at once there is no one order.
         self.workers = dict(enumerate(workers))
-        work = [self.come_and_go(), self.change_rooms(), self.write(), self.stall(stall_every), self.ask(2), self.talk_nonsense(3)]
+        work = [self.come_and_go(), self.change_rooms(), self.write(), self.stall(stall_every), self.fetch_on(1), self.ask(2), self.talk_nonsense(3)]
         work += [worker.run(self.users[part::2], self.rooms[part::2]) for part, worker in self.workers.items()]
         self.tasks = [asyncio.ensure_future(one) for one in work]
 
@@ -350,16 +383,29 @@ class Load:
             if behind:
                 behind = await self.last_messages({tab.user for tab in behind})
         for tab in behind:
-            self.fault(f"{tab.user} did not get the last message to it")
+            self.fault(f"{tab.user} did not get the last message to it, or its last edit")
+        await self.last_files()
+
+    async def last_files(self):
+        """From each node, also from the one that did not get it: nothing is at fault any more."""
+        for part, worker in self.workers.items():
+            await worker.file(self.users[part], 30_000)
+            for port in self.ports:
+                before = self.counts["files fetched"]
+                await self.fetch(port, *worker.file_sent)
+                if self.counts["files fetched"] == before:
+                    self.fault(f"the last file of {worker.name} is not there")
 
     async def last_messages(self, users):
-        """A message to each of them, once all are online; who has not got it after a while."""
+        """A message to each of them, edited twice, once all are online; who has not got that after a while."""
         async with asyncio.timeout(120):
             await asyncio.gather(*(tab.online.wait() for tab in self.tabs))
         for part, worker in self.workers.items():
             for user in self.users[part::2]:
                 if user in users:
                     await worker.message(user)
+                    await worker.edit(user)
+                    await worker.edit(user)
         end = time.monotonic() + 30
         while (behind := [tab for tab in self.tabs if not tab.has_last()]) and time.monotonic() < end:
             await asyncio.sleep(0.1)
@@ -376,18 +422,22 @@ class Load:
         """Why frames did not come that no gap announced: reason → how many. What is left has no reason, and is a fault.
 
         `lost_messages`: what the nodes counted as lost between them. What goes to a user is lost only if Redis took it and
-        died; who is in a room is told by a gap.
+        died; who is in a room is told by a gap. More than was counted cannot be lost that way.
         """
-        reasons = collections.Counter()
+        reasons, frames = collections.Counter(), set()
         for when, user, key, number in self.holes:
             sent = self.sent[key][number]
             if sent.told != "delivered":
                 reasons[f"its sender was told: {sent.told}"] += 1
             elif lost_messages and not key[0].startswith("room:") and self.is_during(sent.begin, when, "kill_redis"):
                 reasons["Redis died with it, counted in tabcast_broker_lost_messages"] += 1
+                frames.add((key, number))
             else:
                 reasons["unexplained"] += 1
                 self.fault(f"{user} did not get {key} {number}, sent at {sent.begin:.1f}, taken after {sent.end - sent.begin:.2f} s, missed at {when:.1f}")
+        self.lost = {"messages_between_nodes": lost_messages, "frames": len(frames), "frames_max": lost_messages * FRAMES_OF_MESSAGE_MAX}
+        if self.lost["frames"] > self.lost["frames_max"]:
+            self.fault(f"{len(frames)} frames are missing where Redis was killed, and the nodes count {lost_messages} messages as lost")
         return reasons
 
 
@@ -399,6 +449,7 @@ class Worker:
         self.name = name
         self.apis = collections.deque(apis)
         self.last = {}  # user → [id of the last message, its revision]
+        self.file_sent = None  # of the last file: (the path of its link, its bytes, when it was sent)
 
     async def post(self, route, value):
         key, begin = str(uuid.uuid4()), time.monotonic()
@@ -423,18 +474,20 @@ class Worker:
         answer, sent = await self.post(route, {"channel_id": channel, **make(mark)})
         log.append(sent)
         self.load.counts[f"sent: {route}"] += 1
-        return answer["id"]
+        return answer
 
     async def message(self, channel):
         padding = "x" * self.load.dice.choice((10, 100, 100, 1_000))
-        self.last[channel] = [await self.number(channel, "send", lambda mark: {"text": f"{mark}|{padding}"}), 0]
+        answer = await self.number(channel, "send", lambda mark: {"text": f"{mark}|{padding}"})
+        self.last[channel] = [answer["id"], 0]
 
     async def buttons(self, channel):
         await self.number(channel, "buttons", lambda mark: {"text": f"{mark}|?", "buttons": [{"label": "yes", "custom_id": "y"}]})
 
     async def file(self, channel, size):
-        content = base64.b64encode(os.urandom(size)).decode()
-        await self.number(channel, "file", lambda mark: {"filename": f"{mark}|f", "data": content})
+        begin, content = time.monotonic(), os.urandom(size)
+        answer = await self.number(channel, "file", lambda mark: {"filename": f"{mark}|f", "data": base64.b64encode(content).decode()})
+        self.file_sent = (answer["url"].replace("webchat://file/", "/files/"), content, begin)
 
     async def edit(self, channel):
         if channel in self.last:
