@@ -1,6 +1,7 @@
 """README's configurations of nginx, HAProxy and Caddy as they stand there, before a gateway: what a user has of it through the real proxies."""
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -83,7 +84,7 @@ class Proxy:
         )
         try:
             until(f"{self.program[0]} listens", self.is_listening)
-        except AssertionError:
+        except BaseException:
             self.stop()
             raise
 
@@ -161,7 +162,7 @@ class Site:
         try:
             self.gateway = Gateway(worker="webhook", webhook_url=self.worker.url, public_url=self.origin, **keys, **proxy.settings, **settings)
             self.proxy = proxy(self.port, self.gateway.port, waits)
-        except AssertionError:
+        except BaseException:
             self.stop()
             raise
 
@@ -357,6 +358,22 @@ class Walk:
         self.assertTrue(self.site.api("file", value)["delivered"])
         self.assertTrue(base64.b64decode(tab.find("file")["data"]) == data * 3, "the tab has got other bytes")
 
+    def test_a_body_that_is_announced_as_too_long_is_refused_before_it_has_come(self):
+        client = self.site.dial(next(self.addresses))
+        self.addCleanup(client.close)
+        head = f"POST /api/file?channel_id=a&filename=b HTTP/1.1\r\nHost: {self.site.host}\r\nAuthorization: Bearer worker-key\r\nX-Tabcast-Raw: 1\r\nContent-Length: {(24 << 20) + 1}\r\n\r\n"
+        client.sendall(head.encode())
+        answer = b""
+        for _ in range(100):
+            # Caddy passes the answer on as something of the body comes.
+            client.settimeout(PATIENCE)
+            client.sendall(bytes(64 << 10))
+            client.settimeout(0.05)
+            with contextlib.suppress(TimeoutError):
+                answer = client.recv(4096)
+                break
+        self.assertEqual(answer.split(b" ")[:2], [b"HTTP/1.1", b"413"])
+
     def test_limits_count_the_address_of_the_client_whatever_it_says_of_itself(self):
         mine, other, third = (next(self.addresses) for _ in range(3))
         # A connection to the gateway that the proxy keeps, and that was made for somebody else.
@@ -429,6 +446,21 @@ class BehindHaproxy(Walk, Cut, unittest.TestCase):
 
 class BehindCaddy(Walk, unittest.TestCase):
     proxy = Caddy
+
+    def test_an_event_stream_over_http_2_comes_word_by_word(self):
+        """README has a browser's HTTP/2 end at a proxy; this one speaks it without being told to."""
+        bearer = f"Authorization: Bearer {token(SECRET, sub=self.user)}"
+        command = ["curl", "-sSNi", "--http2", "--cacert", KEYS / "localhost.cert.pem", "-H", bearer, f"{self.site.origin}/events?hello=1"]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as curl:
+            self.addCleanup(curl.stdout.close)
+            self.addCleanup(curl.kill)
+            lines = (line.decode().rstrip("\r\n") for line in curl.stdout)
+            self.assertEqual(next(lines), "HTTP/2 200 ")
+            self.heard(lines, "hello")
+            for text in ("one", "two"):
+                self.site.send(self.user, text)
+                self.assertEqual(self.heard(lines, "message")["text"], text, "it comes before the next one is sent")
+            curl.kill()
 
 
 if __name__ == "__main__":
