@@ -29,7 +29,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use atomic_waker::AtomicWaker;
 use event_listener::{Event, EventListener};
 use smallvec::SmallVec;
 
@@ -42,6 +41,7 @@ use crate::fanout::rooms::{Room, Rooms};
 use crate::fanout::session::{Address, SHARDS_MAX};
 use crate::fanout::streams::{AttachError, Cancelled, OpenError, StreamOptions, Streams};
 use crate::fanout::stripes::{Presence, Stripes};
+use crate::fanout::sync::Bell;
 use crate::id::{ChannelId, RequestId, RoomName, UserId};
 use crate::metrics::Metrics;
 use crate::proto::delivery::{Delivery, Nobody};
@@ -60,7 +60,7 @@ pub struct Full;
 struct Inbox {
     queue: Queue<Post>,
     room: InboxRoom,
-    bell: AtomicWaker,
+    bell: Bell,
     freed: Event,
     claimed: AtomicBool,
     /// [`Post::RoomsMissed`] is on its way.
@@ -123,7 +123,7 @@ impl Hub {
         let inbox = || Inbox {
             queue: Queue::new(),
             room: InboxRoom::new(limits.inbox_posts_max, limits.inbox_bytes_max),
-            bell: AtomicWaker::new(),
+            bell: Bell::new(),
             freed: Event::new(),
             claimed: AtomicBool::new(false),
             rooms_missed: AtomicBool::new(false),

@@ -6,8 +6,9 @@
 //! Room is reserved before anything is pushed: a push cannot fail.
 
 use std::ptr;
+use std::task::Waker;
 
-use crate::fanout::sync::{AtomicPtr, AtomicUsize, Ordering};
+use crate::fanout::sync::{AtomicPtr, AtomicUsize, Bell, Ordering};
 
 struct Node<T> {
     next: *mut Node<T>,
@@ -32,7 +33,8 @@ pub(crate) enum Pushed {
 /// `loom_what_was_never_taken_is_dropped` fail. `park` needs nothing beyond the exchange itself, and is Relaxed: a
 /// producer either replaces the parked mark and rings, or the park fails. That a waker which was registered before the
 /// park is seen by the ring is the bell's own order (both its sides are acquire and release: a ring that came before
-/// the registration would make the push come before the park that it replaced).
+/// the registration would make the push come before the park that it replaced); turned round,
+/// `loom_who_sleeps_is_woken` fails.
 pub(crate) struct Queue<T> {
     head: AtomicPtr<Node<T>>,
 }
@@ -90,7 +92,7 @@ mod queue {
         }
 
         /// Marks the consumer as asleep. False if there is something to take first.
-        pub(crate) fn park(&self) -> bool {
+        pub(super) fn park(&self) -> bool {
             self.head.compare_exchange(ptr::null_mut(), parked(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
         }
     }
@@ -137,6 +139,15 @@ mod queue {
     }
 }
 pub(crate) use queue::Batch;
+
+impl<T> Queue<T> {
+    /// Puts the consumer to sleep: the push that finds it so rings `bell`, which wakes `waker`. False if there is
+    /// something to take first.
+    pub(crate) fn sleep(&self, bell: &Bell, waker: &Waker) -> bool {
+        bell.register(waker);
+        self.park()
+    }
+}
 
 /// Room in an inbox: posts and bytes, reserved before a push and given back when the consumer took the item.
 ///
@@ -305,6 +316,7 @@ mod loom_tests {
     use loom::sync::Arc;
     use loom::sync::Notify;
     use loom::thread;
+    use std::task::Poll;
 
     /// An item whose making and reading loom watches: reading it is an error unless its making happened before.
     struct Item(UnsafeCell<(usize, u32)>);
@@ -358,6 +370,40 @@ mod loom_tests {
             }
         }
         producers.into_iter().for_each(|producer| producer.join().unwrap());
+    }
+
+    /// One producer, and a consumer that sleeps as the shards do: the bell finds the waker of whoever is parked.
+    #[test]
+    fn loom_who_sleeps_is_woken() {
+        check(3, || {
+            let (queue, bell) = (Arc::new(Queue::new()), Arc::new(Bell::new()));
+            let producer = {
+                let (queue, bell) = (queue.clone(), bell.clone());
+                thread::spawn(move || {
+                    for sequence in 0..2 {
+                        if queue.push(Item::new(0, sequence)) == Pushed::Ring {
+                            bell.wake();
+                        }
+                    }
+                })
+            };
+            let mut next = 0;
+            loom::future::block_on(std::future::poll_fn(|context| {
+                loop {
+                    for item in queue.take() {
+                        assert_eq!(item.read(), (0, next));
+                        next += 1;
+                    }
+                    if next == 2 {
+                        return Poll::Ready(());
+                    }
+                    if queue.sleep(&bell, context.waker()) {
+                        return Poll::Pending;
+                    }
+                }
+            }));
+            producer.join().unwrap();
+        });
     }
 
     /// With a bound on preemptions: without one each of these takes minutes and more.

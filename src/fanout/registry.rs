@@ -312,6 +312,23 @@ mod loom_tests {
         });
     }
 
+    /// Each puts itself behind what the other has put there: neither is lost.
+    #[test]
+    fn loom_two_that_come_at_once_are_both_there() {
+        loom::model(|| {
+            let registry = Arc::new(Registry::new(8));
+            let (one, two) = (session(1), session(2));
+            let other = {
+                let (registry, one) = (registry.clone(), one.clone());
+                thread::spawn(move || registry.connect(one).unwrap())
+            };
+            registry.connect(two.clone()).unwrap();
+            other.join().unwrap();
+            let sessions = registry.get_sessions(one.user()).unwrap();
+            assert!(sessions.len() == 2 && sessions.contains(&one) && sessions.contains(&two));
+        });
+    }
+
     /// As many tabs as a user may have are never passed, also by tabs that come at once.
     #[test]
     fn loom_no_more_tabs_than_a_user_may_have() {

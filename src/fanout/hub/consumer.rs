@@ -52,7 +52,6 @@ impl Hub {
 
     pub(crate) fn park(&self, shard: u16, waker: &Waker) -> bool {
         let inbox = &self.inboxes[usize::from(shard)];
-        inbox.bell.register(waker);
-        inbox.queue.park()
+        inbox.queue.sleep(&inbox.bell, waker)
     }
 }
