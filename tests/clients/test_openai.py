@@ -502,8 +502,12 @@ class WholeAnswers(OpenAITest):
         self.worker.question().say("x" * 50_000)
         self.assertEqual(len(again.result(PATIENCE).choices[0].message.content), 50_000, "there is room again")
 
+
+class NoRoomForAnother(OpenAITest):
+    settings = {"whole_answer_bytes_max": "4KiB", "whole_answers_bytes_max": "4KiB"}
+
     def test_without_any_room_the_worker_is_not_even_asked(self):
-        asking = [self.apart(self.ask, self.client(max_retries=0)) for _ in range(80)]
+        asking = [self.apart(self.ask, self.client(max_retries=0)) for _ in range(4)]
         turns = [self.worker.question() for _ in asking]
         with self.assertRaises(openai.InternalServerError) as caught:
             self.ask(self.client(max_retries=0))
