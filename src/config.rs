@@ -57,6 +57,7 @@ pub use sources::Sources;
 
 pub(crate) use memory::CONTROL_THREADS;
 pub(crate) use memory::IDEMPOTENCY_BYTES;
+pub(crate) use memory::LISTED_USER_BYTES;
 
 use setting::settings;
 use setting::units_fit;
@@ -93,7 +94,7 @@ settings! {
     /// Memory: each 1 KiB, and what waits for it within `bytes_budget`.
     watchers_max: usize ["watchers"] = HubLimits::default().watchers_max;
     /// Users that one `GET /api/users` names; it counts all. Default 10000.
-    /// Memory: each up to 1 KiB while its answer is made and written.
+    /// Memory: each up to 1 KiB while its answer is made and written, within `bodies_bytes_max`.
     users_listed_max: usize ["users"] = 10_000, live;
 
     ["Clients' addresses"]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::keys::KEY_BYTES_MIN;
+use super::memory::LISTED_USER_BYTES;
 use super::{ConfigError, FileTables, ProxyProtocol, Recovery, Settings, TokenAlgorithm, Worker, base64_bytes};
 
 /// The most tabs that are chosen without being asked for.
@@ -184,6 +185,9 @@ impl Settings {
         ensure(kept_bytes <= self.bytes_budget / 2, "recovery_total_bytes_max", kept)?;
         let body = "must be at least body_bytes_max";
         ensure(self.bodies_bytes_max >= self.body_bytes_max, "bodies_bytes_max", body)?;
+        let listing = "must be at least 1 KiB for each of users_listed_max";
+        let listing_bytes = self.users_listed_max.saturating_mul(LISTED_USER_BYTES);
+        ensure(self.bodies_bytes_max >= listing_bytes, "bodies_bytes_max", listing)?;
         let answer = "must be at least whole_answer_bytes_max";
         ensure(self.whole_answers_bytes_max >= self.whole_answer_bytes_max, "whole_answers_bytes_max", answer)?;
         let message = self.message_bytes_max.saturating_add(base64_bytes(self.attachment_bytes_max));
@@ -405,6 +409,7 @@ mod tests {
         check("recovery_total_bytes_max = '7MiB'", "recovery_total_bytes_max");
         check("answer_timeout = '2h'", "answer_timeout");
         check("users_listed_max = 0", "users_listed_max");
+        check("users_listed_max = 1_000_000", "bodies_bytes_max");
         check("whole_answer_bytes_max = 0", "whole_answer_bytes_max");
         check("whole_answers_bytes_max = '7MiB'", "whole_answers_bytes_max");
         check("header_bytes_max = 100", "header_bytes_max");

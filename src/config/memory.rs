@@ -24,6 +24,8 @@ const TLS_SESSION_BYTES: u64 = 5 << 10;
 const TLS_HTTP_BYTES: u64 = 128 << 10;
 /// What remembered answers may take, for each that may be remembered.
 pub(crate) const IDEMPOTENCY_BYTES: usize = 1 << 10;
+/// What a user may take while a listing is made and written, within the budget of bodies.
+pub(crate) const LISTED_USER_BYTES: usize = 1 << 10;
 /// What a body costs while it is held, in its own bytes: it may have grown by doubling, and what its texts and its
 /// base64 decode to stands beside it.
 const BODY_FORMS: u64 = 3;

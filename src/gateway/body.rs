@@ -58,6 +58,20 @@ impl BodyError {
     }
 }
 
+/// The bytes of an answer, together with its places in whatever bounds them: these go when the last byte is written.
+pub(crate) fn kept_with(bytes: Vec<u8>, places: impl Send + 'static) -> Bytes {
+    struct Kept<T> {
+        bytes: Vec<u8>,
+        _places: T,
+    }
+    impl<T> AsRef<[u8]> for Kept<T> {
+        fn as_ref(&self) -> &[u8] {
+            &self.bytes
+        }
+    }
+    Bytes::from_owner(Kept { bytes, _places: places })
+}
+
 /// How much may be read.
 #[derive(Debug, Clone)]
 pub(crate) struct BodyLimits {
@@ -110,7 +124,8 @@ impl BodyLimits {
         Ok(Held { bytes, _places: places })
     }
 
-    fn place(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    /// Takes `bytes` of the budget, for as long as what it returns is held. `None` if there are not so many: that is counted.
+    pub(crate) fn place(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let place = Arc::clone(&self.budget).try_acquire_many_owned(bytes).ok();
         if place.is_none() {

@@ -1,7 +1,6 @@
 //! The edge of one shard: which route a request takes, and who may take it.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -225,29 +224,6 @@ impl ShardEdge {
         let is_ready = !self.gateway.is_draining() && self.gateway.engine.broker().health().is_ok();
         let ceilings = Ceilings::of(&self.gateway.settings.load());
         typed(StatusCode::OK, content_type, self.gateway.metrics_text.render(is_ready, Some(ceilings)))
-    }
-
-    async fn users(&self) -> Answered {
-        let listed_max = self.gateway.settings.load().users_listed_max;
-        let registry = self.gateway.engine.hub().registry();
-        let mut tabs: BTreeMap<UserId, usize> = registry.active_users(listed_max).into_iter().collect();
-        let (mut user_count, mut tab_count) = (registry.user_count(), registry.total_connections());
-        let elsewhere = self.gateway.engine.users_elsewhere(listed_max).await;
-        // Redis cannot be asked now: these are the users of this node, and the answer says so.
-        let is_complete = elsewhere.is_some();
-        for other in elsewhere.into_iter().flatten() {
-            tab_count += other.tabs;
-            user_count += usize::from(!registry.is_online(&other.user));
-            if tabs.len() < listed_max || tabs.contains_key(&other.user) {
-                *tabs.entry(other.user).or_default() += other.tabs;
-            }
-        }
-        let users: Vec<_> = tabs.iter().map(|(user, tabs)| json!({ "user_id": user.as_str(), "tabs": tabs })).collect();
-        let mut body = json!({ "users": users, "user_count": user_count, "tab_count": tab_count });
-        if !is_complete {
-            body["this_node_only"] = true.into();
-        }
-        json(StatusCode::OK, &body)
     }
 
     async fn user(&self, encoded: &str, method: &Method) -> Answered {

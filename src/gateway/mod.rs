@@ -22,5 +22,6 @@ pub mod serve;
 mod status;
 mod trace_headers;
 mod upgrade;
+mod users;
 mod watch;
 pub mod worker;

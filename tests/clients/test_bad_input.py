@@ -246,7 +246,7 @@ class BadRequests(GatewayTest):
 class ManyBodies(GatewayTest):
     """What all bodies that are held at one time may take, wherever they go."""
 
-    settings = {"file_bytes_max": "4KiB", "body_bytes_max": "64KiB", "bodies_bytes_max": "64KiB", "worker": "none"}
+    settings = {"file_bytes_max": "4KiB", "body_bytes_max": "64KiB", "bodies_bytes_max": "64KiB", "users_listed_max": "40", "worker": "none"}
 
     def held(self, body):
         """A request all of whose body is read but the last byte."""
@@ -269,11 +269,17 @@ class ManyBodies(GatewayTest):
                 answer = ask(path)
                 self.assertEqual(self.assert_error(answer, 503)["code"], "overloaded")
                 self.assertEqual(answer.headers["Retry-After"], "1")
-        self.assertEqual(self.refusals("bodies") - before, len(routes))
+        tabs = self.tabs(2, "ann") + [self.tab(f"{self.user}-{number}") for number in range(30)]
+        answer = self.gateway.http("GET", "/api/users")
+        self.assertEqual(self.assert_error(answer, 503)["code"], "overloaded")
+        self.assertEqual(answer.headers["Retry-After"], "1")
+        self.assertEqual(self.refusals("bodies") - before, len(routes) + 1)
         held.sendall(b"}")
         response = http.client.HTTPResponse(held)
         response.begin()
         self.assertEqual(response.status, 200, "what is held is not touched")
+        listing = until("there is room for a listing", lambda: (answer := self.gateway.http("GET", "/api/users")).status == 200 and answer)
+        self.assertEqual((len(listing.json()["users"]), listing.json()["tab_count"]), (31, len(tabs)))
         for path in ("/api/send", f"/events?user={self.user}&name=x"):
             self.assertLess(until("there is room again", lambda: (answer := ask(path)).status != 503 and answer).status, 300)
 

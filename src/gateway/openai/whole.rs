@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_core::Stream;
 use http::StatusCode;
 use http::header::HeaderValue;
@@ -12,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::driver::addresses::Place;
 use crate::fanout::mailbox::Mailbox;
+use crate::gateway::body::kept_with;
 use crate::gateway::edge::ShardEdge;
 use crate::gateway::openai::failed::Failed;
 use crate::gateway::openai::kept::{Claim, Kept};
@@ -61,19 +61,6 @@ impl Room {
     }
 }
 
-/// A body with its room in the budget, and its place among the sessions of an address: both go when it is written.
-struct Body {
-    bytes: Vec<u8>,
-    _room: Room,
-    _place: Option<Place>,
-}
-
-impl AsRef<[u8]> for Body {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
 impl ShardEdge {
     /// An answer in one piece. Dropped, as when the client goes away, it cancels the answer, or leaves it if the client
     /// said so.
@@ -119,7 +106,7 @@ impl ShardEdge {
         let bytes = whole.to_json(&head);
         drop(whole);
         room.shrink(bytes.len());
-        let body = Bytes::from_owner(Body { bytes, _room: room, _place: of_address });
+        let body = kept_with(bytes, (room, of_address));
         let mut response = response::typed(StatusCode::OK, HeaderValue::from_static("application/json"), body);
         if let Ok(id) = HeaderValue::from_str(head.id.as_str()) {
             response.headers_mut().insert(REQUEST_ID, id);
@@ -149,7 +136,7 @@ mod tests {
         room.shrink(4_000);
         room.shrink(5_000);
         assert_eq!(left(), 6_000);
-        let body = Bytes::from_owner(Body { bytes: vec![b'x'; 4_000], _room: room, _place: None });
+        let body = kept_with(vec![b'x'; 4_000], room);
         let rest = body.slice(3_999..);
         drop(body);
         assert_eq!(left(), 6_000, "the last byte is not written yet");
