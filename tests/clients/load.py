@@ -23,6 +23,7 @@ ACK_TIME = 60.0  # seconds within which a connection that holds answers what was
 # Frames that one message between nodes may have had in it, at the pace of this load. What was lost without a gap can be no
 # more than the nodes have counted as lost between them.
 FRAMES_OF_MESSAGE_MAX = 4
+LATELY = 60  # events of a tab that are shown with its fault
 NONSENSE = (
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     b"GET / HTTP/9.9\r\n\r\n",
@@ -67,10 +68,13 @@ class SoakTab(Tab):
         self.revisions = collections.OrderedDict()  # message → its newest revision
         self.waiting = {}  # client id → when it was written
         self.stalled = False
+        self.lately = collections.deque(maxlen=LATELY)  # what came to it and happened to it, for whoever looks into a fault
 
     def received(self, connection, frame):
         super().received(connection, frame)
         kind = frame["type"]
+        if kind != "edit":
+            self.note(f"{kind} {frame.get('text', frame.get('filename', frame.get('reason', '')))[:30]}")
         if kind in ("message", "file"):
             mark, *place = frame.get("text", frame.get("filename")).split("|")[:4]
             if mark == MARK:
@@ -88,6 +92,9 @@ class SoakTab(Tab):
             elif client_id in self.rooms:  # joined: from here on nothing of it may be missing
                 self.leave_behind(f"room:{client_id}")
 
+    def note(self, what):
+        self.lately.append(f"{time.monotonic() - self.load.begin:.2f} {what}")
+
     def follow(self, key, number):
         self.load.counts["received"] += 1
         room = key[0].removeprefix("room:")
@@ -97,7 +104,7 @@ class SoakTab(Tab):
             self.load.counts["missed, announced by a gap"] += max(0, number - self.skipped.pop(key))
         following = self.following.get(key, number)
         if number < following:
-            self.load.fault(f"{self.user}: {key} {number} came after {following - 1}")
+            self.load.fault(f"{self.user}: {key} {number} came after {following - 1}; lately: {list(self.lately)}")
         for missing in range(following, number):
             self.load.holes.append((time.monotonic(), self.user, key, missing))
         self.following[key] = max(following, number + 1)
@@ -124,11 +131,13 @@ class SoakTab(Tab):
 
     def opened(self, connection):
         super().opened(connection)
+        self.note(f"opened at {connection.transport.get_extra_info('peername')[1]} with {len(self.positions)} positions")
         self.load.counts["opened"] += 1
 
     def over(self, connection):
         if connection is self.connection:
             kind, detail = ("left", None) if self.is_leaving else connection.end
+            self.note(f"ended: {kind} {detail}")
             self.load.endings[f"{kind} {detail[0] if kind == 'refused' else detail or ''}".strip() if kind != "unreachable" else kind] += 1
             self.waiting.clear()
             self.stalled = False
@@ -172,6 +181,7 @@ class Load:
         self.endings = collections.Counter()
         self.gaps = collections.Counter()
         self.lost = {}  # what is missing beside what the nodes have counted as lost, once `attributed` has looked
+        self.begin = time.monotonic()
         self.is_over = False
 
     def choose(self):
