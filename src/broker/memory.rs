@@ -57,6 +57,11 @@ impl Broker for MemoryBroker {
             let delivered = peer.deliver(channel, frame);
             if delivered == Delivered::Full {
                 peer.count_refused();
+                match channel {
+                    ChannelId::User(_) => peer.users_missed(),
+                    ChannelId::Room(_) => peer.rooms_missed(),
+                    ChannelId::Stream(_) => {}
+                }
             }
             delivered == Delivered::Taken
         });

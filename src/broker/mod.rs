@@ -43,8 +43,10 @@ pub trait Peer: Send + Sync + 'static {
     fn deliver(&self, channel: &ChannelId, frame: &Frame) -> Delivered;
     /// Counts a frame that was not delivered for want of room.
     fn count_refused(&self);
-    /// What another node said to rooms never came here.
+    /// What another node said to rooms never came here. What came before and waits is posted before this is called.
     fn rooms_missed(&self);
+    /// What another node said to this one never came here: frames to users, nobody knows to whom. As above.
+    fn users_missed(&self);
     /// How many sessions the user has on this node.
     fn tabs(&self, user: &UserId) -> usize;
     /// The users who have a session on this node.

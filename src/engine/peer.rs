@@ -33,6 +33,10 @@ impl Peer for LocalPeer {
         self.0.tell_rooms_of_gap();
     }
 
+    fn users_missed(&self) {
+        self.0.tell_users_of_gap();
+    }
+
     fn tabs(&self, user: &UserId) -> usize {
         self.0.registry().get_sessions(user).map_or(0, |sessions| sessions.len())
     }

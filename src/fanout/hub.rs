@@ -68,6 +68,8 @@ struct Inbox {
     /// # Ordering
     /// Acquire and Release: a loss that finds it set was noted before the shard clears it, and so before it tells.
     rooms_missed: AtomicBool,
+    /// The same for [`Post::UsersMissed`].
+    users_missed: AtomicBool,
     /// The size class of the shard's fattest session that may be cut, as it told it last: see [`weighing`].
     ///
     /// # Ordering
@@ -127,6 +129,7 @@ impl Hub {
             freed: Event::new(),
             claimed: AtomicBool::new(false),
             rooms_missed: AtomicBool::new(false),
+            users_missed: AtomicBool::new(false),
             top_class: AtomicU32::new(NOBODY),
         };
         let stripes = Arc::new(Stripes::new(limits.recovery.clone()));

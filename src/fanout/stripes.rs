@@ -111,6 +111,14 @@ impl Stripes {
         self.hold(&ChannelId::User(user.clone())).forget(user, &mut displaced);
     }
 
+    /// Lets go all that is held of anybody. Holds each stripe in turn.
+    pub(crate) fn forget_all(&self) {
+        for stripe in &self.stripes {
+            let forgotten = std::mem::take(&mut *lock(stripe));
+            drop(forgotten);
+        }
+    }
+
     /// What is held of a user, oldest first.
     pub(crate) fn history(&self, channel: &ChannelId) -> Vec<Frame> {
         let ChannelId::User(user) = channel else { return Vec::new() };

@@ -299,5 +299,7 @@ words! {
         UnknownPosition = "unknown_position",
         /// Frames to a room are not kept.
         RoomNotKept = "room_not_kept",
+        /// Another node's frames were lost on their way to this one, and perhaps frames to this tab's user among them.
+        LostBetweenNodes = "lost_between_nodes",
     }
 }

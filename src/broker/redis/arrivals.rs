@@ -20,14 +20,40 @@ const RECENT_MAX: usize = 16_384;
 
 /// What came.
 pub(crate) enum Arrival {
-    Frame { channel: ChannelId, frame: Frame, span: Span },
-    End { user: UserId, ending: Disconnect },
+    Frame {
+        channel: ChannelId,
+        frame: Frame,
+        span: Span,
+    },
+    End {
+        user: UserId,
+        ending: Disconnect,
+    },
+    /// Something before what comes next is lost.
+    Loss(Loss),
+}
+
+/// What is lost: nobody knows to whom it was said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Loss {
+    ToRooms,
+    ToUsers,
 }
 
 impl Arrival {
     fn bytes(&self) -> usize {
         let held = if let Self::Frame { frame, span, .. } = self { frame.bytes() + span.bytes() } else { 0 };
         size_of::<Self>() + held
+    }
+
+    /// What is lost if it is dropped, and has to be told.
+    fn loss(&self) -> Option<Loss> {
+        match self {
+            Self::Frame { channel: ChannelId::User(_), .. } => Some(Loss::ToUsers),
+            Self::Frame { channel: ChannelId::Room(_), .. } => Some(Loss::ToRooms),
+            Self::Loss(loss) => Some(*loss),
+            Self::Frame { .. } | Self::End { .. } => None,
+        }
     }
 }
 
@@ -37,6 +63,22 @@ struct Waiting {
     bytes: usize,
     /// Its first is being handed on: whoever comes now has to wait behind it.
     is_busy: bool,
+}
+
+impl Waiting {
+    fn push(&mut self, arrival: Arrival) {
+        self.bytes += arrival.bytes();
+        self.arrivals.push_back(arrival);
+    }
+
+    /// Keeps in mind that something is lost in this place, whatever the bound: once each between two that came.
+    fn note_loss(&mut self, loss: Loss) {
+        let is_noted = |arrival: &Arrival| matches!(arrival, Arrival::Loss(noted) if *noted == loss);
+        let mut last = self.arrivals.iter().rev().take_while(|arrival| matches!(arrival, Arrival::Loss(_)));
+        if !last.any(is_noted) {
+            self.push(Arrival::Loss(loss));
+        }
+    }
 }
 
 /// The queue in front of the shards' inboxes. It is empty as long as they have room.
@@ -53,7 +95,7 @@ impl Arrivals {
         Self { waiting: Mutex::default(), bytes_max, bell: Notify::new(), metrics, recent: Mutex::default() }
     }
 
-    /// Hands on what came, or keeps it in its place. Never waits. Past the bound it is dropped, and counted.
+    /// Hands on what came, or keeps it in its place. Never waits. Past the bound it is dropped, counted, and told of.
     pub(crate) fn take(&self, peer: &dyn Peer, arrival: Arrival) {
         if matches!(arrival, Arrival::Frame { .. }) {
             self.metrics.received_frames.increment();
@@ -62,17 +104,18 @@ impl Arrivals {
         if waiting.arrivals.is_empty() && !waiting.is_busy && hand_on(peer, &arrival) {
             return;
         }
-        let bytes = arrival.bytes();
-        if waiting.bytes > 0 && waiting.bytes + bytes > self.bytes_max {
+        if let Arrival::Loss(loss) = arrival {
+            waiting.note_loss(loss);
+        } else if waiting.bytes > 0 && waiting.bytes + arrival.bytes() > self.bytes_max {
             self.metrics.dropped_frames.increment();
             if let Arrival::Frame { span, .. } = &arrival {
                 span.done("dropped");
             }
             peer.count_refused();
-            return;
+            arrival.loss().into_iter().for_each(|loss| waiting.note_loss(loss));
+        } else {
+            waiting.push(arrival);
         }
-        waiting.bytes += bytes;
-        waiting.arrivals.push_back(arrival);
         drop(waiting);
         self.bell.notify_one();
     }
@@ -132,6 +175,14 @@ fn hand_on(peer: &dyn Peer, arrival: &Arrival) -> bool {
             delivered != Delivered::Full
         }
         Arrival::End { user, ending } => peer.end_sessions(user, *ending),
+        Arrival::Loss(Loss::ToRooms) => {
+            peer.rooms_missed();
+            true
+        }
+        Arrival::Loss(Loss::ToUsers) => {
+            peer.users_missed();
+            true
+        }
     }
 }
 
@@ -155,5 +206,88 @@ impl Recent {
             self.names.remove(&oldest);
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{MessageId, RequestId};
+    use crate::proto::event::{Event, Timestamp};
+
+    /// Writes down what it is told, while it has room for frames.
+    #[derive(Default)]
+    struct Told {
+        said: Mutex<Vec<&'static str>>,
+        has_room: std::sync::atomic::AtomicBool,
+    }
+
+    impl Told {
+        fn note(&self, what: &'static str) {
+            self.said.lock().unwrap().push(what);
+        }
+    }
+
+    impl Peer for Told {
+        fn deliver(&self, _channel: &ChannelId, _frame: &Frame) -> Delivered {
+            if !self.has_room.load(std::sync::atomic::Ordering::Relaxed) {
+                return Delivered::Full;
+            }
+            self.note("frame");
+            Delivered::Taken
+        }
+        fn count_refused(&self) {
+            self.note("refused");
+        }
+        fn rooms_missed(&self) {
+            self.note("rooms missed");
+        }
+        fn users_missed(&self) {
+            self.note("users missed");
+        }
+        fn tabs(&self, _user: &UserId) -> usize {
+            0
+        }
+        fn users(&self) -> Vec<UserId> {
+            Vec::new()
+        }
+        fn end_sessions(&self, _user: &UserId, _ending: Disconnect) -> bool {
+            true
+        }
+        fn has_stream(&self, _request: &RequestId) -> bool {
+            false
+        }
+        fn forget_backlog(&self, _user: &UserId) {}
+    }
+
+    fn frame(channel: &str) -> Arrival {
+        let (id, timestamp) = (MessageId::random(), Timestamp::from_micros(1));
+        let event = Event::Message { id, text: "text", sender: "star", reply_to: None, timestamp };
+        let channel = ChannelId::parse(channel).unwrap();
+        let frame = Frame::encode(&event);
+        let span = Span::receive(None, &channel, &frame, 1);
+        Arrival::Frame { channel, frame, span }
+    }
+
+    #[tokio::test]
+    async fn a_loss_is_told_in_its_place_also_of_what_found_no_room_here() {
+        let (told, metrics) = (Arc::new(Told::default()), Arc::new(BrokerMetrics::default()));
+        // Room for one frame.
+        let arrivals = Arrivals::new(1, metrics);
+        arrivals.take(&*told, Arrival::Loss(Loss::ToRooms));
+        assert_eq!(*told.said.lock().unwrap(), ["rooms missed"], "nothing waits before it");
+        arrivals.take(&*told, frame("ann"));
+        arrivals.take(&*told, Arrival::Loss(Loss::ToUsers));
+        for channel in ["ann", "room:den", "ann", "room:den", "sse:r"] {
+            arrivals.take(&*told, frame(channel));
+        }
+        assert_eq!(arrivals.waiting.lock().unwrap().arrivals.len(), 3, "a loss of each sort is told once");
+        told.has_room.store(true, std::sync::atomic::Ordering::Relaxed);
+        let peer = Arc::clone(&told);
+        let all =
+            tokio::time::timeout(Duration::from_millis(200), arrivals.run(move || Some(peer.clone() as Arc<dyn Peer>)));
+        assert!(all.await.is_err(), "it runs for ever");
+        let said = told.said.lock().unwrap();
+        assert_eq!(said[6..], ["frame", "users missed", "rooms missed"], "{said:?}");
     }
 }

@@ -40,6 +40,9 @@ impl Heard {
         let sequences = if is_own { &mut self.own } else { &mut self.every };
         let follows_gap = match sequences.note(message.publisher, message.number) {
             Follows::Next => false,
+            // On the way to every node others may have heard what came before this one began to listen.
+            Follows::Late => is_own,
+            Follows::Anew => true,
             Follows::Gap(lost) => {
                 metrics.lost_messages.add(lost);
                 true
@@ -67,6 +70,8 @@ pub enum Said {
     Frame(ChannelId, Frame),
     /// The user's sessions end.
     End(UserId, Disconnect),
+    /// What was said before never came: read, and never said.
+    Missed,
 }
 
 /// A node as simulators use it: it packs what it says as the publisher does, and reads as the subscriber does.
@@ -101,6 +106,7 @@ impl Ends {
                 Said::End(user, ending) => {
                     packed::put(&mut bytes, &Record::End { user: user.clone(), ending: *ending })
                 }
+                Said::Missed => false,
             };
         }
         bytes
@@ -110,8 +116,8 @@ impl Ends {
     #[must_use]
     pub fn unpack(&self, is_own: bool, bytes: &[u8]) -> Vec<Said> {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let message = match heard.open(self.me, is_own, bytes, &self.metrics) {
-            Ok(Some(opened)) => opened.message,
+        let Opened { message, follows_gap } = match heard.open(self.me, is_own, bytes, &self.metrics) {
+            Ok(Some(opened)) => opened,
             Ok(None) => return Vec::new(),
             Err(_) => {
                 self.metrics.unreadable_messages.increment();
@@ -119,11 +125,12 @@ impl Ends {
             }
         };
         drop(heard);
-        self.records(message)
+        let mut said = Vec::from_iter(follows_gap.then_some(Said::Missed));
+        self.read_records(message, &mut said);
+        said
     }
 
-    fn records(&self, mut message: Message<'_>) -> Vec<Said> {
-        let mut said = Vec::new();
+    fn read_records(&self, mut message: Message<'_>, said: &mut Vec<Said>) {
         while let Some(record) = message.next() {
             match record {
                 Ok(Record::Frame { channel, frame }) => said.push(Said::Frame(channel, frame)),
@@ -132,6 +139,5 @@ impl Ends {
                 Err(_) => self.metrics.unreadable_messages.increment(),
             }
         }
-        said
     }
 }

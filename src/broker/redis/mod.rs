@@ -25,6 +25,8 @@
 //!   listen to `sg:sse:R` can see a frame twice: its message id tells.)
 //! - A node that is not subscribed for a moment gets its own messages when it is again; what is for a room it misses. What
 //!   Redis took and could not pass on (it died, or cut the subscriber for its output buffer) is lost, and known by the numbers: `lost_messages`.
+//!   So it is what a publisher had for a node that it took for dead. As the next message shows the loss, every tab that it may
+//!   have been for is told of a gap: those in rooms, or all tabs of users; what recovery keeps here of users is let go.
 //!   A stream's frame that finds nobody subscribed is lost, and reported as not delivered.
 //! - With `recovery = "redis"`, what a tab has missed by any of this it gets when it comes back, whole, or it is told of a gap.
 
@@ -59,7 +61,7 @@ use tokio::time::Instant;
 pub use crate::broker::redis::keys::NodeName;
 pub use crate::broker::redis::link::RedisServer;
 
-use crate::broker::redis::arrivals::{Arrival, Arrivals};
+use crate::broker::redis::arrivals::{Arrival, Arrivals, Loss};
 use crate::broker::redis::ends::{Heard, Opened};
 use crate::broker::redis::keys::Keys;
 use crate::broker::redis::link::{Endpoint, Link, refused};
@@ -216,8 +218,8 @@ impl Shared {
             heard.open(self.me, is_own, payload, &self.metrics)?
         };
         let Some(Opened { mut message, follows_gap }) = opened else { return Ok(()) };
-        if follows_gap && !is_own {
-            peer.rooms_missed();
+        if follows_gap {
+            self.arrivals.take(peer, if is_own { Arrival::Loss(Loss::ToUsers) } else { Arrival::Loss(Loss::ToRooms) });
         }
         while let Some(record) = message.next() {
             let record = record?;

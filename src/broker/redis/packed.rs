@@ -295,10 +295,14 @@ pub(crate) struct Sequences {
 /// How a message follows the one before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Follows {
-    /// It is the next, or the first that is heard of its publisher.
+    /// It is the next, or the first of its publisher.
     Next,
     /// So many before it were lost.
     Gap(u64),
+    /// It is the first that is heard of its publisher, and not the first that was said there.
+    Late,
+    /// Its publisher had given this side up, with what was on its way here, and begins anew.
+    Anew,
     /// It was here before.
     Again,
 }
@@ -311,7 +315,10 @@ impl Sequences {
         }
         let (epoch, sequence) = std::mem::replace(last, number);
         match number.1.saturating_sub(sequence) {
-            lost if number.0 == epoch && lost > 1 => Follows::Gap(lost - 1),
+            late if epoch == 0 && late > 1 => Follows::Late,
+            _ if epoch == 0 => Follows::Next,
+            _ if number.0 != epoch => Follows::Anew,
+            lost if lost > 1 => Follows::Gap(lost - 1),
             _ => Follows::Next,
         }
     }
@@ -490,7 +497,7 @@ mod tests {
         let mut sequences = Sequences::default();
         let (a, b) = (NodeName(1), NodeName(2));
         let steps = [
-            (a, (1, 7), Follows::Next),
+            (a, (1, 7), Follows::Late),
             (a, (1, 8), Follows::Next),
             (b, (1, 1), Follows::Next),
             (a, (1, 8), Follows::Again),
@@ -498,7 +505,7 @@ mod tests {
             (a, (1, 12), Follows::Gap(3)),
             (a, (1, 13), Follows::Next),
             (b, (1, 2), Follows::Next),
-            (a, (4, 1), Follows::Next),
+            (a, (4, 1), Follows::Anew),
             (a, (4, 3), Follows::Gap(1)),
             (a, (1, 14), Follows::Again),
         ];

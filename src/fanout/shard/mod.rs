@@ -301,6 +301,7 @@ impl Shard {
                 }
             }
             Post::RoomsMissed => self.tell_members_of_gap(),
+            Post::UsersMissed => self.tell_users_of_gap(),
             Post::Weigh => drop(self.weigh()),
             Post::EndWatchers => self.end_watchers(),
             Post::Drain(pace) => self.start_drain(*pace, now),

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use crate::fanout::session::SessionRef;
 use crate::fanout::shard::Shard;
 use crate::fanout::shard::frames::{Local, Wire};
-use crate::fanout::shard::slab::State;
+use crate::fanout::shard::slab::{Session, State};
 use crate::id::RoomName;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::event::{ErrorCode, GapReason, Notice};
@@ -273,11 +273,21 @@ impl Shard {
     /// Says it once to each tab that is in a room: nobody knows which room it was.
     pub(super) fn tell_members_of_gap(&mut self) {
         self.hub.takes_rooms_missed(self.index);
-        let gap = Notice::Gap { reason: GapReason::RoomNotKept, count: None };
-        let handle = self.frames.insert(Local::Frame(Frame::notice(&gap)));
+        self.tell_of_gap(GapReason::RoomNotKept, |session| !session.rooms.is_empty());
+    }
+
+    /// Says it once to each tab: nobody knows whose it was.
+    pub(super) fn tell_users_of_gap(&mut self) {
+        self.hub.takes_users_missed(self.index);
+        let is_tab = |session: &Session| session.identity.as_ref().is_some_and(|identity| !identity.is_nobody());
+        self.tell_of_gap(GapReason::LostBetweenNodes, is_tab);
+    }
+
+    fn tell_of_gap(&mut self, reason: GapReason, is_meant: impl Fn(&Session) -> bool) {
+        let handle = self.frames.insert(Local::Frame(Frame::notice(&Notice::Gap { reason, count: None })));
         for slot in 0..self.slab.slots() {
             let session = self.slab.get(slot);
-            if session.state == State::Open && !session.rooms.is_empty() {
+            if session.state == State::Open && is_meant(session) {
                 self.offer_one(slot, handle);
             }
         }

@@ -115,10 +115,10 @@ export interface PongFrame {
   client_id?: string;
 }
 
-/** Something was missed: after a position that is not known any more, or in a room. */
+/** Something was missed: after a position that is not known any more, in a room, or on its way from another node. */
 export interface GapFrame {
   type: "gap";
-  reason: "unknown_position" | "room_not_kept";
+  reason: "unknown_position" | "room_not_kept" | "lost_between_nodes";
   count?: number;
 }
 

@@ -100,6 +100,13 @@ pub(super) enum Replay {
     Gap,
 }
 
+/// How far a tab was told of what was lost.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Told {
+    pub(super) users: u64,
+    pub(super) rooms: u64,
+}
+
 /// What was left for a client when its connection was over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Left {
@@ -120,6 +127,8 @@ pub(crate) struct Tab {
     /// When that was.
     pub(super) since: Duration,
     pub(super) replay: Replay,
+    /// Before these places it was told of all that was found to be lost to users, and to rooms.
+    pub(super) told: Told,
     pub(super) channels: BTreeMap<usize, Reading>,
     /// Rooms that it is in, by what it asked for.
     pub(crate) rooms: BTreeSet<usize>,
@@ -142,6 +151,10 @@ pub(crate) struct Tab {
     pub(super) counts_as_had: BTreeSet<usize>,
     /// It came back by what is kept between nodes: what it has to have, whatever the order of its node.
     pub(super) required: Option<Vec<usize>>,
+    /// The same of edits: of each message, the newest that was kept behind its position.
+    pub(super) required_edits: BTreeMap<usize, usize>,
+    /// Edits that it has read since it came back.
+    pub(super) edits: BTreeSet<usize>,
     /// Of each publisher, what it read last of the user's channel.
     pub(super) newest: BTreeMap<usize, usize>,
     /// Its client reset the connection, closed it or broke the protocol: what it misses is its own doing.
@@ -155,6 +168,8 @@ pub(super) struct Log {
     pub(super) handled: u64,
     pub(super) channels: BTreeMap<usize, Vec<(u64, usize)>>,
     pub(super) kicks: Vec<(usize, u64)>,
+    /// By channel, what never came here, and the place where that was found.
+    pub(super) holes: BTreeMap<usize, Vec<(u64, usize)>>,
     /// Of what came from each node for each channel, the newest publication.
     pub(super) newest: BTreeMap<(usize, usize), usize>,
 }

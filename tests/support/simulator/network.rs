@@ -26,10 +26,27 @@ use super::dice::Dice;
 const OFF_AFTER: Duration = Duration::from_secs(3);
 const HOLD: Duration = Duration::from_secs(10);
 
+/// Who said something, and whether it was to one node alone.
+#[derive(Debug, Clone, Copy)]
+struct Hearing {
+    from: usize,
+    is_own: bool,
+}
+
 /// What came to a node and was posted there, in order.
 pub(crate) enum Arrived {
-    Frame { channel: ChannelId, publication: Option<usize> },
-    End { user: UserId },
+    Frame {
+        channel: ChannelId,
+        publication: Option<usize>,
+    },
+    End {
+        user: UserId,
+    },
+    /// It was found that something that `from` had said never came: to this node, or to all.
+    Loss {
+        from: usize,
+        is_own: bool,
+    },
 }
 
 /// To whom an outbox is.
@@ -64,7 +81,7 @@ struct Node {
     /// What Redis is yet to pass on to it.
     coming: VecDeque<Message>,
     /// What found no room in its inboxes, and what came behind it.
-    arrivals: VecDeque<Said>,
+    arrivals: VecDeque<(Said, Hearing)>,
     /// Of each publisher, by where it speaks: the last number that came.
     last: BTreeMap<(usize, bool), (u32, u64)>,
     lost: u64,
@@ -285,9 +302,9 @@ impl Network {
         let waiting = std::mem::take(&mut state.nodes[node].arrivals);
         drop(state);
         let (mut posted, mut left) = (Vec::new(), VecDeque::new());
-        for said in waiting {
+        for (said, hearing) in waiting {
             if !left.is_empty() {
-                left.push_back(said);
+                left.push_back((said, hearing));
                 continue;
             }
             match &said {
@@ -297,7 +314,15 @@ impl Network {
                 Said::End(user, ending) if peer.end_sessions(user, *ending) => {
                     posted.push(Arrived::End { user: user.clone() });
                 }
-                _ => left.push_back(said),
+                Said::Missed => {
+                    if hearing.is_own {
+                        peer.users_missed()
+                    } else {
+                        peer.rooms_missed()
+                    }
+                    posted.push(Arrived::Loss { from: hearing.from, is_own: hearing.is_own });
+                }
+                _ => left.push_back((said, hearing)),
             }
         }
         self.state().nodes[node].arrivals = left;
@@ -429,7 +454,7 @@ impl Node {
             if let Said::Frame(channel, frame) = &mut said {
                 peer.prepare(channel, frame);
             }
-            self.arrivals.push_back(said);
+            self.arrivals.push_back((said, Hearing { from: message.from, is_own: message.is_own }));
         }
         let counts = self.ends.metrics();
         let counted = (counts.lost_messages.value(), counts.doubled_messages.value());

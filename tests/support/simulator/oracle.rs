@@ -13,7 +13,7 @@ use tabcast::proto::disconnect::Disconnect;
 
 use super::Violation;
 pub(crate) use super::book::{Left, POSITIONS_MAX, ROOMS, Tab, USERS, What};
-use super::book::{Log, Publication, Reading, Replay, Stay};
+use super::book::{Log, Publication, Reading, Replay, Stay, Told};
 use super::reader::{Got, Json};
 
 /// Why a session may end although all that was queued for it before is still written.
@@ -29,6 +29,8 @@ pub(crate) struct Oracle {
     pub(crate) publications: Vec<Publication>,
     pub(crate) tabs: Vec<Tab>,
     logs: Vec<Log>,
+    /// Nodes that drain, or did.
+    pub(crate) drains: BTreeSet<usize>,
     /// Who is owed a publication that another node forwarded.
     owed: BTreeSet<(usize, usize)>,
     /// Ordered frames that tabs got again, or late, as they came back.
@@ -108,6 +110,44 @@ impl Oracle {
         }
     }
 
+    /// A node found that something was lost that another had said to it alone, which is to users, or to all.
+    pub(crate) fn found_loss(&mut self, node: usize, (from, is_own): (usize, bool), is_lost: impl Fn(usize) -> bool) {
+        let log = &mut self.logs[node];
+        for (number, publication) in self.publications.iter().enumerate() {
+            let is_one = publication.origin == from && (publication.channel < USERS) == is_own;
+            if is_one && publication.what.is_ordered() && is_lost(number) {
+                let holes = log.holes.entry(publication.channel).or_default();
+                if !holes.iter().any(|(_, hole)| *hole == number) {
+                    holes.push((log.next, number));
+                }
+            }
+        }
+        // What was posted before it is not what comes behind it.
+        log.next += 1;
+    }
+
+    /// What was lost to the tab on this channel, was found before that place, and the tab was not told of.
+    fn untold(&self, number: usize, channel: usize, until: u64) -> Option<usize> {
+        let tab = &self.tabs[number];
+        let (reading, holes) = (tab.channels.get(&channel)?, self.logs[tab.node].holes.get(&channel)?);
+        let told = if channel < USERS { tab.told.users } else { tab.told.rooms };
+        // Who came back may have got it from where it is kept.
+        let is_untold = |(place, publication): &&(u64, usize)| {
+            (told..until).contains(place) && reading.must(*place) && !tab.had.contains(publication)
+        };
+        holes.iter().find(is_untold).map(|(_, publication)| *publication)
+    }
+
+    fn what_is_lost_between_nodes_is_told(&self, number: usize, channel: usize, until: u64) -> Checked {
+        match self.untold(number, channel, until) {
+            Some(lost) => {
+                let text = format!("tab {number} goes on past #{lost}, which was lost, and was not told of a gap");
+                violation("what_is_lost_between_nodes_is_told", text)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// All that was posted on a node so far has been through its shards.
     pub(crate) fn handled(&mut self, node: usize) {
         self.logs[node].handled = self.logs[node].next;
@@ -170,6 +210,7 @@ impl Oracle {
             opened_at: log.next,
             since: self.now,
             replay,
+            told: Told::default(),
             channels: BTreeMap::from([(user, reading)]),
             rooms: BTreeSet::new(),
             is_listed: true,
@@ -182,6 +223,8 @@ impl Oracle {
             had: BTreeSet::new(),
             counts_as_had: BTreeSet::new(),
             required: None,
+            required_edits: BTreeMap::new(),
+            edits: BTreeSet::new(),
             newest: BTreeMap::new(),
             is_own_end: false,
         });
@@ -212,6 +255,12 @@ impl Oracle {
         let behind = then.iter().rposition(is_named).map(|place| &then[place + 1..]).unwrap_or_default();
         let before = now.iter().rposition(is_named).map(|place| &now[..=place]).unwrap_or_default();
         let required = behind.iter().copied().filter(is_ordered).collect();
+        let edit = |number: &usize| match self.publications[*number].what {
+            What::Edit(message) => Some((message, *number)),
+            _ => None,
+        };
+        // The newest of each message comes last.
+        let required_edits = behind.iter().filter_map(edit).collect();
         // Of several positions the middle one counts: what is behind it, and is none of them, may come again.
         let middle = |kept: &[usize]| {
             let named: Vec<_> = kept.iter().copied().filter(|number| is_named(number)).collect();
@@ -225,7 +274,7 @@ impl Oracle {
         tab.channels.entry(user).or_default().stays = vec![Stay::new(since, since)];
         tab.replay = Replay::Expected;
         tab.positions = positions.iter().rev().copied().collect();
-        (tab.had, tab.required) = (had, Some(required));
+        (tab.had, tab.required, tab.required_edits) = (had, Some(required), required_edits);
         tab.counts_as_had.extend(before.iter().copied().chain((0..self.publications.len()).filter(is_named)));
         number
     }
@@ -284,7 +333,8 @@ impl Oracle {
             Got::Json(json, position) => match json.kind.as_str() {
                 "message" | "file" | "edit" => self.read_frame(number, json, position.as_deref()),
                 "gap" => self.read_gap(number, json),
-                "typing" | "draining" => Ok(()),
+                "typing" => self.read_typing(number, json),
+                "draining" if self.drains.contains(&self.tabs[number].node) => Ok(()),
                 "ack" | "error" | "pong" => {
                     let Some(id) = &json.client_id else { return Ok(()) };
                     let tab = &mut self.tabs[number];
@@ -310,8 +360,32 @@ impl Oracle {
         }
     }
 
+    /// Somebody has said so on a channel of the tab's. Another node's sign has no number, and so no place on this node.
+    fn read_typing(&self, number: usize, json: &Json) -> Checked {
+        let tab = &self.tabs[number];
+        let is_it = |sign: usize| {
+            let Publication { channel, what, ref places, .. } = self.publications[sign];
+            let Some(reading) = tab.channels.get(&channel) else { return false };
+            let may_come = match places.get(&tab.node) {
+                Some(place) => reading.may(*place),
+                None => !places.is_empty(),
+            };
+            what == What::Typing && json.active == Some(sign.is_multiple_of(2)) && may_come
+        };
+        if (0..self.publications.len()).any(is_it) {
+            return Ok(());
+        }
+        violation("no_frame_to_a_wrong_user", format!("tab {number} reads that somebody types, and nobody did"))
+    }
+
     fn read_gap(&mut self, number: usize, json: &Json) -> Checked {
         let tab = &mut self.tabs[number];
+        match json.reason.as_deref() {
+            Some("unknown_position") => {}
+            Some("room_not_kept") => tab.told.rooms = self.logs[tab.node].next,
+            Some("lost_between_nodes") => tab.told.users = self.logs[tab.node].next,
+            reason => return violation("no_frame_is_torn", format!("tab {number} is told of a gap for {reason:?}")),
+        }
         if json.reason.as_deref() == Some("unknown_position") {
             let reading = tab.channels.entry(tab.user).or_default();
             if tab.replay != Replay::Expected || reading.last.is_some() {
@@ -322,6 +396,7 @@ impl Oracle {
                 // It begins anew: what it had may come again.
                 tab.had.clear();
                 tab.positions.clear();
+                tab.required_edits.clear();
             }
             for stay in &mut reading.stays {
                 (stay.may_from, stay.must_from) = (tab.opened_at, tab.opened_at);
@@ -374,6 +449,7 @@ impl Oracle {
         if what.is_ordered() {
             self.none_doubled_and_order_holds(number, publication, channel, place)?;
             self.ordered_frames_are_lost_only_at_the_end(number, publication, channel, place)?;
+            self.what_is_lost_between_nodes_is_told(number, channel, place)?;
             let tab = &mut self.tabs[number];
             self.replayed += u64::from(channel == tab.user && place < tab.opened_at);
             tab.channels.entry(channel).or_default().last = Some(place);
@@ -391,10 +467,11 @@ impl Oracle {
     /// A tab that came back by what is kept between nodes reads of its user's channel: each publisher's frames in its order.
     fn read_after_return(&mut self, number: usize, publication: usize) -> Checked {
         let Publication { what, id, origin, .. } = self.publications[publication];
+        let tab = &mut self.tabs[number];
         if !what.is_ordered() {
+            tab.edits.insert(publication);
             return Ok(());
         }
-        let tab = &mut self.tabs[number];
         // What comes live is in its node's order; what a restart of the server took from what is kept may come behind it.
         if tab.required.as_ref().is_some_and(|required| required.contains(&publication)) {
             self.replayed += 1;
@@ -426,6 +503,34 @@ impl Oracle {
             Some(missed) => {
                 let text = format!("tab {number} came back ({:?}) and never got #{missed}", tab.reasons);
                 violation("a_replay_is_whole_or_there_is_a_gap", text)
+            }
+            None => self.the_last_edits_have_come(number),
+        }
+    }
+
+    /// Of each message, a tab that came back has the newest edit that was kept behind its position, and the newest that its
+    /// node has posted since; or one that was posted here behind it, and took its place.
+    fn the_last_edits_have_come(&self, number: usize) -> Checked {
+        let tab = &self.tabs[number];
+        let (node, reading) = (tab.node, &tab.channels[&tab.user]);
+        let place = |edit: usize| self.publications[edit].places.get(&node).copied();
+        let posted = self.logs[node].channels.get(&tab.user).into_iter().flatten();
+        let posted = posted.filter(|(place, _)| reading.must(*place)).filter_map(|(place, edit)| {
+            let What::Edit(message) = self.publications[*edit].what else { return None };
+            Some((message, *edit, *place))
+        });
+        let kept = tab.required_edits.iter().map(|(message, edit)| (*message, *edit, 0));
+        let is_missed = |(message, edit, from): &(usize, usize, u64)| {
+            let replaces = |had: &usize| {
+                let is_posted = place(*had).is_some_and(|place| place >= *from && reading.may(place));
+                self.publications[*had].what == What::Edit(*message) && is_posted
+            };
+            !tab.edits.contains(edit) && !tab.edits.iter().any(replaces)
+        };
+        match kept.chain(posted).find(is_missed) {
+            Some((message, edit, _)) => {
+                let text = format!("tab {number} came back and never got #{edit}, the last edit of #{message}");
+                violation("the_last_edit_arrives", text)
             }
             None => Ok(()),
         }
@@ -548,6 +653,7 @@ impl Oracle {
             self.all_that_was_kept_has_come(number, required)?;
         }
         for (channel, reading) in &tab.channels {
+            self.what_is_lost_between_nodes_is_told(number, *channel, u64::MAX)?;
             if tab.required.is_some() && *channel == tab.user {
                 continue;
             }

@@ -109,6 +109,9 @@ impl World {
             let refused = there.engine.metrics().engine.refused_forwards.value();
             if std::mem::replace(&mut there.refused_forwards, refused) == refused {
                 self.oracle.posted(*other, number)?;
+            } else {
+                let is_to_user = self.oracle.publications[number].channel < USERS;
+                self.oracle.found_loss(*other, (node, is_to_user), |lost| lost == number);
             }
         }
         self.trace.note(format!("#{number} is on all nodes but {node}"));

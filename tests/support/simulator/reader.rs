@@ -18,6 +18,7 @@ pub(crate) struct Json {
     pub(crate) data: Option<String>,
     pub(crate) size: Option<usize>,
     pub(crate) client_id: Option<String>,
+    pub(crate) active: Option<bool>,
     pub(crate) reason: Option<String>,
 }
 

@@ -51,6 +51,7 @@ counts! {
     spool_full,
     gaps,
     lost_messages,
+    losses,
     doubled_messages,
     refused_forwards,
     drained,

@@ -409,6 +409,7 @@ impl World {
 
     pub(crate) fn drain(&mut self, node: usize, spread: Duration) {
         let closes_per_second_max = if self.dice.one_in(2) { 4 } else { u32::MAX };
+        self.oracle.drains.insert(node);
         let there = self.node(node);
         there.is_draining = true;
         let latest = spread + Duration::from_secs(2);
@@ -458,6 +459,12 @@ impl World {
                     self.oracle.posted(node, number)?;
                 }
                 Arrived::Frame { .. } => {}
+                Arrived::Loss { from, is_own } => {
+                    self.trace.note(format!("node {node} finds that something of node {from} was lost"));
+                    self.trace.counts.losses += 1;
+                    let Between::Network(network) = &self.between else { continue };
+                    self.oracle.found_loss(node, (from, is_own), |number| network.has_lost(number, node));
+                }
                 Arrived::End { user } => self.oracle.kicked(node, channel_of(&ChannelId::User(user))),
             }
         }

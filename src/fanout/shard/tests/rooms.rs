@@ -1,7 +1,7 @@
 //! Rooms: joining, leaving, and what is left of a membership when its session ends.
 
 use super::rig::{CLOSE, Got, Rig, client_frame, edit, message};
-use crate::id::MessageId;
+use crate::id::{ChannelId, MessageId};
 use crate::proto::delivery::Nobody;
 use crate::proto::disconnect::Disconnect;
 use crate::proto::limits::SessionLimits;
@@ -181,4 +181,30 @@ fn frames_that_are_posted_behind_each_other_reach_each_member_by_its_own_rules()
     rig.writable(slow, usize::MAX);
     assert_eq!(rig.texts(slow), ["0"]);
     assert_eq!(rig.texts(fast).len(), 72 + 30);
+}
+
+#[test]
+fn every_tab_is_told_once_that_frames_to_users_were_lost_and_nothing_is_replayed_past_them() {
+    let mut rig = Rig::new(2);
+    let (a, b, stalled) = (rig.tab(0, "a"), rig.tab(1, "b"), rig.tab(1, "b"));
+    let first = message("before");
+    rig.publish("a", &first);
+    rig.stall(stalled, 0);
+    rig.hub.tell_users_of_gap();
+    rig.hub.tell_users_of_gap();
+    rig.post("a", &message("after"));
+    rig.post("b", &message("after"));
+    rig.turn();
+    rig.writable(stalled, usize::MAX);
+    for tab in [a, b, stalled] {
+        let got = rig.got(tab);
+        let [.., Got::Json(gap), after] = &got[..] else { panic!("{got:?}") };
+        assert_eq!((gap["type"].as_str(), gap["reason"].as_str()), (Some("gap"), Some("lost_between_nodes")));
+        assert_eq!(after.text(), Some("after"));
+        assert_eq!(got.iter().filter(|got| got.kind() == "gap").count(), 1);
+    }
+    assert!(rig.hub.history(&ChannelId::parse("a").unwrap()).iter().all(|frame| frame.json() != first.json()));
+    rig.hub.tell_users_of_gap();
+    rig.turn();
+    assert_eq!(rig.got(a).iter().filter(|got| got.kind() == "gap").count(), 2, "what is lost later is told anew");
 }
