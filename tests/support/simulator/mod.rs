@@ -9,7 +9,8 @@
 //! | how a tab that came to another node gets what is kept elsewhere | – |
 //! | – | time |
 //!
-//! Not simulated: TLS, HTTP, answers of `/v1`, the worker's queue, the Redis broker's connections and commands. A seed is
+//! Not simulated: TLS, HTTP, answers of `/v1`, the worker's queue, the Redis broker's connections and commands, and mailboxes
+//! (`Wire::Frames`): their shard hands frames to a thread of the engine's own, which nobody steps by hand. A seed is
 //! one history: the same numbers decide everything, and nothing in it depends on a clock or on the order of a map. What
 //! must hold is [`oracle`]'s.
 

@@ -408,7 +408,8 @@ fn every_queue_is_within_its_limit(world: &mut World, node: usize, shard: usize)
             (limits.queue_frames_max.max(client.blocked_with.0), limits.queue_bytes_max.max(client.blocked_with.1))
         } else {
             let replayed = world.settings.hub.recovery.frames_max;
-            (limits.queue_frames_max + UNTRIED_FRAMES + replayed, usize::MAX / 2)
+            let untried = UNTRIED_FRAMES + replayed;
+            (limits.queue_frames_max + untried, limits.queue_bytes_max + untried * world.largest_frame)
         };
         let bytes_max = bytes_max + world.largest_frame + CONTROL_FRAMES * CONTROL_BYTES;
         if frames > frames_max + CONTROL_FRAMES || bytes > bytes_max {
