@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -177,6 +178,23 @@ impl Serving {
         self.table.is_some_and(|table| table.is_filled(connections(), percent))
     }
 
+    /// Serves a connection once there is room for it, if it may be. Breaks if the shard has drained before.
+    async fn take(
+        self: &Rc<Self>,
+        (stream, peer): (TcpStream, SocketAddr),
+        closing: &mut watch::Receiver<bool>,
+    ) -> ControlFlow<()> {
+        let Some((stream, place)) = self.admit(stream, peer) else { return ControlFlow::Continue(()) };
+        let evicted = || self.metrics.engine.evicted_connections.increment();
+        tokio::select! {
+            biased;
+            () = self.connections.make_room(self.connections_max, clock::now, evicted) => {}
+            _ = closing.wait_for(|closing| *closing) => return ControlFlow::Break(()),
+        }
+        self.spawn(stream, peer, place);
+        ControlFlow::Continue(())
+    }
+
     /// Serves a connection, if it may be: it has its place among the others of its address.
     fn spawn(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, place: Option<Place>) {
         let serving = Rc::clone(self);
@@ -268,17 +286,22 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Closes a listener that others share the port of; whoever waits in its backlog is taken, not reset.
-fn leave_group(listener: TcpListener, serving: &Rc<Serving>) {
-    let Ok(listener) = listener.into_std() else { return };
+/// Closes a listener that others share the port of; whoever waits in its backlog is taken, one after the other as there is
+/// room, and not reset. Breaks if the shard has drained before.
+async fn leave_group(
+    listener: TcpListener,
+    serving: &Rc<Serving>,
+    closing: &mut watch::Receiver<bool>,
+) -> ControlFlow<()> {
+    let Ok(listener) = listener.into_std() else { return ControlFlow::Continue(()) };
     while let Ok((stream, peer)) = listener.accept() {
         if stream.set_nonblocking(true).is_ok()
             && let Ok(stream) = TcpStream::from_std(stream)
-            && let Some((stream, place)) = serving.admit(stream, peer)
         {
-            serving.spawn(stream, peer, place);
+            serving.take((stream, peer), closing).await?;
         }
     }
+    ControlFlow::Continue(())
 }
 
 /// Waits until there is room in the table again, and listens.
@@ -302,7 +325,9 @@ pub(crate) async fn accept(mut listener: TcpListener, serving: Rc<Serving>) {
     loop {
         if let Some(table) = serving.table.filter(|_| serving.is_filled(FileTable::LEAVE_PERCENT)) {
             tracing::warn!("the shard's file table is almost full: it leaves the listeners");
-            leave_group(listener, &serving);
+            if leave_group(listener, &serving, &mut closing).await.is_break() {
+                return;
+            }
             listener = tokio::select! {
                 listener = come_back(table, &serving) => listener,
                 _ = closing.wait_for(|closing| *closing) => return,
@@ -315,16 +340,11 @@ pub(crate) async fn accept(mut listener: TcpListener, serving: Rc<Serving>) {
             _ = closing.wait_for(|closing| *closing) => return,
         };
         match accepted {
-            Ok((stream, peer)) => {
+            Ok(connected) => {
                 is_failing = false;
-                let Some((stream, place)) = serving.admit(stream, peer) else { continue };
-                let evicted = || serving.metrics.engine.evicted_connections.increment();
-                tokio::select! {
-                    biased;
-                    () = serving.connections.make_room(serving.connections_max, clock::now, evicted) => {}
-                    _ = closing.wait_for(|closing| *closing) => return,
+                if serving.take(connected, &mut closing).await.is_break() {
+                    return;
                 }
-                serving.spawn(stream, peer, place);
             }
             // The connection was gone before it was taken: the next one is not.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
@@ -550,6 +570,10 @@ pub(super) async fn linger(stream: Stream) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fanout::hub::Hub;
+    use crate::fanout::session::SessionRef;
+    use crate::fanout::shard::{Inbound, Reaction};
+    use crate::proto::limits::{HubLimits, SessionLimits};
 
     fn bytes_of<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
         size_of::<F>()
@@ -560,5 +584,60 @@ mod tests {
     fn a_connections_task_is_small() {
         let bytes = bytes_of(serve);
         assert!(bytes <= 4_608, "{bytes} bytes");
+    }
+
+    struct Silent;
+
+    impl Inbound for Silent {
+        fn text(&mut self, _: &SessionRef, _: &mut [u8]) -> Reaction {
+            Reaction::Nothing
+        }
+    }
+
+    impl Edge for Silent {
+        fn answer(self: Rc<Self>, _: Request<Incoming>, _: SocketAddr) -> AnswerFuture {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    fn serving(connections_max: usize) -> (Rc<Serving>, watch::Sender<bool>) {
+        let hub = Hub::new(1, &HubLimits::default(), &SessionLimits::default());
+        let shard = Shard::new(Arc::clone(&hub), 0, SessionLimits::default(), 1 << 20, clock::now());
+        let (local, _) = LocalShard::new(shard, Box::new(Silent)).unwrap();
+        let (close, closing) = watch::channel(false);
+        let serving = Serving {
+            local,
+            edge: Rc::new(Silent),
+            tls: None,
+            limits: HttpLimits::default(),
+            connections: Rc::default(),
+            by_address: None,
+            metrics: Arc::clone(hub.metrics()),
+            told: Rc::default(),
+            is_limit_told: Cell::default(),
+            closing,
+            connections_max,
+            table: None,
+        };
+        (Rc::new(serving), close)
+    }
+
+    #[test]
+    fn whoever_waited_at_a_listener_that_is_left_is_taken_as_there_is_room() {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_all().build_local(tokio::runtime::LocalOptions::default()).unwrap();
+        runtime.block_on(async {
+            let (serving, _close) = serving(2);
+            let listener = TcpListener::from_std(listen("127.0.0.1:0".parse().unwrap()).unwrap()).unwrap();
+            let address = listener.local_addr().unwrap();
+            let clients: Vec<_> = (0..6).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+            let left = leave_group(listener, &serving, &mut serving.closing.clone()).await;
+            assert_eq!(left, ControlFlow::Continue(()));
+            // Each of the first has made room for one that came later, and nobody was left out.
+            assert_eq!(serving.connections.open(), 2);
+            assert_eq!(serving.metrics.engine.evicted_connections.value(), 4);
+            drop(clients);
+            serving.connections.wait_for_none().await;
+        });
     }
 }
