@@ -329,7 +329,8 @@ settings! {
     /// Memory: all of it, within `bytes_budget`.
     answers_bytes_max: usize = 64 << 20;
     /// Bytes that one answer of `/v1` without `stream` may hold while it is collected: the texts of its messages and what
-    /// is around them. Default 8MiB. Past it the request is answered 502, and the worker is told that nobody waits.
+    /// is around them. Default 8MiB, at least 1KiB. Past it the request is answered 502, and the worker is told that nobody
+    /// waits.
     /// Memory: within `whole_answers_bytes_max`.
     whole_answer_bytes_max: usize = 8 << 20, live;
     /// Bytes of all of these, until each is written. Default 64MiB. Past it a new one is answered 503, before the worker

@@ -156,7 +156,6 @@ impl Settings {
             ("completion_bytes_max", self.completion_bytes_max),
             ("answers_max", self.answers_max),
             ("answers_per_user_max", self.answers_per_user_max),
-            ("whole_answer_bytes_max", self.whole_answer_bytes_max),
             ("users_listed_max", self.users_listed_max),
             ("recovery_frames_max", self.recovery_frames_max),
         ];
@@ -188,6 +187,7 @@ impl Settings {
         let listing = "must be at least 1 KiB for each of users_listed_max";
         let listing_bytes = self.users_listed_max.saturating_mul(LISTED_USER_BYTES);
         ensure(self.bodies_bytes_max >= listing_bytes, "bodies_bytes_max", listing)?;
+        ensure(self.whole_answer_bytes_max >= 1 << 10, "whole_answer_bytes_max", "must be at least 1KiB")?;
         let answer = "must be at least whole_answer_bytes_max";
         ensure(self.whole_answers_bytes_max >= self.whole_answer_bytes_max, "whole_answers_bytes_max", answer)?;
         let message = self.message_bytes_max.saturating_add(base64_bytes(self.attachment_bytes_max));
@@ -410,7 +410,7 @@ mod tests {
         check("answer_timeout = '2h'", "answer_timeout");
         check("users_listed_max = 0", "users_listed_max");
         check("users_listed_max = 1_000_000", "bodies_bytes_max");
-        check("whole_answer_bytes_max = 0", "whole_answer_bytes_max");
+        check("whole_answer_bytes_max = 1023", "whole_answer_bytes_max");
         check("whole_answers_bytes_max = '7MiB'", "whole_answers_bytes_max");
         check("header_bytes_max = 100", "header_bytes_max");
         check("heartbeat_interval = '1ms'", "heartbeat_interval");
