@@ -95,7 +95,7 @@ impl SharedCounter {
 /// A level that any thread writes.
 ///
 /// # Ordering
-/// Relaxed: a statistic, publishes nothing.
+/// Relaxed: a statistic, or a bound on bytes; it publishes nothing.
 #[derive(Debug, Default)]
 pub struct SharedGauge(AtomicU64);
 
