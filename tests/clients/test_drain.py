@@ -12,7 +12,8 @@ from reconnecting import raise_open_files
 
 class ManyTabs(unittest.TestCase):
     def drained(self, tabs, rate=200, **settings):
-        self.assertGreater(raise_open_files(), tabs + 500, "so many descriptors may be open: ulimit -Hn")
+        # A gateway lets in no more tabs than 95 % of them.
+        self.assertGreater(raise_open_files() * 0.9, tabs, "so many descriptors may be open: ulimit -Hn")
         drain = Drain(tabs, rate, drain_deadline="25s", close_timeout="5s", **settings)
         asyncio.run(drain.run())
         print(json.dumps(drain.report()), flush=True)
