@@ -56,6 +56,29 @@ class Ledger(unittest.TestCase):
         self.holes(1, channel="room:r0")
         self.assertEqual(len(self.faults(lost_messages=1)), 1, "a gap says what is missing in a room")
 
+    def follow(self, *numbers, channel="u0"):
+        """The faults of a tab that was told of a gap where None stands."""
+        self.load.faults.clear()
+        self.load.sent[channel, "w0"] = [Sent(self.now, self.now, "delivered")] * 9
+        tab = SoakTab(self.load, "u0")
+        tab.rooms.add("r0")
+        for number in numbers:
+            if number is None:
+                tab.forget(lambda _: True)
+            else:
+                tab.follow((channel, "w0"), number)
+        return len(self.load.faults)
+
+    def test_only_what_a_gap_has_announced_while_redis_was_away_may_come_behind_later_ones_and_once(self):
+        self.assertEqual(self.follow(1, None, 4, 2), 1, "Redis was not away")
+        self.kill_redis(ago=1)
+        self.assertEqual(self.follow(1, 2, 3), 0)
+        self.assertEqual(self.follow(1, None, 4, 2, 3, 5), 0)
+        self.assertEqual(self.follow(1, None, 4, 2, 2), 1, "twice")
+        self.assertEqual(self.follow(1, None, 4, 1), 1, "it had that one")
+        self.assertEqual(self.follow(1, 4, 2), 1, "no gap")
+        self.assertEqual(self.follow(1, None, 4, 2, channel="room:r0"), 1, "rooms are not kept")
+
     def test_a_tab_without_the_last_edit_has_not_the_last(self):
         tab = SoakTab(self.load, "u0")
         self.worker.last["u0"] = ["m", 0]
