@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 /// The rows that there are, in their order: words of the first cell that no other row has.
-const ROWS: [&str; 62] = [
+const ROWS: [&str; 69] = [
     "alg: none",
     "text of a public key",
     "another key's `kid`",
@@ -18,6 +18,7 @@ const ROWS: [&str; 62] = [
     "a token of 64 KiB",
     "a `sub` that is the bot's id",
     "byte by byte",
+    "one after the other, until one fits",
     "a key of one class",
     "from a log",
     "a token read from an address",
@@ -69,7 +70,13 @@ const ROWS: [&str; 62] = [
     "tabs that never read",
     "more tabs than there is room for",
     "connections that are no sessions",
+    "bodies that are begun and held",
+    "questions to `/v1` without end",
+    "answers of `/v1` in one piece",
+    "responses taken a few bytes at a time",
+    "links of files that another node has",
     "a flood of handshakes",
+    "a flood of tokens",
 ];
 
 /// The cells of each row of attacks.
