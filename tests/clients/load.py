@@ -305,7 +305,8 @@ class Load:
         elif status != 200 and self.is_during(begin, time.monotonic()):
             self.counts[f"files not fetched, during a fault: {status}"] += 1
         else:
-            self.fault(f"{link} was answered {status} with {len(body)} bytes instead of the {len(content)} that were sent")
+            ago = time.monotonic() - begin
+            self.fault(f"{link}, sent {ago:.1f} s ago, was answered {status} by port {port} with {len(body)} bytes instead of {len(content)}")
 
     # ---- questions, and nonsense ----
 
