@@ -537,6 +537,16 @@ class FilesOfOtherNodes(NodesTest):
         with self.redis.client() as redis:
             return redis.info("commandstats").get("cmdstat_get", {"calls": 0})["calls"]
 
+    def test_a_connection_that_broke_while_nobody_asked_costs_nobody_a_file(self):
+        a, b = self.gateways
+        answer = a.api("file", {"channel_id": self.user, "filename": "f.txt", "data": "eA=="})
+        link = answer["url"].replace("webchat://file/", "/files/")
+        for _ in range(2):
+            # Where the other node is was forgotten meanwhile, and is asked for on a connection that is gone.
+            time.sleep(5.1)
+            self.redis.kill_clients("commands")
+            self.assertEqual(b.http("GET", link).status, 200)
+
     def test_a_file_that_reached_a_tab_elsewhere_has_a_link_where_the_tab_is(self):
         a, b = self.gateways
         tab = self.tab(b)

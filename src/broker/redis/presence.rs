@@ -435,7 +435,15 @@ pub(crate) async fn address_of(shared: &Shared, tag: u32) -> Option<String> {
     }
     let mut get = redis::cmd("GET");
     get.arg(shared.keys.node_address(node));
-    let address: Option<String> = redis::from_redis_value(shared.commands.query(get).await.ok()?).ok()?;
+    let answer = match shared.commands.query(get.clone()).await {
+        Ok(answer) => answer,
+        // A connection that broke while nobody asked is known to be broken by the first question only.
+        Err(_) => {
+            shared.commands.pause().await;
+            shared.commands.query(get).await.ok()?
+        }
+    };
+    let address: Option<String> = redis::from_redis_value(answer).ok()?;
     let time = if address.is_some() { ADDRESS_TIME } else { NO_ADDRESS_TIME };
     let mut known = known();
     known.retain(|node, _| others.contains(node));
