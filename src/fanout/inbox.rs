@@ -316,7 +316,7 @@ mod loom_tests {
     use loom::sync::Arc;
     use loom::sync::Notify;
     use loom::thread;
-    use std::task::Poll;
+    use std::task::Wake;
 
     /// An item whose making and reading loom watches: reading it is an error unless its making happened before.
     struct Item(UnsafeCell<(usize, u32)>);
@@ -372,37 +372,40 @@ mod loom_tests {
         producers.into_iter().for_each(|producer| producer.join().unwrap());
     }
 
-    /// One producer, and a consumer that sleeps as the shards do: the bell finds the waker of whoever is parked.
+    /// Wakes a consumer that waits on what loom can look into.
+    struct Alarm(&'static Notify);
+
+    impl Wake for Alarm {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.notify();
+        }
+    }
+
+    /// One producer, and a consumer that sleeps as the shards do: the bell finds the waker of whoever is parked. What they
+    /// share is never dropped: a deadlock would be reported by a panic out of which loom cannot drop anything of its own.
     #[test]
     fn loom_who_sleeps_is_woken() {
         check(3, || {
-            let (queue, bell) = (Arc::new(Queue::new()), Arc::new(Bell::new()));
-            let producer = {
-                let (queue, bell) = (queue.clone(), bell.clone());
-                thread::spawn(move || {
-                    for sequence in 0..2 {
-                        if queue.push(Item::new(0, sequence)) == Pushed::Ring {
-                            bell.wake();
-                        }
-                    }
-                })
-            };
-            let mut next = 0;
-            loom::future::block_on(std::future::poll_fn(|context| {
-                loop {
-                    for item in queue.take() {
-                        assert_eq!(item.read(), (0, next));
-                        next += 1;
-                    }
-                    if next == 2 {
-                        return Poll::Ready(());
-                    }
-                    if queue.sleep(&bell, context.waker()) {
-                        return Poll::Pending;
+            let queue: &Queue<u32> = Box::leak(Box::new(Queue::new()));
+            let bell: &Bell = Box::leak(Box::new(Bell::new()));
+            let alarm: &Notify = Box::leak(Box::new(Notify::new()));
+            thread::spawn(|| {
+                for sequence in 0..2 {
+                    if queue.push(sequence) == Pushed::Ring {
+                        bell.wake();
                     }
                 }
-            }));
-            producer.join().unwrap();
+            });
+            let (waker, mut next) = (Waker::from(std::sync::Arc::new(Alarm(alarm))), 0);
+            while next < 2 {
+                for sequence in queue.take() {
+                    assert_eq!(sequence, next);
+                    next += 1;
+                }
+                if next < 2 && queue.sleep(bell, &waker) {
+                    alarm.wait();
+                }
+            }
         });
     }
 
