@@ -19,7 +19,7 @@ pub(super) const STALL_TIME: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(crate) struct Connections {
     open: Cell<usize>,
-    /// Those of them that were told to make room.
+    /// Those of them that were told to make room, and have done nothing since that keeps them.
     leaving: Cell<usize>,
     /// Those that wait for a request, by when that began: the longest first.
     idle: RefCell<BTreeMap<u64, Rc<Seat>>>,
@@ -65,21 +65,18 @@ impl Connections {
     }
 
     /// Waits until there are fewer than `count`. Those that wait for a request make room, the longest first; if none does,
-    /// those whose clients have taken nothing of a response for [`STALL_TIME`], again the longest first. `told` is called
-    /// for each, `now` is the clock.
+    /// those whose clients have taken nothing of a response for [`STALL_TIME`], again the longest first. Who was told and
+    /// goes on all the same (a request comes, or some of the response is taken) stays, and the next one is told. `now` is
+    /// the clock.
     ///
     /// # Cancel safety
     /// Dropped, it is as if nobody had waited any longer.
-    pub(crate) async fn make_room(&self, count: usize, now: impl Fn() -> Instant, mut told: impl FnMut()) {
+    pub(crate) async fn make_room(&self, count: usize, now: impl Fn() -> Instant) {
         while self.open.get() >= count {
             let changed = self.changed.notified();
             let mut look_again = None;
             if self.open.get() - self.leaving.get() >= count {
-                match self.tell_longest(now()) {
-                    Told::One => told(),
-                    Told::NotBefore(at) => look_again = Some(at),
-                    Told::Nobody => {}
-                }
+                look_again = self.tell_longest(now());
             }
             match look_again {
                 None => changed.await,
@@ -89,26 +86,30 @@ impl Connections {
         }
     }
 
-    fn tell_longest(&self, now: Instant) -> Told {
+    /// Tells one to make room. If only time is missing for that, when there may be one.
+    fn tell_longest(&self, now: Instant) -> Option<Instant> {
         let idle = self.idle.borrow_mut().pop_first();
         let seat = match idle {
             Some((_, seat)) => seat,
             None => {
                 let mut stalled = self.stalled.borrow_mut();
-                let Some(longest) = stalled.first_entry() else { return Told::Nobody };
+                let longest = stalled.first_entry()?;
                 match longest.get().waits.get() {
-                    Some((Waits::Reader(since), _)) if since + STALL_TIME > now => {
-                        return Told::NotBefore(since + STALL_TIME);
-                    }
+                    Some((Waits::Reader(since), _)) if since + STALL_TIME > now => return Some(since + STALL_TIME),
                     _ => longest.remove(),
                 }
             }
         };
-        seat.waits.set(None);
-        seat.is_wanted.set(true);
+        seat.told.set(seat.waits.take().map(|(waits, _)| waits));
         self.leaving.set(self.leaving.get() + 1);
         seat.waker.take().into_iter().for_each(Waker::wake);
-        Told::One
+        None
+    }
+
+    /// How many are on their way out.
+    #[cfg(test)]
+    pub(super) fn leaving(&self) -> usize {
+        self.leaving.get()
     }
 
     fn queue(&self, waits: Waits) -> &RefCell<BTreeMap<u64, Rc<Seat>>> {
@@ -117,14 +118,6 @@ impl Connections {
             Waits::Reader(_) => &self.stalled,
         }
     }
-}
-
-/// Who was asked to make room.
-enum Told {
-    One,
-    /// Nobody yet, but then somebody may have to.
-    NotBefore(Instant),
-    Nobody,
 }
 
 /// What a connection waits for that its client has to do.
@@ -153,7 +146,7 @@ impl Drop for Counted {
     fn drop(&mut self) {
         let Self { connections, seat } = self;
         connections.count(connections.open.get() - 1);
-        connections.leaving.set(connections.leaving.get() - usize::from(seat.is_wanted.get()));
+        connections.leaving.set(connections.leaving.get() - usize::from(seat.is_wanted()));
         connections.changed.notify_waiters();
     }
 }
@@ -163,9 +156,15 @@ impl Drop for Counted {
 struct Seat {
     /// What it waits for, and its place in the order of those that do.
     waits: Cell<Option<(Waits, u64)>>,
-    /// Somebody else needs the place.
-    is_wanted: Cell<bool>,
+    /// What it waited for when it was told that somebody else needs the place, as long as it does.
+    told: Cell<Option<Waits>>,
     waker: Cell<Option<Waker>>,
+}
+
+impl Seat {
+    fn is_wanted(&self) -> bool {
+        self.told.get().is_some()
+    }
 }
 
 /// One connection's seat. Dropped, it waits for nothing any more.
@@ -175,9 +174,9 @@ pub(crate) struct SeatRef {
 }
 
 impl SeatRef {
-    /// Whether the connection is to end as soon as it has no request.
+    /// Whether the connection is to end, unless it goes on.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.seat.is_wanted.get()
+        self.seat.is_wanted()
     }
 
     /// Waits for its place to be wanted, as one that waits for a request.
@@ -192,15 +191,24 @@ impl SeatRef {
         .await;
     }
 
-    /// What the connection waits for; with nothing it is busy. `waker` is woken when its place is wanted.
+    /// What the connection waits for; with nothing it is busy. `waker` is woken when its place is wanted. A place that is
+    /// wanted already is so no longer if this is something else: another one has to make room.
     pub(super) fn note(&self, waits: Option<Waits>, waker: &Waker) {
+        let connections = &self.connections;
+        if let Some(told) = self.seat.told.get() {
+            if waits == Some(told) {
+                return;
+            }
+            self.seat.told.set(None);
+            connections.leaving.set(connections.leaving.get() - 1);
+            connections.changed.notify_waiters();
+        }
         let before = self.seat.waits.get().map(|(waits, _)| waits);
         if before == waits {
             return;
         }
         self.leave();
-        let Some(waits) = waits.filter(|_| !self.is_wanted()) else { return };
-        let connections = &self.connections;
+        let Some(waits) = waits else { return };
         let number = connections.waits.get() + 1;
         connections.waits.set(number);
         self.seat.waits.set(Some((waits, number)));
@@ -245,8 +253,7 @@ mod tests {
         // The first asks something, is answered, and waits from then on.
         seats[0].note(None, Waker::noop());
         seats[0].note(REQUEST, Waker::noop());
-        let mut told = 0;
-        let mut room = Box::pin(connections.make_room(3, clock::now, || told += 1));
+        let mut room = Box::pin(connections.make_room(3, clock::now));
         assert!(room.as_mut().poll(&mut context).is_pending());
         assert_eq!(seats.iter().map(SeatRef::is_wanted).collect::<Vec<_>>(), [false, true, false]);
         // As long as it takes its leave, nobody else has to.
@@ -258,7 +265,7 @@ mod tests {
         drop(second);
         assert!(room.as_mut().poll(&mut context).is_ready());
         drop(room);
-        assert_eq!((told, connections.open()), (1, 2));
+        assert_eq!((connections.leaving(), connections.open()), (0, 2));
         assert_eq!(connections.metrics.http_connections.value(), 2);
         drop((first, places));
         assert_eq!(connections.open(), 0);
@@ -271,7 +278,7 @@ mod tests {
         let place = connections.enter();
         let seat = place.seat();
         seat.note(None, Waker::noop());
-        let mut room = Box::pin(connections.make_room(1, clock::now, || {}));
+        let mut room = Box::pin(connections.make_room(1, clock::now));
         assert!(room.as_mut().poll(&mut context).is_pending());
         assert!(!seat.is_wanted());
         seat.note(REQUEST, Waker::noop());
@@ -297,8 +304,7 @@ mod tests {
         seats[0].note(reader(10), Waker::noop());
         let wanted = || seats.iter().map(SeatRef::is_wanted).collect::<Vec<_>>();
         let now = Cell::new(Duration::from_millis(1_001));
-        let mut told = 0;
-        let mut room = Box::pin(connections.make_room(2, || start + now.get(), || told += 1));
+        let mut room = Box::pin(connections.make_room(2, || start + now.get()));
         let mut context = Context::from_waker(Waker::noop());
         assert!(room.as_mut().poll(&mut context).is_pending());
         assert_eq!(wanted(), [false, false, true, false]);
@@ -307,7 +313,7 @@ mod tests {
         let first = places.next();
         let second = places.next();
         drop(places.next());
-        let mut room = Box::pin(connections.make_room(2, || start + now.get(), || told += 1));
+        let mut room = Box::pin(connections.make_room(2, || start + now.get()));
         assert!(room.as_mut().poll(&mut context).is_pending());
         assert_eq!(wanted(), [false, true, true, false]);
         drop(second);
@@ -319,6 +325,44 @@ mod tests {
         assert_eq!(wanted(), [true, true, true, false]);
         drop(first);
         room.await;
-        assert_eq!((told, connections.open()), (3, 1));
+        assert_eq!((connections.leaving(), connections.open()), (0, 1));
+    }
+
+    #[test]
+    fn who_was_told_and_goes_on_stays_and_another_one_makes_room() {
+        let start = clock::now();
+        let later = start + STALL_TIME;
+        let reader = |since| Some(Waits::Reader(since));
+        // What the first waits for when it is told, and what it does then.
+        let check = |told: Option<Waits>, goes_on: Option<Waits>| {
+            let connections: Rc<Connections> = Rc::default();
+            let places: Vec<_> = (0..3).map(|_| connections.enter()).collect();
+            let seats: Vec<_> = places.iter().map(Counted::seat).collect();
+            let wanted = || seats.iter().map(SeatRef::is_wanted).collect::<Vec<_>>();
+            let mut room = Box::pin(connections.make_room(3, || later));
+            let mut context = Context::from_waker(Waker::noop());
+            seats[0].note(told, Waker::noop());
+            seats[1].note(reader(start), Waker::noop());
+            assert!(room.as_mut().poll(&mut context).is_pending());
+            seats[0].note(told, Waker::noop());
+            assert!(room.as_mut().poll(&mut context).is_pending());
+            assert_eq!(wanted(), [true, false, false], "{told:?} {goes_on:?}");
+            seats[0].note(goes_on, Waker::noop());
+            assert!(room.as_mut().poll(&mut context).is_pending());
+            assert_eq!((wanted(), connections.leaving()), (vec![false, true, false], 1), "{told:?} {goes_on:?}");
+            // And it may be told again.
+            seats[1].note(None, Waker::noop());
+            seats[0].note(REQUEST, Waker::noop());
+            assert!(room.as_mut().poll(&mut context).is_pending());
+            assert_eq!((wanted(), connections.leaving()), (vec![true, false, false], 1), "{told:?} {goes_on:?}");
+            let mut places = places.into_iter();
+            drop(places.next());
+            assert!(room.as_mut().poll(&mut context).is_ready());
+            assert_eq!(connections.leaving(), 0);
+        };
+        check(reader(start), None);
+        check(reader(start), reader(later));
+        check(REQUEST, None);
+        check(REQUEST, reader(later));
     }
 }

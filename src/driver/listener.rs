@@ -185,10 +185,9 @@ impl Serving {
         closing: &mut watch::Receiver<bool>,
     ) -> ControlFlow<()> {
         let Some((stream, place)) = self.admit(stream, peer) else { return ControlFlow::Continue(()) };
-        let evicted = || self.metrics.engine.evicted_connections.increment();
         tokio::select! {
             biased;
-            () = self.connections.make_room(self.connections_max, clock::now, evicted) => {}
+            () = self.connections.make_room(self.connections_max, clock::now) => {}
             _ = closing.wait_for(|closing| *closing) => return ControlFlow::Break(()),
         }
         self.spawn(stream, peer, place);
@@ -204,7 +203,10 @@ impl Serving {
             let ready = tokio::select! {
                 biased;
                 ready = prepare(&serving, stream, (peer, place)) => ready,
-                () = seat.wanted() => None,
+                () = seat.wanted() => {
+                    serving.count_evicted();
+                    None
+                }
             };
             let Some((stream, client, place)) = ready else { return };
             serve(&serving, stream, client, seat).await;
@@ -246,6 +248,11 @@ impl Serving {
 
     fn refuse(&self, refusal: Refusal) {
         self.metrics.engine.refusals.of(refusal).increment();
+    }
+
+    /// Counts a connection that has made room.
+    fn count_evicted(&self) {
+        self.metrics.engine.evicted_connections.increment();
     }
 
     /// Counts a response that no edge has made.
@@ -452,7 +459,10 @@ async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr, seat: SeatRe
         }
         Left::Closed => linger(stream).await,
         // The last response is long gone, and no whole request came after it.
-        Left::Evicted => drop(stream.finish_writing()),
+        Left::Evicted => {
+            serving.count_evicted();
+            drop(stream.finish_writing());
+        }
         Left::SlowHead if parts.read_buf.is_empty() => {}
         Left::SlowHead => {
             serving.count_response(408);
@@ -463,11 +473,10 @@ async fn serve(serving: &Serving, stream: Stream, peer: SocketAddr, seat: SeatRe
             if let Some(opened) = exit.session.take() {
                 serving.local.abandon(opened.address);
             }
-            match (exit.is_recalled.get(), was_wanted) {
-                (true, _) => serving.metrics.engine.evicted_connections.increment(),
-                // It was counted when it was told.
-                (_, true) => {}
-                _ => serving.refuse(Refusal::SlowReader),
+            if was_wanted || exit.is_recalled.get() {
+                serving.count_evicted();
+            } else {
+                serving.refuse(Refusal::SlowReader);
             }
             stream.reset();
         }
@@ -600,14 +609,29 @@ mod tests {
         }
     }
 
-    fn serving(connections_max: usize) -> (Rc<Serving>, watch::Sender<bool>) {
+    /// Answers with more than any connection holds.
+    struct Large;
+
+    impl Edge for Large {
+        fn answer(self: Rc<Self>, _: Request<Incoming>, _: SocketAddr) -> AnswerFuture {
+            static BODY: [u8; 32 << 20] = [0; 32 << 20];
+            Box::pin(std::future::ready(Answer::Respond(Response::new(Full::new(Bytes::from_static(&BODY))))))
+        }
+    }
+
+    fn local_runtime() -> tokio::runtime::LocalRuntime {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build_local(tokio::runtime::LocalOptions::default()).unwrap()
+    }
+
+    fn serving(connections_max: usize, edge: Rc<dyn Edge>) -> (Rc<Serving>, watch::Sender<bool>) {
         let hub = Hub::new(1, &HubLimits::default(), &SessionLimits::default());
         let shard = Shard::new(Arc::clone(&hub), 0, SessionLimits::default(), 1 << 20, clock::now());
         let (local, _) = LocalShard::new(shard, Box::new(Silent)).unwrap();
         let (close, closing) = watch::channel(false);
         let serving = Serving {
             local,
-            edge: Rc::new(Silent),
+            edge,
             tls: None,
             limits: HttpLimits::default(),
             connections: Rc::default(),
@@ -624,10 +648,8 @@ mod tests {
 
     #[test]
     fn whoever_waited_at_a_listener_that_is_left_is_taken_as_there_is_room() {
-        let mut builder = tokio::runtime::Builder::new_current_thread();
-        let runtime = builder.enable_all().build_local(tokio::runtime::LocalOptions::default()).unwrap();
-        runtime.block_on(async {
-            let (serving, _close) = serving(2);
+        local_runtime().block_on(async {
+            let (serving, _close) = serving(2, Rc::new(Silent));
             let listener = TcpListener::from_std(listen("127.0.0.1:0".parse().unwrap()).unwrap()).unwrap();
             let address = listener.local_addr().unwrap();
             let clients: Vec<_> = (0..6).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
@@ -638,6 +660,50 @@ mod tests {
             assert_eq!(serving.metrics.engine.evicted_connections.value(), 4);
             drop(clients);
             serving.connections.wait_for_none().await;
+        });
+    }
+    /// A connection that asks for something large and takes nothing of it.
+    async fn stalled(serving: &Rc<Serving>, listener: &TcpListener) -> std::net::TcpStream {
+        let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        socket.set_recv_buffer_size(16 << 10).unwrap();
+        socket.connect(&listener.local_addr().unwrap().into()).unwrap();
+        let mut client = std::net::TcpStream::from(socket);
+        std::io::Write::write_all(&mut client, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        serving.spawn(stream, peer, None);
+        client
+    }
+
+    #[test]
+    fn whoever_takes_its_response_again_when_it_is_told_to_make_room_holds_up_nobody() {
+        local_runtime().block_on(async {
+            let (serving, _close) = serving(2, Rc::new(Large));
+            let listener = TcpListener::from_std(listen("127.0.0.1:0".parse().unwrap()).unwrap()).unwrap();
+            let connections = &serving.connections;
+            let mut client = stalled(&serving, &listener).await;
+            // By that clock it has waited for long enough as soon as it waits: it is told, and has a second left.
+            let mut room = Box::pin(connections.make_room(1, || clock::now() + STALL_TIME));
+            while connections.leaving() == 0 {
+                assert!(tokio::time::timeout(Duration::from_millis(1), room.as_mut()).await.is_err());
+            }
+            drop(room);
+            let (stop, stopped) = std::sync::mpsc::channel::<()>();
+            let reader = std::thread::spawn(move || {
+                let mut part = [0; 16 << 10];
+                while stopped.recv_timeout(Duration::from_millis(20)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+                {
+                    if !matches!(std::io::Read::read(&mut client, &mut part), Ok(1..)) {
+                        return false;
+                    }
+                }
+                true
+            });
+            let _other = stalled(&serving, &listener).await;
+            let room = tokio::time::timeout(STALL_TIME * 10, connections.make_room(2, clock::now)).await;
+            assert!(room.is_ok(), "nobody else was told");
+            drop(stop);
+            assert!(reader.join().unwrap(), "whoever goes on stays");
+            assert_eq!(serving.metrics.engine.evicted_connections.value(), 1);
         });
     }
 }
