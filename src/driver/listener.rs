@@ -687,7 +687,7 @@ mod tests {
                 assert!(tokio::time::timeout(Duration::from_millis(1), room.as_mut()).await.is_err());
             }
             drop(room);
-            let (stop, stopped) = std::sync::mpsc::channel::<()>();
+            let (stop, stopped) = std::sync::mpsc::sync_channel::<()>(0);
             let reader = std::thread::spawn(move || {
                 let mut part = [0; 16 << 10];
                 while stopped.recv_timeout(Duration::from_millis(20)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
