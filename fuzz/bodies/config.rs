@@ -86,10 +86,12 @@ impl<'a> Setting<'a> {
         if name.is_empty() || !name.bytes().all(is_name) || line.contains("hush") {
             return None;
         }
+        // No file is read, whose path would be repeated too.
+        let unread = || value.replace('/', "_").replace("file:", "fi1e:");
         let value = match name {
-            "token_keys" => value.replace('/', "_").replace("secret=$", &format!("secret={HUSH}")),
-            "api_keys" | "operator_keys" | "webhook_secret" => value.replace('/', "_").replace('$', HUSH),
-            "openai_keys" => value.replace('/', "_").replace(":$", &format!(":{HUSH}")),
+            "token_keys" => unread().replace("secret=$", &format!("secret={HUSH}")),
+            "api_keys" | "operator_keys" | "webhook_secret" => unread().replace('$', HUSH),
+            "openai_keys" => unread().replace(":$", &format!(":{HUSH}")),
             _ => value.to_owned(),
         };
         Some(Self { place, name, value })
