@@ -43,6 +43,7 @@ pub use choice::ProxyProtocol;
 pub use choice::Recovery;
 pub use choice::Worker;
 pub use error::ConfigError;
+pub(crate) use keys::KEY_BYTES_MIN;
 pub use keys::KeyDigest;
 pub use keys::Secret;
 pub use keys::SecretUrl;
@@ -110,8 +111,8 @@ settings! {
     /// Memory: all addresses together up to 1.1 MiB.
     handshakes_per_address_per_second_max: usize ["requests a second"] = 100, live;
     /// Keys for /api, /v1, /metrics, /status and for cutting users that are not known here and that one address, or one /64 of
-    /// IPv6, may show in a second, and as many at once. Default 10; 0: no limit, as in development mode. Past it 429 before
-    /// a key is looked at, also to one that is known.
+    /// IPv6, may show in a second, and as many at once. Default 10; 0: no limit, as in development mode. Past it 429: a
+    /// key of under 16 bytes is not even looked at, one that is longer and known is let through.
     /// Memory: 1.1 MiB for all addresses.
     bad_keys_per_address_per_second_max: usize ["keys"] = 10, live;
     /// Proxies that say for whom they speak: addresses such as 10.0.0.7, or networks such as 10.0.0.0/8. Only from them

@@ -121,7 +121,7 @@ impl Value for SecretUrl {
 }
 
 /// What a key or a secret that somebody could try again and again must have: 16 random bytes are never found.
-pub(super) const KEY_BYTES_MIN: usize = 16;
+pub(crate) const KEY_BYTES_MIN: usize = 16;
 
 /// A key as it is held: its SHA-256 digest only. Two of them are compared in constant time, wherever that is.
 #[derive(Clone)]

@@ -35,6 +35,7 @@ pub use origin::Origins;
 pub use token::KeyError;
 
 pub(in crate::gateway) use identity::bearer;
+pub(in crate::gateway) use identity::shows_long_key;
 pub(in crate::gateway) use origin::allow_body;
 
 use identity::Place;
@@ -343,6 +344,17 @@ mod tests {
                 assert_eq!(error.status().as_u16(), status, "{class:?} {opens:?}: {error}");
             }
         }
+    }
+
+    #[test]
+    fn only_a_key_that_is_never_guessed_is_long() {
+        let is_long = |value: &str| shows_long_key(&headers(&[("authorization", value)]));
+        assert!(is_long("Bearer 0123456789abcdef") && is_long("bearer  0123456789abcdef "));
+        for short in ["Bearer 0123456789abcde", "Bearer      0123456789", "Bearer ", "Basic 0123456789abcdef"] {
+            assert!(!is_long(short), "{short}");
+        }
+        let two = [("authorization", "Bearer 0123456789abcdef"); 2];
+        assert!(!shows_long_key(&headers(&two)) && !shows_long_key(&HeaderMap::new()));
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl Clients {
         self.said.take(user, bytes, now.saturating_duration_since(self.start))
     }
 
-    /// Whether a key of this address is looked at: it has not just shown too many that are not known here.
+    /// Whether any key of this address is looked at: it has not just shown too many that are not known here.
     pub(crate) fn may_show_key(&self, client: IpAddr, now: Instant) -> bool {
         self.bad_keys.has_room(client, now.saturating_duration_since(self.start))
     }

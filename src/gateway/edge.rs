@@ -27,7 +27,7 @@ use crate::engine::Engine;
 use crate::engine::client::ClientTexts;
 use crate::fanout::shard::Inbound;
 use crate::gateway::api::{Api, ApiRequest};
-use crate::gateway::auth::{AuthError, Keys, Principal, RequestHead, RouteClass, bearer};
+use crate::gateway::auth::{AuthError, Keys, Principal, RequestHead, RouteClass, bearer, shows_long_key};
 use crate::gateway::body::BodyLimits;
 use crate::gateway::checks::Checks;
 use crate::gateway::clients::Clients;
@@ -171,7 +171,8 @@ impl ShardEdge {
     }
 
     /// Lets a request through to routes of `class`, or says why not. From an address that has just shown too many keys that
-    /// are not known here none is looked at: otherwise the answer would tell the right one.
+    /// are not known here none is looked at that could be found by guessing: otherwise the answer would tell the right one.
+    /// A longer one that is known is let through, or whoever shares an address with a guesser would be shut out by him.
     pub(crate) fn authorize(
         &self,
         class: RouteClass,
@@ -179,13 +180,21 @@ impl ShardEdge {
         asked: &Asked,
     ) -> Result<Principal, AuthError> {
         let (clients, now) = (&self.gateway.clients, clock::now());
-        if class != RouteClass::Public && !clients.may_show_key(asked.client, now) {
+        let is_braked = class != RouteClass::Public && !clients.may_show_key(asked.client, now);
+        let too_many = || {
             self.count_refusal(Refusal::BadKeysOfAddress);
-            return Err(AuthError::TooManyKeys);
+            Err(AuthError::TooManyKeys)
+        };
+        if is_braked && !shows_long_key(request.headers()) {
+            return too_many();
         }
-        let authorized = self.gateway.keys.load().authorize(class, &asked.head(request), SystemTime::now());
-        if let Err(AuthError::UnknownKey) = authorized {
-            clients.count_bad_key(asked.client, now);
+        match self.gateway.keys.load().authorize(class, &asked.head(request), SystemTime::now()) {
+            Err(AuthError::UnknownKey) if is_braked => too_many(),
+            Err(AuthError::UnknownKey) => {
+                clients.count_bad_key(asked.client, now);
+                Err(AuthError::UnknownKey)
+            }
+            authorized => authorized,
         }
         authorized
     }

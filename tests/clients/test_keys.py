@@ -1,5 +1,6 @@
 """Who may what: development mode's guard, user tokens, and the classes of keys against each other's routes."""
 
+import hashlib
 import http.client
 import json
 import tempfile
@@ -326,10 +327,14 @@ class WhoSpeaks(OpenAITest):
 class Guesses(GatewayTest):
     """Keys tried one after the other. Each test's addresses are behind a proxy, as those of all limits may be."""
 
+    # Of each class one of 16 bytes, and one that can be guessed, which only its length when it is shown tells.
+    worker, olga, operator = "a-worker-s-key-2", "the-openai-s-key", "an-operator-key2"
+    short = {worker: "a-worker-s-key1", olga: "an-openai-s-key", operator: "an-operator-key"}
+    digest = lambda key: f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
     settings = {
-        "api_keys": "a-worker-s-key-of-24-bytes",
-        "openai_keys": "olga:an-openai-key-of-24-bytes",
-        "operator_keys": "an-operator-s-key-of-24-bytes",
+        "api_keys": f"{worker},{digest(short[worker])}",
+        "openai_keys": f"olga:{olga},bob:{digest(short[olga])}",
+        "operator_keys": f"{operator},{digest(short[operator])}",
         "trusted_proxies": "127.0.0.1",
         "bad_keys_per_address_per_second_max": 1,
     }
@@ -341,33 +346,51 @@ class Guesses(GatewayTest):
         connection.request(method, path, body=body, headers=headers)
         return connection.getresponse()
 
-    def test_are_429_on_every_route_before_a_key_is_looked_at(self):
-        worker, olga, operator = (self.settings[name].split(":")[-1] for name in ("api_keys", "openai_keys", "operator_keys"))
-        routes = [("POST", "/api/end", b'{"channel_id":"sse:x"}', worker), ("GET", "/api/users", None, worker), ("GET", "/v1/models", None, olga), ("GET", "/metrics", None, operator), ("DELETE", "/api/users/u", None, operator), ("GET", "/events?watch=status", None, operator)]
-        for number, (method, path, body, key) in enumerate(routes):
+    routes = [("POST", "/api/end", b'{"channel_id":"sse:x"}', worker), ("GET", "/api/users", None, worker), ("GET", "/v1/models", None, olga), ("GET", "/metrics", None, operator), ("DELETE", "/api/users/u", None, operator), ("GET", "/events?watch=status", None, operator)]
+
+    def refused(self, show, key):
+        """What the brake says to `key`: the next second may begin between a wrong one and that."""
+
+        def refused():
+            show("no-key-of-anybody")
+            answer = show(key)
+            return answer.status == 429 and answer
+
+        return until(f"{key!r} is refused", refused)
+
+    def test_are_429_on_every_route_and_short_ones_before_they_are_looked_at(self):
+        for number, (method, path, body, key) in enumerate(self.routes):
             with self.subTest(f"{method} {path}"):
                 address, other = f"192.0.2.{number}", f"198.51.100.{number}"
-                show = lambda key, address: self.show(key, address, method, path, body)
-                self.assertEqual(show("no-key-of-anybody", address).status, 401)
-
-                def refused():
-                    # The next second may begin between two of them.
-                    show("no-key-of-anybody", address)
-                    answer = show(key, address)
-                    return answer.status == 429 and answer
-
-                answer = until("not even the right one is told", refused)
-                self.assertEqual(answer.headers["Retry-After"], "1")
-                self.assertEqual(json.loads(answer.read())["error"]["code"], "rate_limited")
-                self.assertEqual(show(key, other).status, 200, "another address behind the same proxy")
-                until("a second later it is taken", lambda: show(key, address).status == 200)
-        metrics = self.show(operator, "203.0.113.1", path="/metrics").read().decode()
+                show = lambda key, address=address: self.show(key, address, method, path, body)
+                self.assertEqual(show("no-key-of-anybody").status, 401)
+                # Not even the right one is told, whether its length was known or not; nor is a longer one looked for in vain.
+                for refused in (self.short[key], None, "no-key-of-anybody"):
+                    answer = self.refused(show, refused)
+                    self.assertEqual(answer.headers["Retry-After"], "1")
+                    self.assertEqual(json.loads(answer.read())["error"]["code"], "rate_limited")
+                self.assertEqual(show(self.short[key], other).status, 200, "another address behind the same proxy")
+                until("a second later it is taken", lambda: show(self.short[key]).status == 200)
+        metrics = self.show(self.operator, "203.0.113.1", path="/metrics").read().decode()
         count = next(line for line in metrics.splitlines() if 'reason="bad_keys_of_address"' in line)
-        self.assertGreaterEqual(int(count.rsplit(" ", 1)[1]), len(routes))
+        self.assertGreaterEqual(int(count.rsplit(" ", 1)[1]), 3 * len(self.routes))
+
+    def test_shut_nobody_out_who_has_a_long_key(self):
+        for number, (method, path, body, key) in enumerate(self.routes):
+            with self.subTest(f"{method} {path}"):
+                show = lambda key: self.show(key, f"192.0.2.{100 + number}", method, path, body)
+                seen = set()
+                # Each round shows that the brake holds, and that it does not let go of the longest.
+                for _ in range(5):
+                    self.refused(show, "no-key-of-anybody")
+                    seen.add(show(key).status)
+                self.assertEqual(seen, {200})
+        show = lambda key: self.show(key, "192.0.2.99")
+        self.refused(show, "no-key-of-anybody")
+        self.assertEqual(show(self.operator).status, 403, "one of another class is no guess")
 
     def test_good_keys_and_none_are_no_guesses(self):
-        worker, operator = self.settings["api_keys"], self.settings["operator_keys"]
-        for key, status in ((worker, 200), (None, 401), (operator, 403)):
+        for key, status in ((self.worker, 200), (None, 401), (self.operator, 403)):
             with self.subTest(status):
                 self.assertEqual({self.show(key, "192.0.2.77").status for _ in range(10)}, {status})
 

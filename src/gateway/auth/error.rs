@@ -14,7 +14,8 @@ pub enum AuthError {
     /// A key that nobody was given, or several.
     #[error("the key is not known here")]
     UnknownKey,
-    /// The address has just shown too many of these: whatever it shows now is not looked at.
+    /// The address has just shown too many of these: what it shows now is not known here either, or can be guessed and
+    /// was not looked at.
     #[error(
         "this address shows too many keys that are not known here; try again later (behind a proxy of yours: see trusted_proxies)"
     )]

@@ -4,6 +4,7 @@ use http::HeaderMap;
 use http::header;
 use percent_encoding::percent_decode;
 
+use crate::config::KEY_BYTES_MIN;
 use crate::fanout::session::RoomGrant;
 use crate::id::UserId;
 use crate::proto::event::Timestamp;
@@ -86,6 +87,12 @@ pub(in crate::gateway) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+/// Whether a key was shown that is too long to be found by guessing. Its own length counts, so that a known key which is
+/// given here only as its digest is no longer than it is.
+pub(in crate::gateway) fn shows_long_key(headers: &HeaderMap) -> bool {
+    bearer(headers).is_some_and(|key| key.len() >= KEY_BYTES_MIN)
 }
 
 fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
