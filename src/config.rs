@@ -334,8 +334,9 @@ settings! {
     /// waits.
     /// Memory: within `whole_answers_bytes_max`.
     whole_answer_bytes_max: usize = 8 << 20, live;
-    /// Bytes of all of these, until each is written. Default 64MiB. Past it a new one is answered 503, before the worker
-    /// is asked; and one that grows.
+    /// Bytes of all of these, until each is written. Default 64MiB. Past it those give theirs back whose clients take
+    /// nothing of it for a second, or not all of it in 20; and if that gives no room within two seconds, a new one is
+    /// answered 503, before the worker is asked; and one that grows.
     /// Memory: twice this: what is collected, and the body that is made of it.
     whole_answers_bytes_max: usize = 64 << 20;
 

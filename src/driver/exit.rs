@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -41,12 +42,12 @@ pub(super) struct Exit {
 }
 
 impl Exit {
-    /// Whether a response that the client has still to take is wanted back. Wakes when it is.
-    pub(super) fn poll_recalled(&self, context: &mut Context<'_>) -> bool {
+    /// Since when a response that the client has still to take is wanted back, if one is. Wakes when it is.
+    pub(super) fn poll_recalled(&self, context: &mut Context<'_>) -> Option<Instant> {
         // Each has to be asked, to wake.
-        let recalled = self.loans.borrow().iter().filter(|loan| loan.poll_recalled(context)).count();
-        self.is_recalled.set(recalled > 0);
-        recalled > 0
+        let recalled = self.loans.borrow().iter().filter_map(|loan| loan.poll_recalled(context)).min();
+        self.is_recalled.set(recalled.is_some());
+        recalled
     }
 }
 

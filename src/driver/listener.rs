@@ -25,8 +25,9 @@ use tokio::time::Sleep;
 
 use crate::driver::addresses::{AddressCounts, Place};
 use crate::driver::clock;
-use crate::driver::connections::{Connections, STALL_TIME, SeatRef, Waits};
+use crate::driver::connections::{Connections, SeatRef, Waits};
 use crate::driver::exit::{EdgeService, Exit, Io, Opened};
+use crate::driver::loan;
 use crate::driver::pace::Pace;
 use crate::driver::proxies::{self, Introduction, Proxies};
 use crate::driver::shard_thread::LocalShard;
@@ -490,7 +491,8 @@ enum Left {
     Evicted,
     /// The head of a request did not come in time.
     SlowHead,
-    /// The peer is too slow in taking a response, or somebody else needed its place or its bytes while it took none of it.
+    /// The peer is too slow in taking a response, or somebody else needed its place or its bytes while it took none of it,
+    /// or too little.
     Stalled,
 }
 
@@ -548,8 +550,9 @@ async fn leave(
         }
         let (since, too_late) = pace.waits(written, now);
         seat.note(Some(Waits::Reader(since)), context.waker());
-        let is_wanted = exit.poll_recalled(context) || seat.is_wanted();
-        let end = if is_wanted { too_late.min(since + STALL_TIME) } else { too_late }.into();
+        let recalled = exit.poll_recalled(context);
+        let is_wanted = recalled.is_some() || seat.is_wanted();
+        let end = if is_wanted { too_late.min(loan::lost(since, recalled)) } else { too_late }.into();
         let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
         if timer.deadline() != end {
             timer.as_mut().reset(end);

@@ -1,11 +1,19 @@
-//! Responses whose bytes others may come to need: whoever made one says so, and a client that takes nothing of it then
-//! has to give them back.
+//! Responses whose bytes others may come to need: whoever made one says so, and a client that takes nothing of it then, or
+//! too little, has to give them back.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+
+use crate::driver::clock;
+use crate::driver::connections::STALL_TIME;
+
+/// How long a client may have a response once that was recalled, however much it takes: 20 s. Otherwise a byte now and then
+/// would keep what others wait for.
+const RECALLED_TIME: Duration = Duration::from_secs(20);
 
 /// A loan: who may recall it, and what an [`Edge`](super::listener::Edge) puts among its response's extensions.
 #[must_use]
@@ -16,14 +24,14 @@ pub fn lend() -> (Lender, Loan) {
 
 /// Whoever may recall the bytes of one response. Dropped, nobody does.
 #[derive(Debug)]
-pub struct Lender(oneshot::Sender<()>);
+pub struct Lender(oneshot::Sender<Instant>);
 
 impl Lender {
-    /// From now on the client's connection ends once it has taken nothing of the response for a second. Whoever goes on
-    /// taking may keep it.
+    /// From now on the client's connection ends once it has taken nothing of the response for a second, and in 20 seconds
+    /// at the latest if it has not taken all of it.
     pub fn recall(self) {
         // It may be over.
-        let _ = self.0.send(());
+        let _ = self.0.send(clock::now());
     }
 
     /// Whether all of it was taken, or nobody takes it any more.
@@ -39,24 +47,30 @@ pub struct Loan(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 enum State {
-    Lent(oneshot::Receiver<()>),
-    Recalled,
+    Lent(oneshot::Receiver<Instant>),
+    Recalled(Instant),
     Kept,
 }
 
 impl Loan {
-    /// Whether it was recalled. Wakes when it is.
-    pub(super) fn poll_recalled(&self, context: &mut Context<'_>) -> bool {
+    /// When it was recalled, if it was. Wakes when it is.
+    pub(crate) fn poll_recalled(&self, context: &mut Context<'_>) -> Option<Instant> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let State::Lent(recalled) = &mut *state {
             match Pin::new(recalled).poll(context) {
-                Poll::Ready(Ok(())) => *state = State::Recalled,
+                Poll::Ready(Ok(at)) => *state = State::Recalled(at),
                 Poll::Ready(Err(_)) => *state = State::Kept,
                 Poll::Pending => {}
             }
         }
-        matches!(*state, State::Recalled)
+        if let State::Recalled(at) = *state { Some(at) } else { None }
     }
+}
+
+/// When a client has lost what others want, of which it has taken nothing since then, and which was recalled or not.
+pub(super) fn lost(since: Instant, recalled: Option<Instant>) -> Instant {
+    let stalled = since + STALL_TIME;
+    recalled.map_or(stalled, |at| stalled.min(at + RECALLED_TIME))
 }
 
 #[cfg(test)]
@@ -69,12 +83,15 @@ mod tests {
     fn a_loan_is_recalled_kept_or_over() {
         let mut context = Context::from_waker(Waker::noop());
         let (lender, loan) = lend();
-        assert!(!loan.poll_recalled(&mut context));
+        assert_eq!(loan.poll_recalled(&mut context), None);
+        let before = clock::now();
         lender.recall();
-        assert!(loan.poll_recalled(&mut context) && loan.poll_recalled(&mut context));
+        let at = loan.poll_recalled(&mut context).unwrap();
+        assert!((before..=clock::now()).contains(&at));
+        assert_eq!(loan.poll_recalled(&mut context), Some(at), "it is the same for ever");
         let (lender, loan) = lend();
         drop(lender);
-        assert!(!loan.poll_recalled(&mut context) && !loan.poll_recalled(&mut context));
+        assert_eq!([(); 2].map(|()| loan.poll_recalled(&mut context)), [None; 2]);
         let (lender, loan) = lend();
         let other = loan.clone();
         drop(loan);
@@ -82,5 +99,25 @@ mod tests {
         drop(other);
         assert!(lender.is_over());
         lender.recall();
+    }
+
+    #[test]
+    fn whoever_goes_on_taking_has_a_time_for_all_of_it() {
+        let start = clock::now();
+        let check = |since: u64, recalled: Option<u64>, expected: u64| {
+            let at = |seconds| start + Duration::from_secs(seconds);
+            assert_eq!(lost(at(since), recalled.map(at)), at(expected), "{since} {recalled:?}");
+        };
+        // Its place is wanted, and not its bytes.
+        check(7, None, 8);
+        check(900, None, 901);
+        check(0, Some(0), 1);
+        // It has long taken nothing.
+        check(5, Some(60), 6);
+        check(78, Some(60), 79);
+        check(79, Some(60), 80);
+        // However lately it has taken some.
+        check(80, Some(60), 80);
+        check(900, Some(60), 80);
     }
 }

@@ -11,6 +11,7 @@ pub mod deploy;
 mod edge;
 mod files;
 mod http_client;
+mod lent;
 pub mod metrics_text;
 mod openai;
 mod pages;

@@ -1,7 +1,10 @@
 """/v1 as the official Python SDK sees it: streams, whole answers, their ends, and every error."""
 
 import asyncio
+import contextlib
+import json
 import re
+import socket
 import threading
 import unittest
 
@@ -501,6 +504,37 @@ class WholeAnswers(OpenAITest):
         again = self.apart(self.ask, self.client())
         self.worker.question().say("x" * 50_000)
         self.assertEqual(len(again.result(PATIENCE).choices[0].message.content), 50_000, "there is room again")
+
+
+class AnswersThatNobodyTakes(OpenAITest):
+    settings = {"whole_answer_bytes_max": "2MiB", "whole_answers_bytes_max": "4MiB", "message_bytes_max": "4MiB"}
+
+    def test_who_takes_nothing_of_an_answer_leaves_room_for_who_does(self):
+        text = "x" * 1_200_000
+        before = self.refusals("whole_answers")
+        body = json.dumps({"model": "tabcast", "messages": [{"role": "user", "content": "hi"}]})
+        readers = []
+        for _ in range(3):
+            reader = socket.socket()
+            self.addCleanup(reader.close)
+            reader.settimeout(PATIENCE)
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect(("127.0.0.1", self.gateway.port))
+            reader.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+            self.worker.question().say(text)
+            self.assertEqual(reader.recv(12), b"HTTP/1.1 200")
+            readers.append(reader)
+        # The three hold most of the room, and take none of it.
+        asking = self.apart(self.ask, self.client(max_retries=0))
+        self.worker.question().say(text)
+        self.assertEqual(asking.result(PATIENCE).choices[0].message.content, text)
+        self.assertEqual(self.refusals("whole_answers") - before, 0)
+        # Whose was the oldest gets no more of it than was on its way.
+        taken = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := readers[0].recv(1 << 16):
+                taken += len(part)
+        self.assertLess(taken, len(text))
 
 
 class NoRoomForAnother(OpenAITest):

@@ -533,6 +533,37 @@ class FilesOfOtherNodes(NodesTest):
         self.assertLess(taken, len(data))
         self.assertIn("tabcast_evicted_connections_total 1\n", b.http("GET", "/metrics").body.decode())
 
+    def test_who_takes_a_file_too_slowly_has_it_no_longer_than_others_can_wait(self):
+        (a, _), b = self.gateways, self.node(file_bytes_max="4MiB")
+        until_ready(b)
+        data = bytes(4 << 20)
+        url = a.api("file", {"channel_id": self.user, "filename": "f.bin", "data": base64.b64encode(data).decode()})["url"]
+        path = "/files/" + url.removeprefix("webchat://file/")
+        until("the other node knows where it is", lambda: b.http("GET", path).status == 200)
+        readers = []
+        for _ in range(16):
+            reader = socket.socket()
+            self.addCleanup(reader.close)
+            reader.settimeout(PATIENCE)
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect(("127.0.0.1", b.port))
+            reader.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            self.assertEqual(reader.recv(12), b"HTTP/1.1 200")
+            readers.append(reader)
+        begun = time.monotonic()
+        asking = self.apart(b.http, "GET", path)
+        # The oldest goes on taking, never nothing for a second, at a pace that would need a minute for all of it.
+        taken = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := readers[0].recv(4096):
+                taken += len(part)
+                time.sleep(max(0, begun + taken * 60 / len(data) - time.monotonic()))
+        lasted = time.monotonic() - begun
+        self.assertIn(asking.result(PATIENCE).status, (200, 503))
+        self.assertLess(taken, len(data))
+        self.assertGreater(lasted, 15, "it has a while, as it goes on taking")
+        self.assertLess(lasted, 45)
+
     def gets(self):
         with self.redis.client() as redis:
             return redis.info("commandstats").get("cmdstat_get", {"calls": 0})["calls"]

@@ -1,8 +1,7 @@
 //! Files that another node has: fetched from it, within limits, for whoever asks here.
 
-use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,9 +15,9 @@ use hyper::body::Body;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::broker::Broker;
-use crate::driver::loan::{Lender, lend};
 use crate::gateway::files::{POLICY, RESOURCE_POLICY};
 use crate::gateway::http_client::{HttpClient, http_client};
+use crate::gateway::lent::LentRoom;
 use crate::gateway::response::{Answered, error, finish};
 
 /// Files that are fetched from other nodes at one time, their addresses looked up too. As many of the largest are held at
@@ -26,8 +25,6 @@ use crate::gateway::response::{Answered, error, finish};
 const FETCHES_MAX: usize = 16;
 /// How long all of one may take.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a file waits for the room of those who take nothing of theirs: they have a second.
-const RECALL_TIME: Duration = Duration::from_secs(2);
 /// How long a connection to a node may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// What marks a request of a node: it is answered from what that node has.
@@ -38,10 +35,8 @@ pub(super) const FROM_NODE: HeaderName = HeaderName::from_static("x-tabcast-node
 pub(crate) struct RemoteFiles {
     client: HttpClient,
     fetches: Arc<Semaphore>,
-    /// Bytes that may still be held.
-    room: Arc<Semaphore>,
-    /// Of what is held to be taken: how many bytes, and who may want them back, the oldest first.
-    lent: Arc<Mutex<VecDeque<(usize, Lender)>>>,
+    /// For the bytes of all that are held.
+    room: LentRoom,
     bytes_max: usize,
 }
 
@@ -52,9 +47,8 @@ impl RemoteFiles {
     /// The cryptography that TLS needs is not there.
     pub(crate) fn new(bytes_max: usize) -> io::Result<Self> {
         let client = http_client(CONNECT_TIMEOUT, FETCHES_MAX).map_err(io::Error::other)?;
-        let room = bytes_max.saturating_mul(FETCHES_MAX).min(Semaphore::MAX_PERMITS);
-        let [fetches, room] = [FETCHES_MAX, room].map(|places| Arc::new(Semaphore::new(places)));
-        Ok(Self { client, fetches, room, lent: Arc::default(), bytes_max })
+        let room = LentRoom::new(bytes_max.saturating_mul(FETCHES_MAX));
+        Ok(Self { client, fetches: Arc::new(Semaphore::new(FETCHES_MAX)), room, bytes_max })
     }
 
     /// What the node with that tag answers for `path`, which is below `/files/`. None: there is no such node.
@@ -86,46 +80,16 @@ impl RemoteFiles {
         // Of an unknown length it may be as long as any.
         let announced = body.size_hint().exact().map_or(Some(self.bytes_max), |bytes| bytes.try_into().ok());
         let announced = announced.filter(|bytes| *bytes <= self.bytes_max).and_then(|bytes| u32::try_from(bytes).ok());
-        let mut place = self.room(announced.ok_or_else(unreachable)?).await.ok_or(NotFetched::Overloaded)?;
+        let mut place = self.room.take(announced.ok_or_else(unreachable)?).await.ok_or(NotFetched::Overloaded)?;
         let bytes = Limited::new(body, self.bytes_max).collect().await.map_err(|_| unreachable())?.to_bytes();
         drop(place.split(place.num_permits().saturating_sub(bytes.len())));
         let count = bytes.len();
         let mut answered =
             passed_on(&parts, Bytes::from_owner(Held { bytes, _place: place })).ok_or_else(unreachable)?;
         if count > 0 {
-            let (lender, loan) = lend();
-            answered.extensions_mut().insert(loan);
-            let mut lent = self.lent();
-            lent.retain(|(_, lender)| !lender.is_over());
-            lent.push_back((count, lender));
+            answered.extensions_mut().insert(self.room.lend(count));
         }
         Ok(answered)
-    }
-
-    fn lent(&self) -> MutexGuard<'_, VecDeque<(usize, Lender)>> {
-        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn recall(&self, mut wanted: usize) {
-        let mut lent = self.lent();
-        while wanted > 0
-            && let Some((bytes, lender)) = lent.pop_front()
-        {
-            if !lender.is_over() {
-                wanted = wanted.saturating_sub(bytes);
-                lender.recall();
-            }
-        }
-    }
-
-    /// Room for so many bytes. If there is none, those who have had theirs for longest lose it, unless they go on taking.
-    async fn room(&self, bytes: u32) -> Option<OwnedSemaphorePermit> {
-        let room = || Arc::clone(&self.room);
-        if let Ok(place) = room().try_acquire_many_owned(bytes) {
-            return Some(place);
-        }
-        self.recall((bytes as usize).saturating_sub(self.room.available_permits()));
-        tokio::time::timeout(RECALL_TIME, room().acquire_many_owned(bytes)).await.ok()?.ok()
     }
 }
 

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use futures_core::Stream;
 use http::StatusCode;
 use http::header::HeaderValue;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::driver::addresses::Place;
+use crate::driver::loan::Loan;
 use crate::fanout::mailbox::Mailbox;
 use crate::gateway::body::kept_with;
 use crate::gateway::edge::ShardEdge;
+use crate::gateway::lent::LentRoom;
 use crate::gateway::openai::failed::Failed;
 use crate::gateway::openai::kept::{Claim, Kept};
 use crate::gateway::openai::{REQUEST_ID, Wanted};
@@ -28,36 +30,41 @@ const FIRST_BYTES: usize = 1 << 10;
 
 /// The bytes of all answers in one piece, of which each takes what it holds.
 #[derive(Debug)]
-pub(crate) struct WholeBudget(Arc<Semaphore>);
+pub(crate) struct WholeBudget(LentRoom);
 
 impl WholeBudget {
     /// So many bytes for all of them.
     pub(crate) fn new(bytes_max: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes_max.min(Semaphore::MAX_PERMITS))))
+        Self(LentRoom::new(bytes_max))
     }
 
-    fn take(&self, bytes: usize) -> Option<Room> {
-        let bytes = u32::try_from(bytes).ok()?;
-        Arc::clone(&self.0).try_acquire_many_owned(bytes).ok().map(Room)
+    /// So many bytes, perhaps of clients that take nothing, or too little, of theirs: these have a while to give them back.
+    async fn take(&self, bytes: usize) -> Option<Room> {
+        let place = self.0.take(u32::try_from(bytes).ok()?).await?;
+        Some(Room { place, budget: self.0.clone() })
     }
 }
 
 /// What one answer has of the budget, until it is dropped.
 #[derive(Debug)]
-struct Room(OwnedSemaphorePermit);
+struct Room {
+    place: OwnedSemaphorePermit,
+    budget: LentRoom,
+}
 
 impl Room {
-    /// Takes what is missing to `bytes`. False if there is not so much: nothing was taken.
-    fn grow(&mut self, bytes: usize) -> bool {
-        let missing = bytes.saturating_sub(self.0.num_permits());
+    /// Takes what is missing to `bytes`, as [`WholeBudget::take`] does. False if there is not so much: nothing was taken.
+    async fn grow(&mut self, bytes: usize) -> bool {
+        let missing = bytes.saturating_sub(self.place.num_permits());
         let Ok(missing) = u32::try_from(missing) else { return false };
-        let more = Arc::clone(self.0.semaphore()).try_acquire_many_owned(missing);
-        more.map(|more| self.0.merge(more)).is_ok()
+        let more = self.budget.take(missing).await;
+        more.map(|more| self.place.merge(more)).is_some()
     }
 
-    /// Gives back what is over `bytes`.
-    fn shrink(&mut self, bytes: usize) {
-        drop(self.0.split(self.0.num_permits().saturating_sub(bytes)));
+    /// Gives back what is over `bytes`, and says that the rest is a client's to take.
+    fn lend(&mut self, bytes: usize) -> Loan {
+        drop(self.place.split(self.place.num_permits().saturating_sub(bytes)));
+        self.budget.lend(bytes)
     }
 }
 
@@ -71,7 +78,7 @@ impl ShardEdge {
         of_address: Option<Place>,
     ) -> Result<Answered, Failed> {
         let Wanted { question, kept: Kept { head, .. }, options, .. } = wanted;
-        let Some(mut room) = self.gateway.whole_answers.take(FIRST_BYTES) else {
+        let Some(mut room) = self.gateway.whole_answers.take(FIRST_BYTES).await else {
             self.count_refusal(Refusal::WholeAnswers);
             return Err(Failed::overloaded("as many answers in one piece are held as may be; try again later"));
         };
@@ -90,7 +97,7 @@ impl ShardEdge {
             if whole.bytes() > bytes_max {
                 return Err(Failed::answer_too_large(bytes_max, &head.id));
             }
-            if !room.grow(whole.bytes()) {
+            if !room.grow(whole.bytes()).await {
                 self.count_refusal(Refusal::WholeAnswers);
                 return Err(Failed::no_room_for_answer(&head.id));
             }
@@ -105,9 +112,10 @@ impl ShardEdge {
         }
         let bytes = whole.to_json(&head);
         drop(whole);
-        room.shrink(bytes.len());
+        let loan = room.lend(bytes.len());
         let body = kept_with(bytes, (room, of_address));
         let mut response = response::typed(StatusCode::OK, HeaderValue::from_static("application/json"), body);
+        response.extensions_mut().insert(loan);
         if let Ok(id) = HeaderValue::from_str(head.id.as_str()) {
             response.headers_mut().insert(REQUEST_ID, id);
         }
@@ -123,18 +131,18 @@ async fn next(mailbox: &mut Mailbox) -> Option<Frame> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_answer_has_what_it_holds_of_the_budget_until_its_body_is_gone() {
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_has_what_it_holds_of_the_budget_until_its_body_is_gone() {
         let budget = WholeBudget::new(10_000);
-        let left = || budget.0.available_permits();
-        let mut room = budget.take(FIRST_BYTES).unwrap();
-        assert!(room.grow(9_000) && room.grow(100), "it keeps what it has");
+        let left = || budget.0.bytes_left();
+        let mut room = budget.take(FIRST_BYTES).await.unwrap();
+        assert!(room.grow(9_000).await && room.grow(100).await, "it keeps what it has");
         assert_eq!(left(), 1_000);
-        assert!(budget.take(FIRST_BYTES).is_none(), "nobody gets a part");
-        assert!(!room.grow(10_001) && !room.grow(usize::MAX));
+        assert!(budget.take(FIRST_BYTES).await.is_none(), "nobody gets a part");
+        assert!(!room.grow(10_001).await && !room.grow(usize::MAX).await);
         assert_eq!(left(), 1_000, "what was refused is not taken");
-        room.shrink(4_000);
-        room.shrink(5_000);
+        let _loan = room.lend(4_000);
+        let _loan = room.lend(5_000);
         assert_eq!(left(), 6_000);
         let body = kept_with(vec![b'x'; 4_000], room);
         let rest = body.slice(3_999..);
