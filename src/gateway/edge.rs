@@ -26,6 +26,7 @@ use crate::driver::start::EdgeFactory;
 use crate::engine::Engine;
 use crate::engine::client::ClientTexts;
 use crate::fanout::shard::Inbound;
+use crate::gateway::apart::APART_BYTES;
 use crate::gateway::api::{Api, ApiRequest};
 use crate::gateway::auth::{AuthError, Keys, Principal, RequestHead, RouteClass, bearer, shows_long_key};
 use crate::gateway::body::BodyLimits;
@@ -43,9 +44,6 @@ use crate::metrics::{Refusal, StatusClass};
 use crate::proto::delivery::PublishError;
 use crate::proto::disconnect::Disconnect;
 use crate::traces;
-
-/// Bodies over this are read on the control threads: below it they take a few dozen microseconds.
-pub(crate) const APART_BYTES: usize = 64 << 10;
 
 /// What all shards' edges share.
 pub(crate) struct Gateway {
@@ -196,7 +194,6 @@ impl ShardEdge {
             }
             authorized => authorized,
         }
-        authorized
     }
 
     async fn respond(self: Rc<Self>, request: Request<Incoming>, asked: Asked) -> Answered {

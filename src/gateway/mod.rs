@@ -1,5 +1,6 @@
 //! The HTTP edge: who may what, the routes, the page, and where replies come from.
 
+mod apart;
 pub mod api;
 pub mod auth;
 mod body;

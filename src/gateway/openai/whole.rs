@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::driver::addresses::Place;
 use crate::driver::loan::Loan;
 use crate::fanout::mailbox::Mailbox;
+use crate::gateway::apart::apart_if_large;
 use crate::gateway::body::kept_with;
 use crate::gateway::edge::ShardEdge;
 use crate::gateway::lent::LentRoom;
@@ -110,8 +111,12 @@ impl ShardEdge {
         if let Some(failure) = failure {
             return Err(Failed::of_answer(failure, head.id));
         }
-        let bytes = whole.to_json(&head);
-        drop(whole);
+        // The room goes with what it is for, which is there for as long as it is worked on.
+        let json = apart_if_large(&self.gateway.control, whole.bytes(), async move {
+            let bytes = whole.to_json(&head);
+            (bytes, head, room)
+        });
+        let (bytes, head, mut room) = json.await.ok_or_else(Failed::internal)?;
         let loan = room.lend(bytes.len());
         let body = kept_with(bytes, (room, of_address));
         let mut response = response::typed(StatusCode::OK, HeaderValue::from_static("application/json"), body);
