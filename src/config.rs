@@ -94,7 +94,8 @@ settings! {
     /// Who may watch at once (`/events?watch=…`), with one of `operator_keys`. Default 32; 0: nobody. Past it 429.
     /// Memory: each 1 KiB, and what waits for it within `bytes_budget`.
     watchers_max: usize ["watchers"] = HubLimits::default().watchers_max;
-    /// Users that one `GET /api/users` names; it counts all. Default 10000.
+    /// Users that one `GET /api/users` names; it counts all of this node, and as many of the other nodes' as
+    /// it may name. Default 10000.
     /// Memory: each up to 1 KiB while its answer is made and written, within `bodies_bytes_max`.
     users_listed_max: usize ["users"] = 10_000, live;
 
