@@ -63,10 +63,9 @@ pub(crate) async fn answer(gateway: &Gateway, path: &str, method: &Method, heade
     if headers.contains_key(remote::FROM_NODE) || [0, id.tag()].contains(&broker.tag()) {
         return missing();
     }
-    let (remote, broker, path) = (gateway.remote_files.clone(), Arc::clone(broker), path.to_owned());
-    let asked = (method.clone(), headers.clone());
-    let fetched = gateway.control.spawn(async move { remote.fetch(broker, id.tag(), path, asked).await });
-    fetched.await.ok().flatten().unwrap_or_else(missing)
+    let node = (Arc::clone(broker), id.tag());
+    let asked = (path.to_owned(), method.clone(), headers.clone());
+    gateway.remote_files.fetch_apart(&gateway.control, node, asked).await.unwrap_or_else(missing)
 }
 
 fn kept_here(engine: &Engine, path: &str, method: &Method, headers: &HeaderMap) -> Option<Answered> {

@@ -12,9 +12,11 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Body;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::broker::Broker;
+use crate::gateway::apart::apart;
 use crate::gateway::files::{POLICY, RESOURCE_POLICY};
 use crate::gateway::http_client::{HttpClient, http_client};
 use crate::gateway::lent::LentRoom;
@@ -23,7 +25,7 @@ use crate::gateway::response::{Answered, error, finish};
 /// Files that are fetched from other nodes at one time, their addresses looked up too. As many of the largest are held at
 /// one time, fetched or still to be taken by whoever asked, or more that are smaller.
 const FETCHES_MAX: usize = 16;
-/// How long all of one may take.
+/// How long all of one may take, its address looked up too.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a connection to a node may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -51,18 +53,36 @@ impl RemoteFiles {
         Ok(Self { client, fetches: Arc::new(Semaphore::new(FETCHES_MAX)), room, bytes_max })
     }
 
-    /// What the node with that tag answers for `path`, which is below `/files/`. None: there is no such node.
-    pub(super) async fn fetch(
+    /// What the node with that tag answers for a path, which is below `/files/`: fetched on the threads of `control`. None:
+    /// there is no such node.
+    ///
+    /// # Cancel safety
+    /// Dropped, as when the client goes away, the fetch ends, and gives back its place and its room.
+    pub(super) async fn fetch_apart(
         &self,
-        broker: Arc<dyn Broker>,
-        tag: u32,
-        path: String,
-        asked: (Method, HeaderMap),
+        control: &Handle,
+        node: (Arc<dyn Broker>, u32),
+        asked: (String, Method, HeaderMap),
     ) -> Option<Answered> {
+        let files = self.clone();
+        apart(control, async move { files.fetch(node, asked).await }).await?
+    }
+
+    async fn fetch(&self, node: (Arc<dyn Broker>, u32), asked: (String, Method, HeaderMap)) -> Option<Answered> {
         // Before anything is asked: whoever knows a link could have Redis asked without end.
         let Ok(_fetch) = self.fetches.try_acquire() else { return Some(overloaded()) };
+        // With the time that it takes to learn where the node is.
+        let fetched = tokio::time::timeout(FETCH_TIMEOUT, self.found(node, asked)).await;
+        let fetched = fetched.unwrap_or(Some(Err(NotFetched::Unreachable)))?;
+        Some(fetched.unwrap_or_else(NotFetched::answer))
+    }
+
+    async fn found(
+        &self,
+        (broker, tag): (Arc<dyn Broker>, u32),
+        (path, method, headers): (String, Method, HeaderMap),
+    ) -> Option<Result<Answered, NotFetched>> {
         let uri = file_uri(&broker.address_of(tag).await?, &path)?;
-        let (method, headers) = asked;
         let mut request = Request::builder().method(method).uri(uri);
         for name in [RANGE, IF_RANGE, IF_NONE_MATCH] {
             if let Some(value) = headers.get(&name) {
@@ -70,8 +90,7 @@ impl RemoteFiles {
             }
         }
         let request = request.header(FROM_NODE, HeaderValue::from_static("1")).body(Full::default()).ok()?;
-        let fetched = tokio::time::timeout(FETCH_TIMEOUT, self.ask(request)).await;
-        Some(fetched.unwrap_or(Err(NotFetched::Unreachable)).unwrap_or_else(NotFetched::answer))
+        Some(self.ask(request).await)
     }
 
     async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Answered, NotFetched> {
@@ -204,7 +223,7 @@ mod tests {
         assert!(answer(302).is_none() && answer(500).is_none());
     }
 
-    /// Knows one other node, and how often it was asked for its address.
+    /// Knows one other node, and how often it was asked for its address. Where that is empty, it does not answer.
     struct Neighbour {
         address: String,
         asked: AtomicUsize,
@@ -237,7 +256,12 @@ mod tests {
 
         fn address_of(&self, _: u32) -> BrokerFuture<'_, Option<String>> {
             self.asked.fetch_add(1, Ordering::Relaxed);
-            Box::pin(std::future::ready(Some(self.address.clone())))
+            let address = self.address.clone();
+            if address.is_empty() {
+                Box::pin(std::future::pending())
+            } else {
+                Box::pin(std::future::ready(Some(address)))
+            }
         }
     }
 
@@ -270,7 +294,7 @@ mod tests {
 
     async fn fetch(files: &RemoteFiles, node: &Arc<Neighbour>, path: &str) -> Answered {
         let broker = Arc::clone(node) as Arc<dyn Broker>;
-        files.fetch(broker, 7, path.to_owned(), (Method::GET, HeaderMap::new())).await.unwrap()
+        files.fetch((broker, 7), (path.to_owned(), Method::GET, HeaderMap::new())).await.unwrap()
     }
 
     fn expect_overloaded(answered: &Answered) {
@@ -297,6 +321,48 @@ mod tests {
         drop(body);
         assert_eq!(fetch(&files, &node, "1000").await.status(), StatusCode::OK);
         assert_eq!(fetch(&files, &node, "1001").await.status(), StatusCode::BAD_GATEWAY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_say_where_a_node_is_has_no_longer_than_the_node() {
+        let files = RemoteFiles::new(1_000).unwrap();
+        let silent = Arc::new(Neighbour { address: String::new(), asked: AtomicUsize::new(0) });
+        let answered = tokio::time::timeout(FETCH_TIMEOUT * 2, fetch(&files, &silent, "1")).await.unwrap();
+        assert_eq!(answered.status(), StatusCode::BAD_GATEWAY);
+        assert_eq!(files.fetches.available_permits(), FETCHES_MAX);
+    }
+
+    #[tokio::test]
+    async fn whoever_goes_away_leaves_the_place_of_a_fetch_to_others() {
+        let (files, node) = (RemoteFiles::new(1_000).unwrap(), node());
+        let asked = || {
+            let broker = Arc::clone(&node) as Arc<dyn Broker>;
+            (files.clone(), (broker, 7), ("never".to_owned(), Method::GET, HeaderMap::new()))
+        };
+        let control = Handle::current();
+        let mut under_way: Vec<_> = (0..FETCHES_MAX)
+            .map(|_| {
+                let ((files, node, asked), control) = (asked(), &control);
+                Box::pin(async move { files.fetch_apart(control, node, asked).await })
+            })
+            .collect();
+        for fetch in &mut under_way {
+            assert!(futures_util::poll!(fetch).is_pending());
+        }
+        while files.fetches.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        expect_overloaded(&fetch(&files, &node, "1").await);
+        drop(under_way);
+        // Far sooner than the node would have been given up.
+        tokio::time::timeout(FETCH_TIMEOUT / 2, async {
+            while files.fetches.available_permits() < FETCHES_MAX {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+        assert_eq!(fetch(&files, &node, "1").await.status(), StatusCode::OK);
     }
 
     #[tokio::test]
