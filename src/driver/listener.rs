@@ -1,6 +1,7 @@
 //! HTTP until a request becomes a session: accepting, hyper, and the way out of it.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
@@ -294,22 +295,54 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Closes a listener that others share the port of; whoever waits in its backlog is taken, one after the other as there is
-/// room, and not reset. Breaks if the shard has drained before.
+/// Closes a listener that others share the port of, at once: the kernel deals connections to it for as long as it is open,
+/// however little room there is. Whoever waited in its backlog is taken then, one after the other as there is room, and not
+/// reset. Breaks if the shard has drained before.
 async fn leave_group(
     listener: TcpListener,
     serving: &Rc<Serving>,
     closing: &mut watch::Receiver<bool>,
 ) -> ControlFlow<()> {
     let Ok(listener) = listener.into_std() else { return ControlFlow::Continue(()) };
-    while let Ok((stream, peer)) = listener.accept() {
-        if stream.set_nonblocking(true).is_ok()
-            && let Ok(stream) = TcpStream::from_std(stream)
-        {
-            serving.take((stream, peer), closing).await?;
+    let mut waiting = VecDeque::new();
+    // Not more than can have waited when it began: others may come as fast as they are accepted.
+    let mut left = BACKLOG;
+    while left > 0 {
+        match listener.accept() {
+            Ok(connected) => waiting.push_back(connected),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if is_of_one_connection(&error) => {}
+            // No descriptor is left: there may be one once the first of them is where it can be told to make room.
+            Err(_) => {
+                let Some(first) = waiting.pop_front() else { break };
+                take_accepted(first, serving, closing).await?;
+                continue;
+            }
         }
+        left -= 1;
+    }
+    drop(listener);
+    for connected in waiting {
+        take_accepted(connected, serving, closing).await?;
     }
     ControlFlow::Continue(())
+}
+
+/// As [`Serving::take`], of one that the runtime does not know yet.
+async fn take_accepted(
+    (stream, peer): (std::net::TcpStream, SocketAddr),
+    serving: &Rc<Serving>,
+    closing: &mut watch::Receiver<bool>,
+) -> ControlFlow<()> {
+    match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+        Ok(stream) => serving.take((stream, peer), closing).await,
+        Err(_) => ControlFlow::Continue(()),
+    }
+}
+
+/// Whether a connection was gone before it was taken: the next one is not.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
 }
 
 /// Waits until there is room in the table again, and listens.
@@ -354,8 +387,7 @@ pub(crate) async fn accept(mut listener: TcpListener, serving: Rc<Serving>) {
                     return;
                 }
             }
-            // The connection was gone before it was taken: the next one is not.
-            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+            Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 // Said once, not at every attempt: it lasts until somebody leaves.
                 if !std::mem::replace(&mut is_failing, true) {
@@ -606,8 +638,13 @@ mod tests {
         }
     }
 
-    impl Edge for Silent {
+    /// Never answers; whether it was asked.
+    #[derive(Default)]
+    struct Mute(Cell<bool>);
+
+    impl Edge for Mute {
         fn answer(self: Rc<Self>, _: Request<Incoming>, _: SocketAddr) -> AnswerFuture {
+            self.0.set(true);
             Box::pin(std::future::pending())
         }
     }
@@ -652,7 +689,7 @@ mod tests {
     #[test]
     fn whoever_waited_at_a_listener_that_is_left_is_taken_as_there_is_room() {
         local_runtime().block_on(async {
-            let (serving, _close) = serving(2, Rc::new(Silent));
+            let (serving, _close) = serving(2, Rc::new(Mute::default()));
             let listener = TcpListener::from_std(listen("127.0.0.1:0".parse().unwrap()).unwrap()).unwrap();
             let address = listener.local_addr().unwrap();
             let clients: Vec<_> = (0..6).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
@@ -665,6 +702,38 @@ mod tests {
             serving.connections.wait_for_none().await;
         });
     }
+    #[test]
+    fn a_listener_is_left_at_once_however_long_those_wait_that_it_had() {
+        local_runtime().block_on(async {
+            let edge = Rc::new(Mute::default());
+            let (serving, _close) = serving(1, Rc::clone(&edge) as Rc<dyn Edge>);
+            let listener = TcpListener::from_std(listen("127.0.0.1:0".parse().unwrap()).unwrap()).unwrap();
+            let address = listener.local_addr().unwrap();
+            let mut busy = std::net::TcpStream::connect(address).unwrap();
+            std::io::Write::write_all(&mut busy, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+            let (stream, peer) = listener.accept().await.unwrap();
+            serving.spawn(stream, peer, None);
+            while !edge.0.get() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let _waiting = [(); 2].map(|()| std::net::TcpStream::connect(address).unwrap());
+            let mut closing = serving.closing.clone();
+            let mut left = Box::pin(leave_group(listener, &serving, &mut closing));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(left.as_mut().poll(&mut context).is_pending(), "nobody makes room");
+            // All that come from now on are dealt to those that are left.
+            let other = listen(address).unwrap();
+            let later = [(); 32].map(|()| std::net::TcpStream::connect(address).unwrap());
+            for client in &later {
+                assert_eq!(other.accept().unwrap().1, client.local_addr().unwrap());
+            }
+            drop(busy);
+            let left = tokio::time::timeout(STALL_TIME * 10, left).await;
+            assert_eq!(left, Ok(ControlFlow::Continue(())));
+            assert_eq!(serving.connections.open(), 1);
+        });
+    }
+
     /// A connection that asks for something large and takes nothing of it.
     async fn stalled(serving: &Rc<Serving>, listener: &TcpListener) -> std::net::TcpStream {
         let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
