@@ -11,6 +11,9 @@ const TABS_DERIVED_MAX: usize = 1_000_000;
 /// JSON around a file's base64 in a frame and in a request: names, ids, escapes of a long filename.
 const FILE_JSON_BYTES: usize = 8 << 10;
 const LEEWAY_MAX: Duration = Duration::from_secs(600);
+/// Times in which somebody waits; a moment that is later than the clock's end would be a panic.
+const LONG_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
+const FILES_TIME_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
 /// A digest's length: what RFC 7518 §3.2 asks of an HS256 secret.
 const HS256_SECRET_BYTES_MIN: usize = 32;
 
@@ -213,8 +216,18 @@ impl Settings {
             ensure(time >= Duration::from_millis(100), name, "must be at least 100ms")?;
             ensure(time <= Duration::from_secs(3600), name, "must be at most 1h")?;
         }
+        let long_times = [
+            ("webhook_backoff_min", self.webhook_backoff_min),
+            ("webhook_backoff_max", self.webhook_backoff_max),
+            ("drain_spread", self.drain_spread),
+            ("drain_deadline", self.drain_deadline),
+        ];
+        for (name, time) in long_times {
+            ensure(time <= LONG_TIME_MAX, name, "must be at most 1d")?;
+        }
         ensure(self.publish_deadline <= Duration::from_secs(60), "publish_deadline", "must be at most 1m")?;
         ensure(self.files_time >= Duration::from_secs(1), "files_time", "must be at least 1s")?;
+        ensure(self.files_time <= FILES_TIME_MAX, "files_time", "must be at most 3650d")?;
         ensure(self.token_leeway <= LEEWAY_MAX, "token_leeway", "must be at most 10m")?;
         let backoff = "must be at least webhook_backoff_min";
         ensure(self.webhook_backoff_max >= self.webhook_backoff_min, "webhook_backoff_max", backoff)?;
@@ -377,6 +390,18 @@ mod tests {
         let huge = Sources::new().load(Machine { cores: 1, open_files_max: usize::MAX }).unwrap();
         assert_eq!(huge.tabs_max, TABS_DERIVED_MAX);
         assert_eq!(Sources::new().load(Machine { cores: 0, open_files_max: 3 }).unwrap().tabs_max, 1);
+    }
+
+    #[test]
+    fn no_time_is_so_long_that_the_clock_ends_before_it() {
+        let times: Vec<_> =
+            Settings::ALL.iter().filter(|setting| setting.form == "duration").map(|setting| setting.name).collect();
+        assert!(times.len() > 15, "{}", times.len());
+        for name in times {
+            let reason = load(&format!("{name} = '{}s'", u64::MAX)).unwrap_err().to_string();
+            assert!(reason.starts_with(&format!("{name}: must be at most ")), "{name}: {reason}");
+        }
+        assert!(load("drain_deadline = '1d'\ndrain_spread = '23h'\nwebhook_backoff_max = '1d'").is_ok());
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::driver::clock;
+
 /// A client's patience account: time is taken from it while bytes wait to be written, and every byte that the client
 /// takes adds to it, up to what it began with. A client to which nothing is to be written is never slow.
 ///
@@ -21,8 +23,9 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// A client with all its patience.
+    /// A client with all its patience, [`clock::TIME_MAX`] at most.
     pub(super) fn new(patience: Duration, bytes_per_second_min: usize) -> Self {
+        let patience = patience.min(clock::TIME_MAX);
         Self { patience, bytes_per_second_min, left: patience, since: None, written: 0 }
     }
 
@@ -65,7 +68,6 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::clock;
 
     /// A client with ten seconds and 1,000 bytes a second. At each second some bytes have been taken, and some still
     /// wait or none do: how many milliseconds it then has left.
@@ -110,6 +112,14 @@ mod tests {
         ];
         check(1_000, &pauses);
         check(1_000, &[(0, 0, false, 10_000), (3_600, 0, true, 10_000)]);
+    }
+
+    #[test]
+    fn patience_without_an_end_is_a_year() {
+        let start = clock::now();
+        let mut pace = Pace::new(Duration::MAX, 0);
+        assert_eq!(pace.waits(0, start), (start, start + clock::TIME_MAX));
+        assert_eq!(pace.waits(1, start + clock::TIME_MAX).1, start + clock::TIME_MAX * 2);
     }
 
     #[test]

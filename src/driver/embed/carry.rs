@@ -11,6 +11,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::time::Instant;
 
+use crate::driver::clock;
 use crate::proto::limits::SessionLimits;
 
 /// Bytes that are copied at once: a client says little.
@@ -99,7 +100,7 @@ impl Patience {
     async fn bound(&mut self, shard: &OwnedReadHalf, write: impl Future<Output = io::Result<()>>) -> io::Result<()> {
         let last = async {
             closed(shard, LOOK_AGAIN_STALLED).await;
-            let close_timeout = self.limits.load().close_timeout;
+            let close_timeout = self.limits.load().close_timeout.min(clock::TIME_MAX);
             tokio::time::sleep_until(*self.deadline.get_or_insert_with(|| Instant::now() + close_timeout)).await;
         };
         tokio::select! {
