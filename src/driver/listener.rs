@@ -1,9 +1,7 @@
 //! HTTP until a request becomes a session: accepting, hyper, and the way out of it.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::io;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::pin::Pin;
@@ -18,7 +16,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1::{Builder, Connection};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioTimer;
-use socket2::{Domain, Protocol, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -28,6 +25,7 @@ use crate::driver::addresses::{AddressCounts, Place};
 use crate::driver::clock;
 use crate::driver::connections::{Connections, SeatRef, Waits};
 use crate::driver::exit::{EdgeService, Exit, Io, Opened};
+use crate::driver::group::{self, FileTable};
 use crate::driver::loan;
 use crate::driver::pace::Pace;
 use crate::driver::proxies::{self, Introduction, Proxies};
@@ -43,10 +41,6 @@ const LINGER_TIME: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 256 << 10;
 /// How long accepting rests after an error that will not go away by itself (no descriptors left).
 const ACCEPT_REST: Duration = Duration::from_millis(50);
-/// How often a shard that left the listeners looks whether it may come back.
-const COME_BACK_REST: Duration = Duration::from_millis(100);
-/// Connections that the kernel may hold for one listener until they are accepted.
-const BACKLOG: i32 = 4096;
 /// Unsent bytes that the kernel may hold for one socket before it says "full": lag then stays in our bounded queue.
 pub(super) const NOTSENT_BYTES_MAX: u32 = 64 << 10;
 /// What a client gets that began a request's head and did not end it in time.
@@ -152,36 +146,15 @@ pub(crate) struct Serving {
     pub(crate) table: Option<FileTable>,
 }
 
-/// A file table of a thread's own: the kernel deals connections to all listeners alike, so one whose table is almost
-/// full leaves them to the others.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct FileTable {
-    /// Where the shard listens.
-    pub(crate) address: SocketAddr,
-    /// Descriptors that are no connections.
-    pub(crate) base: usize,
-    /// Descriptors that the table may have.
-    pub(crate) limit: usize,
-}
-
-impl FileTable {
-    const LEAVE_PERCENT: usize = 95;
-    const COME_BACK_PERCENT: usize = 90;
-
-    fn is_filled(self, connections: usize, percent: usize) -> bool {
-        self.base + connections >= self.limit / 100 * percent + self.limit % 100 * percent / 100
-    }
-}
-
 impl Serving {
     /// Whether the thread's own file table is filled to so many percent.
-    fn is_filled(&self, percent: usize) -> bool {
+    pub(super) fn is_filled(&self, percent: usize) -> bool {
         let connections = || self.connections.open() + self.local.with_shard(Shard::session_count);
         self.table.is_some_and(|table| table.is_filled(connections(), percent))
     }
 
     /// Serves a connection once there is room for it, if it may be. Breaks if the shard has drained before.
-    async fn take(
+    pub(super) async fn take(
         self: &Rc<Self>,
         (stream, peer): (TcpStream, SocketAddr),
         closing: &mut watch::Receiver<bool>,
@@ -281,84 +254,6 @@ impl Serving {
     }
 }
 
-/// A listener that shares its port with those of the other shards.
-pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
-    // What is accepted inherits both: two system calls less for each connection.
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_notsent_lowat(NOTSENT_BYTES_MAX)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-/// Closes a listener that others share the port of, at once: the kernel deals connections to it for as long as it is open,
-/// however little room there is. Whoever waited in its backlog is taken then, one after the other as there is room, and not
-/// reset. Breaks if the shard has drained before.
-async fn leave_group(
-    listener: TcpListener,
-    serving: &Rc<Serving>,
-    closing: &mut watch::Receiver<bool>,
-) -> ControlFlow<()> {
-    let Ok(listener) = listener.into_std() else { return ControlFlow::Continue(()) };
-    let mut waiting = VecDeque::new();
-    // Not more than can have waited when it began: others may come as fast as they are accepted.
-    let mut left = BACKLOG;
-    while left > 0 {
-        match listener.accept() {
-            Ok(connected) => waiting.push_back(connected),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) if is_of_one_connection(&error) => {}
-            // No descriptor is left: there may be one once the first of them is where it can be told to make room.
-            Err(_) => {
-                let Some(first) = waiting.pop_front() else { break };
-                take_accepted(first, serving, closing).await?;
-                continue;
-            }
-        }
-        left -= 1;
-    }
-    drop(listener);
-    for connected in waiting {
-        take_accepted(connected, serving, closing).await?;
-    }
-    ControlFlow::Continue(())
-}
-
-/// As [`Serving::take`], of one that the runtime does not know yet.
-async fn take_accepted(
-    (stream, peer): (std::net::TcpStream, SocketAddr),
-    serving: &Rc<Serving>,
-    closing: &mut watch::Receiver<bool>,
-) -> ControlFlow<()> {
-    match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-        Ok(stream) => serving.take((stream, peer), closing).await,
-        Err(_) => ControlFlow::Continue(()),
-    }
-}
-
-/// Whether a connection was gone before it was taken: the next one is not.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
-}
-
-/// Waits until there is room in the table again, and listens.
-async fn come_back(table: FileTable, serving: &Serving) -> TcpListener {
-    loop {
-        tokio::time::sleep(COME_BACK_REST).await;
-        if serving.is_filled(FileTable::COME_BACK_PERCENT) {
-            continue;
-        }
-        match listen(table.address).and_then(TcpListener::from_std) {
-            Ok(listener) => return listener,
-            Err(error) => tracing::warn!(%error, "a shard cannot listen again"),
-        }
-    }
-}
-
 /// Accepts until the shard has drained. The backlog is emptied first, so that nobody who got in is reset.
 pub(crate) async fn accept(mut listener: TcpListener, serving: Rc<Serving>) {
     let mut closing = serving.closing.clone();
@@ -366,11 +261,11 @@ pub(crate) async fn accept(mut listener: TcpListener, serving: Rc<Serving>) {
     loop {
         if let Some(table) = serving.table.filter(|_| serving.is_filled(FileTable::LEAVE_PERCENT)) {
             tracing::warn!("the shard's file table is almost full: it leaves the listeners");
-            if leave_group(listener, &serving, &mut closing).await.is_break() {
+            if group::leave(listener, &serving, &mut closing).await.is_break() {
                 return;
             }
             listener = tokio::select! {
-                listener = come_back(table, &serving) => listener,
+                listener = group::come_back(table, &serving) => listener,
                 _ = closing.wait_for(|closing| *closing) => return,
             };
             tracing::info!("the shard listens again");
@@ -387,7 +282,7 @@ pub(crate) async fn accept(mut listener: TcpListener, serving: Rc<Serving>) {
                     return;
                 }
             }
-            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) if group::is_of_one_connection(&error) => {}
             Err(error) => {
                 // Said once, not at every attempt: it lasts until somebody leaves.
                 if !std::mem::replace(&mut is_failing, true) {
@@ -613,7 +508,10 @@ pub(super) async fn linger(stream: Stream) {
 
 #[cfg(test)]
 mod tests {
+    use socket2::{Domain, Protocol, Type};
+
     use super::*;
+    use crate::driver::group::listen;
     use crate::fanout::hub::Hub;
     use crate::fanout::session::SessionRef;
     use crate::fanout::shard::{Inbound, Reaction};
@@ -693,7 +591,7 @@ mod tests {
             let listener = TcpListener::from_std(listen("127.0.0.1:0".parse().unwrap()).unwrap()).unwrap();
             let address = listener.local_addr().unwrap();
             let clients: Vec<_> = (0..6).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
-            let left = leave_group(listener, &serving, &mut serving.closing.clone()).await;
+            let left = group::leave(listener, &serving, &mut serving.closing.clone()).await;
             assert_eq!(left, ControlFlow::Continue(()));
             // Each of the first has made room for one that came later, and nobody was left out.
             assert_eq!(serving.connections.open(), 2);
@@ -718,7 +616,7 @@ mod tests {
             }
             let _waiting = [(); 2].map(|()| std::net::TcpStream::connect(address).unwrap());
             let mut closing = serving.closing.clone();
-            let mut left = Box::pin(leave_group(listener, &serving, &mut closing));
+            let mut left = Box::pin(group::leave(listener, &serving, &mut closing));
             let mut context = std::task::Context::from_waker(std::task::Waker::noop());
             assert!(left.as_mut().poll(&mut context).is_pending(), "nobody makes room");
             // All that come from now on are dealt to those that are left.

@@ -42,6 +42,7 @@ pub mod clock;
 mod connections;
 pub mod embed;
 mod exit;
+mod group;
 pub(crate) mod handshake;
 mod head;
 pub mod listener;
