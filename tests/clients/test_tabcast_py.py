@@ -362,6 +362,35 @@ class ABotOnAWebhook(BotTest):
             until("another is gone", lambda: sum(map(is_open, liars)) == 3)
         self.assertEqual(heard, ["one", "two"])
 
+    def test_who_is_refused_and_lingers_makes_room_too(self):
+        async def handle(message, adapter):
+            pass
+
+        def is_over(stranger):
+            stranger.setblocking(False)
+            try:
+                return stranger.recv(1) == b""
+            except BlockingIOError:
+                return False
+
+        for head, status in [
+            ("GET / HTTP/1.1", b"405"),
+            ("POST / HTTP/1.1", b"401"),
+            (f"POST / HTTP/1.1\r\n{self.signed_head(1 << 40)}", b"413"),
+        ]:
+            # Nobody leaves by itself while it is looked.
+            with self.subTest(status), unittest.mock.patch.object(tabcast, "LINGER_TIME", 3600), contextlib.ExitStack() as strangers:
+                bot = self.bot(handle)
+                told = []
+                for _ in range(tabcast.CONNECTIONS_MAX + 5):
+                    told.append(self.stranger(strangers))
+                    told[-1].sendall(f"{head}\r\nContent-Length: 60000\r\n\r\n".encode())
+                    self.assertEqual(told[-1].recv(1000)[:12], b"HTTP/1.1 " + status)
+                until("those told first are gone", lambda: all(map(is_over, told[:5])))
+                self.assertFalse(any(map(is_over, told[5:])))
+                self.assertLessEqual(len(bot._awaited), tabcast.CONNECTIONS_MAX)
+                self.run_(bot.stop())
+
     def test_without_a_secret_no_page_in_a_browser_is_heard(self):
         heard = []
 

@@ -21,7 +21,7 @@ from typing import Any, Awaitable, Callable, Dict, List, Mapping, NamedTuple, Op
 log = logging.getLogger("tabcast")
 log_once = functools.lru_cache(maxsize=None)(log.error)
 LOST, MALFORMED = (OSError, asyncio.TimeoutError, http.client.HTTPException), (KeyError, TypeError, ValueError)
-BODY_BYTES_MAX, BODIES_BYTES_MAX, CONNECTIONS_MAX, TAKEN_MAX = 16 << 20 | 64 << 10, 64 << 20, 128, 10_000  # to the webhook; messages known
+BODY_BYTES_MAX, BODIES_BYTES_MAX, CONNECTIONS_MAX, LINGER_TIME, TAKEN_MAX = 16 << 20 | 64 << 10, 64 << 20, 128, 1.0, 10_000  # to the webhook; messages known
 
 class TabcastError(Exception):
     """`code`: the gateway's (README, "Codes"), or `unreachable`, `stream_exists`, `stream_full`, `no_secret`. `status`: 0 without HTTP."""
@@ -240,7 +240,7 @@ class WebChatAdapter:
                 ends = "keep-alive" if status in (200, 500, 503) else "close"
                 writer.write(f"HTTP/1.1 {status or 413} -\r\nAllow: POST\r\nRetry-After: 1\r\nConnection: {ends}\r\nContent-Length: 0\r\n\r\n".encode())
                 await writer.drain()
-                if ends == "close": await asyncio.wait_for(reader.readexactly(min(length, 1 << 16)), 1)  # before that many hear no answer
+                if ends == "close": await asyncio.wait_for(reader.readexactly(min(length, 1 << 16)), LINGER_TIME)  # before that many hear no answer; still awaited
         self._awaited.pop(writer, None)
     def _await(self, writer: asyncio.StreamWriter, length: int) -> None:  # of a body, 0: a head; who is awaited longest makes room
         self._awaited.pop(writer, None)
