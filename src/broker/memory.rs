@@ -57,11 +57,7 @@ impl Broker for MemoryBroker {
             let delivered = peer.deliver(channel, frame);
             if delivered == Delivered::Full {
                 peer.count_refused();
-                match channel {
-                    ChannelId::User(_) => peer.users_missed(),
-                    ChannelId::Room(_) => peer.rooms_missed(),
-                    ChannelId::Stream(_) => {}
-                }
+                peer.channel_missed(channel);
             }
             delivered == Delivered::Taken
         });
@@ -87,5 +83,76 @@ impl Broker for MemoryBroker {
         }
         let users = users.into_iter().take(limit).map(|(user, tabs)| OnlineUser { user, tabs });
         Box::pin(std::future::ready(Some(users.collect())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use super::*;
+    use crate::id::{MessageId, RequestId};
+    use crate::proto::event::{Event, Timestamp};
+
+    /// Has no room, and writes down what it is told.
+    #[derive(Default)]
+    struct Crowded(Mutex<Vec<String>>);
+
+    impl Crowded {
+        fn note(&self, what: &str) {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(what.to_owned());
+        }
+    }
+
+    impl Peer for Crowded {
+        fn deliver(&self, _channel: &ChannelId, _frame: &Frame) -> Delivered {
+            Delivered::Full
+        }
+        fn count_refused(&self) {
+            self.note("refused");
+        }
+        fn rooms_missed(&self) {
+            self.note("rooms missed");
+        }
+        fn users_missed(&self) {
+            self.note("users missed");
+        }
+        fn channel_missed(&self, channel: &ChannelId) {
+            self.note(&format!("{} missed", channel.key()));
+        }
+        fn tabs(&self, _user: &UserId) -> usize {
+            0
+        }
+        fn users(&self) -> Vec<UserId> {
+            Vec::new()
+        }
+        fn end_sessions(&self, _user: &UserId, _ending: Disconnect) -> bool {
+            true
+        }
+        fn has_stream(&self, _request: &RequestId) -> bool {
+            false
+        }
+        fn forget_backlog(&self, _user: &UserId) {}
+    }
+
+    /// What a node without room is told of one frame.
+    fn check(channel: &str, event: &Event<'_>, expected: &[&str]) {
+        let broker = MemoryBroker::default();
+        let crowded = Arc::new(Crowded::default());
+        let (here, there): (Arc<dyn Peer>, Arc<dyn Peer>) = (Arc::new(Crowded::default()), crowded.clone());
+        let from = broker.attach(&here);
+        broker.attach(&there);
+        let channel = ChannelId::parse(channel).unwrap();
+        let forwarded = broker.forward(from, &channel, &Frame::encode_for(event, &channel));
+        assert!(matches!(forwarded, Ok(Forwarded::Now(0))));
+        assert_eq!(*crowded.0.lock().unwrap(), expected, "{channel:?}");
+    }
+
+    #[test]
+    fn only_those_are_told_of_a_frame_that_finds_no_room_whose_it_was() {
+        let (id, timestamp) = (MessageId::random(), Timestamp::from_micros(1));
+        let said = Event::Message { id, text: "text", sender: "star", reply_to: None, timestamp };
+        check("ann", &said, &["refused", "ann missed"]);
+        check("room:den", &said, &["refused", "den missed"]);
     }
 }

@@ -47,6 +47,8 @@ pub trait Peer: Send + Sync + 'static {
     fn rooms_missed(&self);
     /// What another node said to this one never came here: frames to users, nobody knows to whom. As above.
     fn users_missed(&self);
+    /// A frame to a user or a room was dropped here for want of room. As above, and counted by [`Self::count_refused`].
+    fn channel_missed(&self, channel: &ChannelId);
     /// How many sessions the user has on this node.
     fn tabs(&self, user: &UserId) -> usize;
     /// The users who have a session on this node.

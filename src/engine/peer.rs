@@ -37,6 +37,10 @@ impl Peer for LocalPeer {
         self.0.tell_users_of_gap();
     }
 
+    fn channel_missed(&self, channel: &ChannelId) {
+        self.0.tell_channel_of_gap(channel);
+    }
+
     fn tabs(&self, user: &UserId) -> usize {
         self.0.registry().get_sessions(user).map_or(0, |sessions| sessions.len())
     }

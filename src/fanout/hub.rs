@@ -19,6 +19,7 @@ pub(crate) use crate::fanout::hub::deflating::Deflating;
 pub use crate::fanout::hub::draining::Drain;
 pub(crate) use crate::fanout::hub::draining::Pace;
 pub(crate) use crate::fanout::hub::incomplete::Incomplete;
+pub(crate) use crate::fanout::hub::missed::Untold;
 pub(crate) use crate::fanout::hub::post::Post;
 pub(crate) use crate::fanout::hub::sessions::Edges;
 use crate::fanout::hub::watching::Watching;
@@ -26,7 +27,7 @@ pub use crate::fanout::hub::watching::{TooManyWatchers, Watched};
 pub(crate) use crate::fanout::hub::weighing::NOBODY;
 
 use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use event_listener::{Event, EventListener};
@@ -63,13 +64,8 @@ struct Inbox {
     bell: Bell,
     freed: Event,
     claimed: AtomicBool,
-    /// [`Post::RoomsMissed`] is on its way.
-    ///
-    /// # Ordering
-    /// Acquire and Release: a loss that finds it set was noted before the shard clears it, and so before it tells.
-    rooms_missed: AtomicBool,
-    /// The same for [`Post::UsersMissed`].
-    users_missed: AtomicBool,
+    /// What was lost and is not told yet: if there is anything, [`Post::Missed`] is on its way.
+    untold: Mutex<Untold>,
     /// The size class of the shard's fattest session that may be cut, as it told it last: see [`weighing`].
     ///
     /// # Ordering
@@ -128,8 +124,7 @@ impl Hub {
             bell: Bell::new(),
             freed: Event::new(),
             claimed: AtomicBool::new(false),
-            rooms_missed: AtomicBool::new(false),
-            users_missed: AtomicBool::new(false),
+            untold: Mutex::default(),
             top_class: AtomicU32::new(NOBODY),
         };
         let stripes = Arc::new(Stripes::new(limits.recovery.clone()));

@@ -105,18 +105,32 @@ impl Stripes {
         positions.iter().find_map(|position| backlog.since(*position))
     }
 
-    /// Lets go all that is held of a user: it has holes from now on.
-    pub(crate) fn forget(&self, user: &UserId) {
+    /// Lets go all that is held of a user: it has holes from now on. `meanwhile` is done before anything of the user is
+    /// posted, kept or looked up again.
+    pub(crate) fn forget<R>(&self, user: &UserId, meanwhile: impl FnOnce() -> R) -> R {
         let mut displaced = Displaced::new();
-        self.hold(&ChannelId::User(user.clone())).forget(user, &mut displaced);
+        let mut stripe = self.hold(&ChannelId::User(user.clone()));
+        stripe.forget(user, &mut displaced);
+        let result = meanwhile();
+        drop(stripe);
+        result
     }
 
-    /// Lets go all that is held of anybody. Holds each stripe in turn.
-    pub(crate) fn forget_all(&self) {
-        for stripe in &self.stripes {
-            let forgotten = std::mem::take(&mut *lock(stripe));
-            drop(forgotten);
-        }
+    /// The same of anybody. Holds all stripes at once, always in the same order; nobody else holds two.
+    pub(crate) fn forget_all<R>(&self, meanwhile: impl FnOnce() -> R) -> R {
+        let mut held: Vec<_> = self.stripes.iter().map(lock).collect();
+        let forgotten: Vec<_> = held.iter_mut().map(|stripe| std::mem::take(&mut **stripe)).collect();
+        let result = meanwhile();
+        drop(held);
+        drop(forgotten);
+        result
+    }
+
+    /// The same if the stripe is not held just now.
+    #[cfg(test)]
+    pub(crate) fn try_history(&self, user: &UserId) -> Option<Vec<Frame>> {
+        let stripe = self.stripes[stripe_of(&ChannelId::User(user.clone()))].try_lock().ok()?;
+        Some(stripe.users.get(user).map(|backlog| backlog.frames().cloned().collect()).unwrap_or_default())
     }
 
     /// What is held of a user, oldest first.

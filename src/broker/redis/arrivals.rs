@@ -15,6 +15,8 @@ use crate::traces::Span;
 
 /// How long inboxes that are full are left alone.
 const PAUSE: Duration = Duration::from_millis(1);
+/// Users and rooms that are told of a loss one by one, between two that came.
+const LOSSES_MAX: usize = 64;
 /// The ids of the last frames of streams, so that one that is said again is known.
 const RECENT_MAX: usize = 16_384;
 
@@ -33,26 +35,43 @@ pub(crate) enum Arrival {
     Loss(Loss),
 }
 
-/// What is lost: nobody knows to whom it was said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Loss {
+    /// Nobody knows to which room it was said.
     ToRooms,
+    /// Nobody knows to which user it was said.
     ToUsers,
+    /// To this user, or to this room.
+    To(ChannelId),
+}
+
+impl Loss {
+    /// What is told instead when there are too many of them.
+    fn to_all(&self) -> Self {
+        match self {
+            Self::ToRooms | Self::To(ChannelId::Room(_)) => Self::ToRooms,
+            Self::ToUsers | Self::To(_) => Self::ToUsers,
+        }
+    }
 }
 
 impl Arrival {
     fn bytes(&self) -> usize {
-        let held = if let Self::Frame { frame, span, .. } = self { frame.bytes() + span.bytes() } else { 0 };
+        let held = match self {
+            Self::Frame { frame, span, .. } => frame.bytes() + span.bytes(),
+            Self::Loss(Loss::To(channel)) => channel.key().len(),
+            Self::End { .. } | Self::Loss(_) => 0,
+        };
         size_of::<Self>() + held
     }
 
     /// What is lost if it is dropped, and has to be told.
     fn loss(&self) -> Option<Loss> {
         match self {
-            Self::Frame { channel: ChannelId::User(_), .. } => Some(Loss::ToUsers),
-            Self::Frame { channel: ChannelId::Room(_), .. } => Some(Loss::ToRooms),
-            Self::Loss(loss) => Some(*loss),
-            Self::Frame { .. } | Self::End { .. } => None,
+            Self::Frame { channel: ChannelId::Stream(_), .. } | Self::End { .. } => None,
+            Self::Frame { channel, .. } => Some(Loss::To(channel.clone())),
+            Self::Loss(loss) => Some(loss.clone()),
         }
     }
 }
@@ -71,13 +90,22 @@ impl Waiting {
         self.arrivals.push_back(arrival);
     }
 
-    /// Keeps in mind that something is lost in this place, whatever the bound: once each between two that came.
+    /// Keeps in mind that something is lost in this place, whatever the bound: once each between two that came, and past
+    /// [`LOSSES_MAX`] of them it was to anybody.
     fn note_loss(&mut self, loss: Loss) {
-        let is_noted = |arrival: &Arrival| matches!(arrival, Arrival::Loss(noted) if *noted == loss);
-        let mut last = self.arrivals.iter().rev().take_while(|arrival| matches!(arrival, Arrival::Loss(_)));
-        if !last.any(is_noted) {
-            self.push(Arrival::Loss(loss));
+        let losses = self.arrivals.iter().rev().map_while(|arrival| match arrival {
+            Arrival::Loss(loss) => Some(loss),
+            Arrival::Frame { .. } | Arrival::End { .. } => None,
+        });
+        let all = loss.to_all();
+        let mut count = 0;
+        for noted in losses {
+            if *noted == loss || *noted == all {
+                return;
+            }
+            count += 1;
         }
+        self.push(Arrival::Loss(if count < LOSSES_MAX { loss } else { all }));
     }
 }
 
@@ -183,6 +211,10 @@ fn hand_on(peer: &dyn Peer, arrival: &Arrival) -> bool {
             peer.users_missed();
             true
         }
+        Arrival::Loss(Loss::To(channel)) => {
+            peer.channel_missed(channel);
+            true
+        }
     }
 }
 
@@ -245,6 +277,9 @@ mod tests {
         fn users_missed(&self) {
             self.note("users missed");
         }
+        fn channel_missed(&self, channel: &ChannelId) {
+            self.said.lock().unwrap().push(format!("{} missed", channel.key()).leak());
+        }
         fn tabs(&self, _user: &UserId) -> usize {
             0
         }
@@ -281,13 +316,42 @@ mod tests {
         for channel in ["ann", "room:den", "ann", "room:den", "sse:r"] {
             arrivals.take(&*told, frame(channel));
         }
-        assert_eq!(arrivals.waiting.lock().unwrap().arrivals.len(), 3, "a loss of each sort is told once");
+        let waiting = || arrivals.waiting.lock().unwrap().arrivals.len();
+        assert_eq!(waiting(), 3, "all users are told anyway, and of each room once");
         told.has_room.store(true, std::sync::atomic::Ordering::Relaxed);
         let peer = Arc::clone(&told);
         let all =
             tokio::time::timeout(Duration::from_millis(200), arrivals.run(move || Some(peer.clone() as Arc<dyn Peer>)));
         assert!(all.await.is_err(), "it runs for ever");
         let said = told.said.lock().unwrap();
-        assert_eq!(said[6..], ["frame", "users missed", "rooms missed"], "{said:?}");
+        assert_eq!(said[6..], ["frame", "users missed", "den missed"], "{said:?}");
+    }
+
+    #[tokio::test]
+    async fn for_want_of_room_only_those_are_told_whose_frames_were_dropped_and_all_only_past_a_bound() {
+        let (told, metrics) = (Arc::new(Told::default()), Arc::new(BrokerMetrics::default()));
+        let arrivals = Arrivals::new(1, metrics);
+        arrivals.take(&*told, frame("first"));
+        for n in 0..LOSSES_MAX {
+            arrivals.take(&*told, frame(&format!("u{n}")));
+            arrivals.take(&*told, frame(&format!("u{n}")));
+        }
+        let waiting = || arrivals.waiting.lock().unwrap().arrivals.len();
+        assert_eq!(waiting(), 1 + LOSSES_MAX);
+        for n in 0..1_000 {
+            arrivals.take(&*told, frame(&format!("v{n}")));
+        }
+        assert_eq!(waiting(), 2 + LOSSES_MAX, "there is a bound");
+        told.has_room.store(true, std::sync::atomic::Ordering::Relaxed);
+        told.said.lock().unwrap().clear();
+        let peer = Arc::clone(&told);
+        let all =
+            tokio::time::timeout(Duration::from_millis(200), arrivals.run(move || Some(peer.clone() as Arc<dyn Peer>)));
+        assert!(all.await.is_err(), "it runs for ever");
+        let said = told.said.lock().unwrap();
+        let expected = (0..LOSSES_MAX).map(|n| format!("u{n} missed"));
+        let expected: Vec<_> =
+            ["frame".to_owned()].into_iter().chain(expected).chain(["users missed".to_owned()]).collect();
+        assert_eq!(*said, expected);
     }
 }

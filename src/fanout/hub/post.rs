@@ -21,10 +21,8 @@ pub(crate) enum Post {
     Room { room: Arc<Room>, frame: Frame },
     /// These sessions end, after what they have queued.
     End { sessions: Sessions, ending: Disconnect },
-    /// Whoever is in a room may have missed something that was said there.
-    RoomsMissed,
-    /// Whoever is a user's tab may have missed something that was said to the user.
-    UsersMissed,
+    /// Tabs may have missed something: the hub has noted who.
+    Missed,
     /// Every session of the shard ends, paced; see [`Drain`](crate::fanout::hub::Drain).
     Drain(Box<Pace>),
     /// From now on these are the limits of the shard's sessions.

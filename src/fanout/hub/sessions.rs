@@ -80,7 +80,7 @@ impl Hub {
 
     /// Lets go what recovery holds of a user: not all of it comes here any more.
     pub(crate) fn forget_backlog(&self, user: &UserId) {
-        self.stripes.forget(user);
+        self.stripes.forget(user, || ());
     }
 
     /// Takes a session out of the registry.

@@ -128,6 +128,14 @@ impl Hub {
         }
     }
 
+    /// What was said to `channel` never came here: whoever watches it hears of that before anything else is shown.
+    pub(super) fn miss_for_watchers(&self, channel: &ChannelId) {
+        let name = name_of(channel);
+        if self.watcher_count() > 0 && self.watching.rooms.find(&name).is_some() {
+            self.watching.miss(&name);
+        }
+    }
+
     fn show_to(&self, name: &RoomName, frame: &Frame) {
         let Some(room) = self.watching.rooms.find(name) else { return };
         let shown = if self.watching.takes_missed(name) {

@@ -14,6 +14,7 @@ mod drain;
 mod frames;
 mod handing;
 mod members;
+mod missed;
 mod offer;
 mod opening;
 mod queue;
@@ -300,8 +301,7 @@ impl Shard {
                     }
                 }
             }
-            Post::RoomsMissed => self.tell_members_of_gap(),
-            Post::UsersMissed => self.tell_users_of_gap(),
+            Post::Missed => self.tell_of_missed(),
             Post::Weigh => drop(self.weigh()),
             Post::EndWatchers => self.end_watchers(),
             Post::Drain(pace) => self.start_drain(*pace, now),

@@ -4,11 +4,11 @@ use std::ops::ControlFlow;
 
 use crate::fanout::session::SessionRef;
 use crate::fanout::shard::Shard;
-use crate::fanout::shard::frames::{Local, Wire};
-use crate::fanout::shard::slab::{Session, State};
+use crate::fanout::shard::frames::Wire;
+use crate::fanout::shard::slab::State;
 use crate::id::RoomName;
 use crate::proto::disconnect::Disconnect;
-use crate::proto::event::{ErrorCode, GapReason, Notice};
+use crate::proto::event::{ErrorCode, Notice};
 use crate::proto::frame::Frame;
 use crate::proto::websocket::{self, Incoming, Partial, ReadLimits};
 
@@ -260,38 +260,6 @@ impl Shard {
                 ack.into_iter().for_each(|frame| self.send(slot, frame));
             }
         }
-    }
-
-    /// Says that what was said in a room is not kept, to a tab that has joined it and came back just now.
-    pub(super) fn tell_returned_of_gap(&mut self, slot: u32) {
-        if self.timers.tick() < self.slab.get(slot).resumed_until {
-            let gap = Notice::Gap { reason: GapReason::RoomNotKept, count: None };
-            self.send(slot, Frame::notice(&gap));
-        }
-    }
-
-    /// Says it once to each tab that is in a room: nobody knows which room it was.
-    pub(super) fn tell_members_of_gap(&mut self) {
-        self.hub.takes_rooms_missed(self.index);
-        self.tell_of_gap(GapReason::RoomNotKept, |session| !session.rooms.is_empty());
-    }
-
-    /// Says it once to each tab: nobody knows whose it was.
-    pub(super) fn tell_users_of_gap(&mut self) {
-        self.hub.takes_users_missed(self.index);
-        let is_tab = |session: &Session| session.identity.as_ref().is_some_and(|identity| !identity.is_nobody());
-        self.tell_of_gap(GapReason::LostBetweenNodes, is_tab);
-    }
-
-    fn tell_of_gap(&mut self, reason: GapReason, is_meant: impl Fn(&Session) -> bool) {
-        let handle = self.frames.insert(Local::Frame(Frame::notice(&Notice::Gap { reason, count: None })));
-        for slot in 0..self.slab.slots() {
-            let session = self.slab.get(slot);
-            if session.state == State::Open && is_meant(session) {
-                self.offer_one(slot, handle);
-            }
-        }
-        self.frames.release(handle);
     }
 
     fn send_deflated(&mut self, slot: u32, mut frame: Frame) {

@@ -208,3 +208,73 @@ fn every_tab_is_told_once_that_frames_to_users_were_lost_and_nothing_is_replayed
     rig.turn();
     assert_eq!(rig.got(a).iter().filter(|got| got.kind() == "gap").count(), 2, "what is lost later is told anew");
 }
+
+fn gaps(rig: &Rig, tab: usize) -> usize {
+    rig.got(tab).iter().filter(|got| got.kind() == "gap").count()
+}
+
+#[test]
+fn only_the_tabs_of_the_channel_are_told_what_found_no_room_here_and_only_its_past_is_let_go() {
+    let mut rig = Rig::new(2);
+    let (a, b, c, d) = (rig.tab(0, "a"), rig.tab(1, "a"), rig.tab(1, "b"), rig.tab(0, "b"));
+    let channel = |name| ChannelId::parse(name).unwrap();
+    rig.say(c, "join r");
+    rig.say(a, "join s");
+    for user in ["a", "b"] {
+        rig.publish(user, &message("before"));
+    }
+    for _ in 0..2 {
+        rig.hub.tell_channel_of_gap(&channel("a"));
+    }
+    rig.post("a", &message("after"));
+    rig.turn();
+    assert_eq!([a, b, c, d].map(|tab| gaps(&rig, tab)), [1, 1, 0, 0]);
+    for tab in [a, b] {
+        let got = rig.got(tab);
+        let [.., Got::Json(gap), after] = &got[..] else { panic!("{got:?}") };
+        assert_eq!((gap["reason"].as_str(), after.text()), (Some("lost_between_nodes"), Some("after")));
+    }
+    assert_eq!(["a", "b"].map(|user| rig.hub.history(&channel(user)).len()), [1, 1], "what came after, and all");
+    rig.hub.tell_channel_of_gap(&channel("room:r"));
+    rig.hub.tell_channel_of_gap(&channel("nobody"));
+    rig.hub.tell_channel_of_gap(&channel("room:nowhere"));
+    rig.turn();
+    assert_eq!([a, b, c, d].map(|tab| gaps(&rig, tab)), [1, 1, 1, 0]);
+    let last = rig.last(c);
+    let Got::Json(gap) = &last else { panic!("{last:?}") };
+    assert_eq!(gap["reason"].as_str(), Some("room_not_kept"));
+    assert_eq!(rig.hub.history(&channel("b")).len(), 1);
+}
+
+#[test]
+fn past_a_bound_of_users_every_tab_of_the_shard_is_told_once() {
+    let mut rig = Rig::new(2);
+    let tabs: Vec<_> = (0..100).map(|n| rig.tab(0, &format!("u{n}"))).collect();
+    let (other, elsewhere) = (rig.tab(0, "other"), rig.tab(1, "elsewhere"));
+    for n in 0..100 {
+        rig.hub.tell_channel_of_gap(&ChannelId::parse(&format!("u{n}")).unwrap());
+    }
+    rig.turn();
+    assert!(tabs.iter().all(|tab| gaps(&rig, *tab) == 1));
+    assert_eq!((gaps(&rig, other), gaps(&rig, elsewhere)), (1, 0));
+}
+
+#[test]
+fn a_storm_of_losses_fills_no_queue() {
+    let mut rig = Rig::new(1);
+    let tab = rig.tab(0, "a");
+    rig.stall(tab, 0);
+    rig.publish("a", &message("before"));
+    for _ in 0..1_000 {
+        rig.hub.tell_users_of_gap();
+        rig.turn();
+    }
+    assert!(rig.is_open(tab), "it is told once of what it has not heard");
+    rig.publish("a", &message("between"));
+    rig.hub.tell_users_of_gap();
+    rig.publish("a", &message("after"));
+    rig.writable(tab, usize::MAX);
+    let got = rig.got(tab);
+    let shape: Vec<_> = got.iter().map(|got| got.text().unwrap_or(got.kind())).collect();
+    assert_eq!(shape, ["before", "gap", "between", "gap", "after"]);
+}
