@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 
-use crate::broker::{Broker, BrokerFuture, Delivered, Forwarded, NodeId, OnlineUser, Peer, SpoolFull};
+use crate::broker::{Broker, BrokerFuture, Delivered, Forwarded, NodeId, OnlineUser, Peer, SpoolFull, leaves_gap};
 use crate::id::{ChannelId, UserId};
 use crate::proto::disconnect::Disconnect;
 use crate::proto::frame::{Frame, Kind};
@@ -57,7 +57,9 @@ impl Broker for MemoryBroker {
             let delivered = peer.deliver(channel, frame);
             if delivered == Delivered::Full {
                 peer.count_refused();
-                peer.channel_missed(channel);
+                if leaves_gap(frame.kind()) {
+                    peer.channel_missed(channel);
+                }
             }
             delivered == Delivered::Taken
         });
@@ -154,5 +156,7 @@ mod tests {
         let said = Event::Message { id, text: "text", sender: "star", reply_to: None, timestamp };
         check("ann", &said, &["refused", "ann missed"]);
         check("room:den", &said, &["refused", "den missed"]);
+        check("ann", &Event::Typing { active: true }, &["refused"]);
+        check("room:den", &Event::Typing { active: true }, &["refused"]);
     }
 }

@@ -34,6 +34,11 @@ pub enum Delivered {
     Full,
 }
 
+/// Whether who misses a frame of that kind has to be told. A sign of typing may be dropped: the next one says as much.
+pub(crate) fn leaves_gap(kind: Kind) -> bool {
+    kind != Kind::Typing
+}
+
 /// What a node offers to the others.
 pub trait Peer: Send + Sync + 'static {
     /// Gives a frame that has just come from another node the form that sessions of this node want beside the plain one,

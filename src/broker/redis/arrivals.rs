@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::broker::{Delivered, Peer};
+use crate::broker::{Delivered, Peer, leaves_gap};
 use crate::id::{ChannelId, UserId};
 use crate::metrics::BrokerMetrics;
 use crate::proto::disconnect::Disconnect;
@@ -70,7 +70,7 @@ impl Arrival {
     fn loss(&self) -> Option<Loss> {
         match self {
             Self::Frame { channel: ChannelId::Stream(_), .. } | Self::End { .. } => None,
-            Self::Frame { channel, .. } => Some(Loss::To(channel.clone())),
+            Self::Frame { channel, frame, .. } => leaves_gap(frame.kind()).then(|| Loss::To(channel.clone())),
             Self::Loss(loss) => Some(loss.clone()),
         }
     }
@@ -304,6 +304,13 @@ mod tests {
         Arrival::Frame { channel, frame, span }
     }
 
+    fn typing(channel: &str) -> Arrival {
+        let channel = ChannelId::parse(channel).unwrap();
+        let frame = Frame::encode_for(&Event::Typing { active: true }, &channel);
+        let span = Span::receive(None, &channel, &frame, 1);
+        Arrival::Frame { channel, frame, span }
+    }
+
     #[tokio::test]
     async fn a_loss_is_told_in_its_place_also_of_what_found_no_room_here() {
         let (told, metrics) = (Arc::new(Told::default()), Arc::new(BrokerMetrics::default()));
@@ -342,6 +349,8 @@ mod tests {
             arrivals.take(&*told, frame(&format!("v{n}")));
         }
         assert_eq!(waiting(), 2 + LOSSES_MAX, "there is a bound");
+        arrivals.take(&*told, typing("room:den"));
+        assert_eq!(waiting(), 2 + LOSSES_MAX, "nobody misses a sign of typing");
         told.has_room.store(true, std::sync::atomic::Ordering::Relaxed);
         told.said.lock().unwrap().clear();
         let peer = Arc::clone(&told);
