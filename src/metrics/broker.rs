@@ -18,6 +18,9 @@ pub struct BrokerMetrics {
     pub received_frames: SharedCounter,
     /// Messages from other nodes that never came, known by their numbers.
     pub lost_messages: SharedCounter,
+    /// Times that what another node said to this one before its first message here never came, or before it began anew,
+    /// having given this one up: how much that was is not known.
+    pub lost_beginnings: SharedCounter,
     /// Messages, or frames of streams, that came twice and were dropped.
     pub doubled_messages: SharedCounter,
     /// Messages that could not be read.
@@ -56,6 +59,7 @@ impl Default for BrokerMetrics {
             packed_messages: SharedCounter::default(),
             received_frames: SharedCounter::default(),
             lost_messages: SharedCounter::default(),
+            lost_beginnings: SharedCounter::default(),
             doubled_messages: SharedCounter::default(),
             unreadable_messages: SharedCounter::default(),
             dropped_frames: SharedCounter::default(),

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::time::Instant;
+
 use crate::broker::redis::keys::NodeName;
 use crate::broker::redis::packed::{self, Follows, Message, Number, Record, Sequences, Unreadable};
 use crate::id::{ChannelId, UserId};
@@ -38,11 +40,14 @@ impl Heard {
             return Ok(None);
         }
         let sequences = if is_own { &mut self.own } else { &mut self.every };
-        let follows_gap = match sequences.note(message.publisher, message.number) {
+        let is_lost = match sequences.note(message.publisher, message.number) {
             Follows::Next => false,
             // On the way to every node others may have heard what came before this one began to listen.
-            Follows::Late => is_own,
-            Follows::Anew => true,
+            Follows::Late if !is_own => false,
+            Follows::Late | Follows::Anew => {
+                metrics.lost_beginnings.increment();
+                true
+            }
             Follows::Gap(lost) => {
                 metrics.lost_messages.add(lost);
                 true
@@ -52,13 +57,15 @@ impl Heard {
                 return Ok(None);
             }
         };
+        // What a node says to itself is for nobody else.
+        let follows_gap = is_lost && message.publisher != me;
         Ok(Some(Opened { message, follows_gap }))
     }
 
-    /// Forgets publishers that are gone.
-    pub(crate) fn keep(&mut self, is_live: impl Fn(NodeName) -> bool) {
-        self.own.keep(&is_live);
-        self.every.keep(is_live);
+    /// Forgets publishers that have been gone for a while.
+    pub(crate) fn keep(&mut self, is_live: impl Fn(NodeName) -> bool, now: Instant) {
+        self.own.keep(&is_live, now);
+        self.every.keep(is_live, now);
     }
 }
 
@@ -139,5 +146,64 @@ impl Ends {
                 Err(_) => self.metrics.unreadable_messages.increment(),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const ME: NodeName = NodeName(1);
+
+    fn message(publisher: NodeName, number: Number) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        packed::begin(&mut bytes, publisher, number);
+        assert!(packed::put(&mut bytes, &Record::Canary { micros: 1 }));
+        bytes
+    }
+
+    fn follows_gap(
+        heard: &mut Heard,
+        is_own: bool,
+        (publisher, number): (NodeName, Number),
+        to: &BrokerMetrics,
+    ) -> bool {
+        let bytes = message(publisher, number);
+        heard.open(ME, is_own, &bytes, to).unwrap().unwrap().follows_gap
+    }
+
+    #[test]
+    fn a_hole_is_told_of_where_others_may_have_said_something_and_is_counted() {
+        let (mut heard, metrics) = (Heard::default(), BrokerMetrics::default());
+        let (other, late) = (NodeName(2), NodeName(3));
+        let mut check = |is_own, publisher, number, expected: (bool, u64, u64)| {
+            let is_told = follows_gap(&mut heard, is_own, (publisher, number), &metrics);
+            let counted = (metrics.lost_messages.value(), metrics.lost_beginnings.value());
+            assert_eq!((is_told, counted.0, counted.1), expected, "{publisher} {number:?}");
+        };
+        check(true, other, (1, 1), (false, 0, 0));
+        check(true, other, (1, 4), (true, 2, 0));
+        check(true, other, (2, 1), (true, 2, 1));
+        check(true, late, (1, 5), (true, 2, 2));
+        check(false, late, (1, 5), (false, 2, 2));
+        // Canaries are for nobody else.
+        check(true, ME, (1, 1), (false, 2, 2));
+        check(true, ME, (1, 5), (false, 5, 2));
+        check(true, ME, (2, 1), (false, 5, 3));
+    }
+
+    #[test]
+    fn whoever_was_thought_to_be_gone_and_never_was_has_lost_nothing() {
+        let (mut heard, metrics) = (Heard::default(), BrokerMetrics::default());
+        let (other, begun) = (NodeName(2), Instant::now());
+        for (sequence, seconds) in [(1, 0), (2, 10), (3, 300)] {
+            for is_own in [true, false] {
+                assert!(!follows_gap(&mut heard, is_own, (other, (1, sequence)), &metrics), "{sequence}");
+            }
+            heard.keep(|_| false, begun + Duration::from_secs(seconds));
+        }
+        assert_eq!((metrics.lost_messages.value(), metrics.lost_beginnings.value()), (0, 0));
     }
 }

@@ -269,10 +269,10 @@ impl Shared {
         }
     }
 
-    /// Forgets what is known of nodes that are gone.
+    /// Forgets what is known of nodes that have been gone for a while. To be called about once a second.
     pub(crate) fn forget_the_gone(&self) {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.keep(|node| self.members.is_live(node));
+        heard.keep(|node| self.members.is_live(node), Instant::now());
     }
 }
 

@@ -20,7 +20,11 @@
 //! end before it reads a record: no record and no head ends in those eight bytes. A node of a version that does not know
 //! traces has by then taken every record, and counts the message as unreadable. Without a traced frame there is none.
 
+use std::collections::HashMap;
 use std::num::{NonZeroU64, NonZeroU128};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::broker::redis::keys::NodeName;
 use crate::id::{ChannelId, MessageId, RoomName, UserId};
@@ -286,10 +290,17 @@ fn text<'m>(rest: &mut &'m [u8]) -> Result<&'m str, Unreadable> {
     std::str::from_utf8(bytes(rest, usize::from(length))?).map_err(|_| Unreadable::Text)
 }
 
+/// How long it is remembered what a publisher said last that is gone.
+const GONE_TIME: Duration = Duration::from_secs(600);
+/// Of so many at most, those that went last.
+const GONE_MAX: usize = 1_024;
+
 /// What is known of the messages of other publishers on one pub/sub channel.
 #[derive(Debug, Default)]
 pub(crate) struct Sequences {
-    last: std::collections::HashMap<NodeName, Number>,
+    last: HashMap<NodeName, Number>,
+    /// Since when publishers are gone of which it is remembered what they said last.
+    gone: HashMap<NodeName, Instant>,
 }
 
 /// How a message follows the one before it.
@@ -323,9 +334,23 @@ impl Sequences {
         }
     }
 
-    /// Forgets publishers that are gone.
-    pub(crate) fn keep(&mut self, is_live: impl Fn(NodeName) -> bool) {
-        self.last.retain(|publisher, _| is_live(*publisher));
+    /// Forgets publishers that are gone, but not at once: one that was only thought to be goes on counting, and must not
+    /// look as if all that it ever said before had been lost. Names are random: nobody else gets one that is remembered.
+    pub(crate) fn keep(&mut self, is_live: impl Fn(NodeName) -> bool, now: Instant) {
+        for publisher in self.last.keys() {
+            if is_live(*publisher) {
+                self.gone.remove(publisher);
+            } else {
+                self.gone.entry(*publisher).or_insert(now);
+            }
+        }
+        self.gone.retain(|_, since| now.saturating_duration_since(*since) < GONE_TIME);
+        while self.gone.len() > GONE_MAX {
+            let Some(oldest) = self.gone.iter().min_by_key(|(_, since)| **since).map(|(name, _)| *name) else { break };
+            self.gone.remove(&oldest);
+        }
+        let gone = &self.gone;
+        self.last.retain(|publisher, _| is_live(*publisher) || gone.contains_key(publisher));
     }
 }
 
@@ -512,7 +537,35 @@ mod tests {
         for (publisher, number, expected) in steps {
             assert_eq!(sequences.note(publisher, number), expected, "{publisher} {number:?}");
         }
-        sequences.keep(|publisher| publisher == b);
-        assert_eq!(sequences.note(a, (1, 1)), Follows::Next);
+    }
+
+    #[test]
+    fn a_publisher_that_was_thought_to_be_gone_goes_on_where_it_was_and_one_that_is_gone_is_forgotten() {
+        let mut sequences = Sequences::default();
+        let (a, b, begun) = (NodeName(1), NodeName(2), Instant::now());
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        let only_b = |publisher| publisher == b;
+        for publisher in [a, b] {
+            assert_eq!(sequences.note(publisher, (1, 1)), Follows::Next);
+        }
+        sequences.keep(only_b, after(0));
+        assert_eq!(sequences.note(a, (1, 2)), Follows::Next, "it never was");
+        sequences.keep(|_| true, after(1));
+        sequences.keep(only_b, after(599));
+        sequences.keep(only_b, after(601));
+        assert_eq!(sequences.note(a, (1, 4)), Follows::Gap(1), "its time began when it went again");
+        sequences.keep(only_b, after(599 + 600));
+        assert_eq!(sequences.note(a, (1, 1)), Follows::Next, "it is forgotten");
+        assert_eq!(sequences.note(b, (1, 2)), Follows::Next);
+        // However many come and go, those that went last are remembered, and no more.
+        sequences.keep(only_b, after(1_200));
+        for n in 0..GONE_MAX as u64 {
+            let publisher = NodeName(10 + n);
+            assert_eq!(sequences.note(publisher, (1, 1)), Follows::Next);
+            sequences.keep(only_b, after(1_201));
+        }
+        assert_eq!((sequences.last.len(), sequences.gone.len()), (GONE_MAX + 1, GONE_MAX));
+        assert_eq!(sequences.note(a, (1, 1)), Follows::Next, "the first that went is forgotten");
+        assert_eq!(sequences.note(NodeName(10), (1, 2)), Follows::Next);
     }
 }

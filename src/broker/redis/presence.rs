@@ -348,12 +348,9 @@ async fn say_alive(shared: &Shared, link: &Link) -> RedisResult<Vec<NodeName>> {
         shared.members.doubt();
         shared.presence.is_stale.store(true, Ordering::Relaxed);
     }
-    let before = shared.members.others();
     shared.members.set(live.iter().filter_map(members::node));
     shared.metrics.nodes.store(shared.members.count() as u64);
-    if before.iter().any(|node| !shared.members.is_live(*node)) {
-        shared.forget_the_gone();
-    }
+    shared.forget_the_gone();
     Ok(dead.iter().filter_map(members::node).collect())
 }
 

@@ -225,6 +225,11 @@ impl Page<'_, '_> {
             ("broker_received_frames", "Frames that came from other nodes", &broker.received_frames),
             ("broker_lost_messages", "Messages of other nodes that never came", &broker.lost_messages),
             (
+                "broker_lost_beginnings",
+                "Times that it is not known how much another node said before what was heard of it first",
+                &broker.lost_beginnings,
+            ),
+            (
                 "broker_doubled_messages",
                 "Messages of other nodes that came twice and were dropped",
                 &broker.doubled_messages,
