@@ -39,7 +39,7 @@ impl Shard {
         }
         self.asked = asked;
         self.relief.begin(self.timers.tick());
-        if !self.relief.is_wanted(held - self.bytes_budget) {
+        if !self.relief.is_wanted(held - self.bytes_budget) || self.is_in_vain() {
             return;
         }
         // The others go by this until it is looked for again: they cut nothing for what these are about to bring.
@@ -86,9 +86,21 @@ impl Shard {
         others.top <= class && (others.are_known || tick >= asked + ANSWER_TICKS)
     }
 
+    /// Whether nobody would be cut by what is known without a look at every session, which a shard with many of them
+    /// cannot afford in each turn: the others have not answered yet, or have told of fatter ones than this shard had in
+    /// this tick.
+    fn is_in_vain(&self) -> bool {
+        let tick = self.timers.tick();
+        let Some(asked) = self.asked.filter(|at| tick <= at + ANSWER_TICKS) else { return false };
+        let others = self.hub.classes_elsewhere(self.index);
+        let is_waiting = !others.are_known && tick < asked + ANSWER_TICKS;
+        is_waiting || self.told.is_some_and(|(at, class)| at == tick && others.top > class)
+    }
+
     /// Looks for the fattest, and tells the other shards of what class they are.
-    pub(super) fn weigh(&self) -> Fattest {
+    pub(super) fn weigh(&mut self) -> Fattest {
         let fattest = self.find_fattest();
+        self.told = Some((self.timers.tick(), fattest.class));
         self.hub.note_class(self.index, fattest.class);
         fattest
     }

@@ -87,6 +87,8 @@ pub struct Shard {
     relief: Relief,
     /// The tick at which the other shards were asked how fat theirs are, while the process is over its budget.
     asked: Option<u64>,
+    /// The class of its fattest as it was told last, and the tick of that.
+    told: Option<(u64, u32)>,
     /// What the other shards' queues cost beside their frames, as it was last looked up.
     entries_elsewhere: usize,
     /// For clients' messages that are compressed.
@@ -145,6 +147,7 @@ impl Shard {
             is_pressed: false,
             relief: Relief::default(),
             asked: None,
+            told: None,
             entries_elsewhere: 0,
             inflater: Inflater::default(),
             picks: 0,

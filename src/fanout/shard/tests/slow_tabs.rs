@@ -1,6 +1,7 @@
 //! What a tab gets that is behind.
 
 use super::rig::{CLOSE, Got, PING, Rig, client_frame, close, edit, message, typing};
+use crate::fanout::hub::NOBODY;
 use crate::fanout::shard::Wire;
 use crate::id::MessageId;
 use crate::proto::disconnect::Disconnect;
@@ -459,6 +460,36 @@ fn a_shard_that_says_nothing_is_not_waited_for_long() {
         assert_eq!(rig.is_open(thin), second < 3, "after {second} s");
     }
     assert!(rig.is_open(fat), "its shard has not been called");
+}
+
+/// The class that a shard has told shows whether it has looked at its sessions again.
+#[test]
+fn a_shard_that_may_not_cut_does_not_look_at_all_its_sessions_in_every_turn() {
+    let (mut rig, fat, thin) = fat_and_thin();
+    let told = |rig: &Rig| rig.hub.classes_elsewhere(0).top;
+    rig.post("thin", &message("one more"));
+    let now = rig.now();
+    rig.shard_of(thin).0.handle_inbox(now);
+    let first = told(&rig);
+    assert_ne!(first, NOBODY, "it has told how fat its own are, and asked the other");
+    let (shard, slot) = rig.shard_of(thin);
+    shard.send(slot, message(&"x".repeat(10_000)));
+    rig.post("thin", &message("one more"));
+    rig.shard_of(thin).0.handle_inbox(now);
+    assert_eq!(told(&rig), first, "the other has not answered");
+    // It answers, and asks in its turn.
+    rig.shard_of(fat).0.handle_inbox(now);
+    rig.shard_of(thin).0.handle_inbox(now);
+    let second = told(&rig);
+    assert!(second > first, "it was asked");
+    let (shard, slot) = rig.shard_of(thin);
+    shard.send(slot, message(&"x".repeat(30_000)));
+    rig.post("thin", &message("one more"));
+    rig.shard_of(thin).0.handle_inbox(now);
+    assert_eq!(told(&rig), second, "the other has fatter ones");
+    assert!(rig.is_open(thin));
+    rig.wait(1);
+    assert!(told(&rig) > second, "in the next tick it looks again");
 }
 
 #[test]
