@@ -511,6 +511,7 @@ mod tests {
     use socket2::{Domain, Protocol, Type};
 
     use super::*;
+    use crate::driver::connections::STALL_TIME;
     use crate::driver::group::listen;
     use crate::fanout::hub::Hub;
     use crate::fanout::session::SessionRef;
