@@ -132,9 +132,9 @@ impl Hub {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc::sync_channel;
     use std::sync::{Arc, PoisonError};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use crate::fanout::hub::{Hub, Post};
     use crate::fanout::session::{Address, Identity, SessionRef};
@@ -159,7 +159,7 @@ mod tests {
         hub.connect(session, &Resume::Fresh).unwrap();
         hub.post(&channel, &message("before")).unwrap();
         let meanwhile = message("meanwhile");
-        let has_posted = AtomicBool::new(false);
+        let (has_posted, posted) = sync_channel(1);
         std::thread::scope(|scope| {
             // The teller comes to a stop between letting go of the past and the push.
             let untold = hub.inboxes[0].untold.lock().unwrap_or_else(PoisonError::into_inner);
@@ -169,12 +169,10 @@ mod tests {
             }
             scope.spawn(|| {
                 hub.post(&channel, &meanwhile).unwrap();
-                has_posted.store(true, Ordering::Release);
+                let _ = has_posted.send(());
             });
-            let until = Instant::now() + Duration::from_millis(100);
-            while !has_posted.load(Ordering::Acquire) && Instant::now() < until {
-                std::thread::yield_now();
-            }
+            // It has to wait; one that need not is given the time to show it.
+            let _ = posted.recv_timeout(Duration::from_millis(100));
             drop(untold);
         });
         let posts: Vec<_> = hub.take(0).collect();
