@@ -82,7 +82,7 @@ stop_gateway() {
 has_sessions() {
   local key=()
   [ ! -e worker.key ] || key=(-H "Authorization: Bearer $(cat worker.key)")
-  curl -fsS "${key[@]}" "$address/api/users" | grep -q "\"tab_count\":$1,"
+  curl -fsS "${key[@]}" "$address/api/users" | grep -qE "\"tab_count\":$1[,}]"
 }
 
 # Runs one block; a watching one stays until the gateway ends its stream.
