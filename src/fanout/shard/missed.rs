@@ -47,6 +47,10 @@ impl Shard {
 
     /// Who of this shard hears what is said to a user or in a room.
     fn slots_of(&self, channel: &ChannelId) -> Vec<u32> {
+        if self.draining.is_some() {
+            // Who is about to leave is found nowhere else, and hears what was posted before.
+            return (0..self.slab.slots()).filter(|slot| self.hears(*slot, channel)).collect();
+        }
         match channel {
             ChannelId::User(user) => {
                 let sessions = self.hub.registry().get_sessions(user);
@@ -58,6 +62,18 @@ impl Shard {
                 local.map(|local| self.rooms.members(local).to_vec()).unwrap_or_default()
             }
             ChannelId::Stream(_) => Vec::new(),
+        }
+    }
+
+    fn hears(&self, slot: u32, channel: &ChannelId) -> bool {
+        let session = self.slab.get(slot);
+        match channel {
+            ChannelId::User(user) => session.identity.as_ref().is_some_and(|identity| identity.user == *user),
+            ChannelId::Room(name) => session
+                .rooms
+                .iter()
+                .any(|(local, _)| self.rooms.room(*local).is_some_and(|room| !room.is_apart() && room.name() == name)),
+            ChannelId::Stream(_) => false,
         }
     }
 

@@ -1,6 +1,9 @@
 //! Rooms: joining, leaving, and what is left of a membership when its session ends.
 
-use super::rig::{CLOSE, Got, Rig, client_frame, edit, message};
+use std::time::Duration;
+
+use super::endings::drain;
+use super::rig::{CLOSE, Got, Rig, client_frame, close, edit, message};
 use crate::id::{ChannelId, MessageId};
 use crate::proto::delivery::Nobody;
 use crate::proto::disconnect::Disconnect;
@@ -244,6 +247,32 @@ fn only_the_tabs_of_the_channel_are_told_what_found_no_room_here_and_only_its_pa
     let Got::Json(gap) = &last else { panic!("{last:?}") };
     assert_eq!(gap["reason"].as_str(), Some("room_not_kept"));
     assert_eq!(rig.hub.history(&channel("b")).len(), 1);
+}
+
+#[test]
+fn whoever_a_drain_is_about_to_close_is_told_what_was_lost_before_as_well() {
+    let mut rig = Rig::new(1);
+    let (a, b) = (rig.tab(0, "a"), rig.tab(0, "b"));
+    rig.say(a, "join r");
+    rig.hub.drain(drain(0));
+    for lost in ["a", "room:r", "room:nowhere"] {
+        rig.hub.tell_channel_of_gap(&ChannelId::parse(lost).unwrap());
+    }
+    // With the first of these posts nobody finds them any more.
+    rig.turn();
+    rig.jump(Duration::from_millis(50));
+    rig.turn();
+    let reasons = |tab| {
+        let got = rig.got(tab);
+        let reasons =
+            got.iter().filter_map(|got| if let Got::Json(json) = got { json["reason"].as_str() } else { None });
+        reasons.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (reasons(a), reasons(b)),
+        (vec!["lost_between_nodes".to_owned(), "room_not_kept".to_owned()], Vec::new())
+    );
+    assert_eq!([a, b].map(|tab| rig.last(tab)), [(); 2].map(|()| close(Disconnect::ServiceRestart)));
 }
 
 #[test]
