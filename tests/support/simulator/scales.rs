@@ -9,7 +9,8 @@ use super::world::World;
 
 /// Bytes of an answer to a client, or of a ping.
 const ANSWER_BYTES: usize = 128;
-/// A shard that has not been through its inbox for so long need not be waited for.
+/// A shard that has not been through its inbox for so long need not be waited for; and for so long what it said is good,
+/// whoever has become fatter or has stalled there since.
 const WAIT: Duration = Duration::from_secs(1);
 
 /// What waited for each tab of a node before something was done there.
@@ -54,7 +55,10 @@ impl Scales {
         let after = Self::weigh(world, self.node);
         let heard_at = world.nodes[self.node].as_ref().map(|there| &there.heard_at[..]).unwrap_or_default();
         let is_silent = |of: usize| of != shard && world.elapsed >= heard_at[of] + WAIT;
-        let is_rival = |(tab, of, _): &&(usize, usize, usize)| world.clients[*tab].is_blocked && !is_silent(*of);
+        let is_known = |tab: usize, of: usize| of == shard || world.elapsed >= world.clients[tab].blocked_at + WAIT;
+        let is_rival = |(tab, of, _): &&(usize, usize, usize)| {
+            world.clients[*tab].is_blocked && !is_silent(*of) && is_known(*tab, *of)
+        };
         match after.before.iter().filter(is_rival).max_by_key(|(.., bytes)| bytes) {
             Some((tab, of, fat)) if class(*fat) > class(bytes) => {
                 let text =
