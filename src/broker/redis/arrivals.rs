@@ -250,13 +250,13 @@ mod tests {
     /// Writes down what it is told, while it has room for frames.
     #[derive(Default)]
     struct Told {
-        said: Mutex<Vec<&'static str>>,
+        said: Mutex<Vec<String>>,
         has_room: std::sync::atomic::AtomicBool,
     }
 
     impl Told {
-        fn note(&self, what: &'static str) {
-            self.said.lock().unwrap().push(what);
+        fn note(&self, what: &str) {
+            self.said.lock().unwrap().push(what.to_owned());
         }
     }
 
@@ -278,7 +278,7 @@ mod tests {
             self.note("users missed");
         }
         fn channel_missed(&self, channel: &ChannelId) {
-            self.said.lock().unwrap().push(format!("{} missed", channel.key()).leak());
+            self.note(&format!("{} missed", channel.key()));
         }
         fn tabs(&self, _user: &UserId) -> usize {
             0
