@@ -82,6 +82,10 @@ impl<'a> Setting<'a> {
         let (name, value) = line.split_once('=')?;
         let (place, name) = (*name.as_bytes().first()?, name.get(1..)?);
         let is_name = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
+        // Variables that are read by others, and flags that do not exist.
+        if matches!(name, "config" | "key" | "port" | "service_host") || name.starts_with("service_port") {
+            return None;
+        }
         // A name, and the value of most settings, is no secret, and is repeated.
         if name.is_empty() || !name.bytes().all(is_name) || line.contains("hush") {
             return None;
