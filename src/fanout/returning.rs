@@ -2,7 +2,9 @@
 //!
 //! From before that is read until the tab is registered, what is posted to its user is collected here. So the tab gets
 //! all that was kept, then what was posted meanwhile and was not among it, then what is live. What was kept and has
-//! not been posted yet on its way here is posted to the user's other tabs only. A replay is whole, or there is none.
+//! not been posted yet on its way here is posted to the user's other tabs only. A replay is whole, or there is none; or
+//! it begins with a gap, if meanwhile something was lost on its way here: it may have been said after what is kept was
+//! read.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
@@ -14,6 +16,7 @@ use foldhash::quality::RandomState;
 use crate::fanout::registry::Sessions;
 use crate::fanout::session::Address;
 use crate::id::{MessageId, UserId};
+use crate::proto::event::{GapReason, Notice};
 use crate::proto::frame::{Class, Frame};
 
 /// Frames that are collected for one user. As many as a session's queue may hold: more could not be replayed.
@@ -44,6 +47,8 @@ struct State {
     bytes: usize,
     /// More was posted than is collected.
     is_over: bool,
+    /// How often something to the user, or to anybody, was lost on its way here.
+    losses: u64,
     late: Vec<Late>,
 }
 
@@ -73,6 +78,8 @@ pub struct Missed {
     user: UserId,
     /// What the tab says that it has.
     messages: Vec<MessageId>,
+    /// Of the user, as this began.
+    losses: u64,
     found: Mutex<Option<Found>>,
 }
 
@@ -129,11 +136,26 @@ impl Returning {
     /// Begins to collect for a tab of the user. Call it before what is kept is read.
     pub(crate) fn begin(self: &Arc<Self>, user: &UserId, messages: &[MessageId]) -> Missed {
         let mut users = self.users();
-        users.entry(user.clone()).or_default().tabs += 1;
+        let state = users.entry(user.clone()).or_default();
+        state.tabs += 1;
+        let losses = state.losses;
         self.count.store(users.len(), Ordering::Release);
         drop(users);
         let (returning, messages) = (Arc::clone(self), messages.to_vec());
-        Missed { returning, user: user.clone(), messages, found: Mutex::new(None) }
+        Missed { returning, user: user.clone(), messages, losses, found: Mutex::new(None) }
+    }
+
+    /// Something was lost on its way here, to this user or to anybody: tabs on their way back are told as they come. Under
+    /// the channel's lock, or everybody's.
+    pub(crate) fn lose(&self, user: Option<&UserId>) {
+        if !self.is_busy() {
+            return;
+        }
+        let mut users = self.users();
+        match user {
+            Some(user) => users.get_mut(user).into_iter().for_each(|state| state.losses += 1),
+            None => users.values_mut().for_each(|state| state.losses += 1),
+        }
     }
 
     /// Whether a post has to be shown to [`Self::pass`].
@@ -176,6 +198,10 @@ impl Returning {
             if !kept.remove(&self.digest(frame)) && !is_one_of(frame, &missed.messages) {
                 frames.push(frame.clone());
             }
+        }
+        if state.losses > missed.losses {
+            // Before anything that may have been said behind what was lost: its position is past it then.
+            frames.insert(0, Frame::notice(&Notice::Gap { reason: GapReason::LostBetweenNodes, count: None }));
         }
         let messages = missed.messages.clone();
         state.late.push(Late { tab, frames: kept, messages, until: now + LATE_SECONDS });
@@ -248,6 +274,30 @@ mod tests {
         returning.sweep(LATE_SECONDS);
         assert!(!returning.is_busy());
         assert_eq!(addressed(late).len(), 2);
+    }
+
+    #[test]
+    fn a_replay_begins_with_a_gap_if_something_was_lost_on_the_way() {
+        let returning = Arc::new(Returning::default());
+        let (kept, live) = (frame("kept"), frame("live"));
+        let gap = Frame::notice(&Notice::Gap { reason: GapReason::LostBetweenNodes, count: None });
+        let check = |lost: &[Option<&UserId>], expected: &[&Frame]| {
+            let missed = returning.begin(&user(), &[]);
+            lost.iter().for_each(|user| returning.lose(*user));
+            assert!(returning.pass(&user(), &live, None).is_none());
+            missed.set(&[], vec![kept.clone()]);
+            let replay = returning.finish(&missed, tab(2).address(), 0).unwrap();
+            assert!(same(&replay, expected), "{replay:?} after {lost:?}");
+        };
+        let other = UserId::parse("other").unwrap();
+        check(&[], &[&kept, &live]);
+        check(&[Some(&other)], &[&kept, &live]);
+        check(&[Some(&user())], &[&gap, &kept, &live]);
+        // What was lost before a tab began to come back is among what is kept.
+        check(&[], &[&kept, &live]);
+        check(&[None, Some(&user())], &[&gap, &kept, &live]);
+        returning.sweep(LATE_SECONDS);
+        assert!(!returning.is_busy(), "whoever is lost to is not kept for it");
     }
 
     #[test]

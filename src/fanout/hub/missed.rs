@@ -74,7 +74,10 @@ impl Hub {
     /// Tells every tab that something to its user may be missing. What is kept here of users is not whole any more.
     pub(crate) fn tell_users_of_gap(&self) {
         let shards = self.all_shards();
-        let parked = self.stripes.forget_all(|| self.note_lost(&shards, Lost::Users));
+        let parked = self.stripes.forget_all(|| {
+            self.returning.lose(None);
+            self.note_lost(&shards, Lost::Users)
+        });
         self.ring(parked);
     }
 
@@ -82,6 +85,7 @@ impl Hub {
     pub(crate) fn tell_channel_of_gap(&self, channel: &ChannelId) {
         let parked = match channel {
             ChannelId::User(user) => self.stripes.forget(user, || {
+                self.returning.lose(Some(user));
                 let shards = self.registry.get_sessions(user).map(|sessions| shards_of(&sessions));
                 self.note_lost(&shards.unwrap_or_default(), Lost::To(channel))
             }),
@@ -141,7 +145,7 @@ mod tests {
     use crate::fanout::shard::Resume;
     use crate::id::{ChannelId, MessageId, UserId};
     use crate::proto::event::{Event, Timestamp};
-    use crate::proto::frame::Frame;
+    use crate::proto::frame::{Frame, Kind};
     use crate::proto::limits::{HubLimits, SessionLimits};
 
     fn message(text: &str) -> Frame {
@@ -192,5 +196,28 @@ mod tests {
     #[test]
     fn what_is_posted_while_a_user_is_told_of_a_gap_is_not_kept_in_front_of_it() {
         check(|hub| hub.tell_channel_of_gap(&ChannelId::parse("ann").unwrap()));
+    }
+
+    /// It is registered nowhere yet, and what is kept of it may have been read before what is lost was said.
+    #[test]
+    fn who_is_on_the_way_back_is_told_as_it_comes() {
+        let ann = ChannelId::parse("ann").unwrap();
+        let check = |tell: &dyn Fn(&Hub), is_told: bool| {
+            let hub = Hub::new(1, &HubLimits::default(), &SessionLimits::default());
+            let user = UserId::parse("ann").unwrap();
+            let missed = hub.begin_return(&user, &[]);
+            tell(&hub);
+            missed.set(&[], vec![message("kept")]);
+            let identity = Arc::new(Identity::new(user, Timestamp::from_micros(0)));
+            let session = SessionRef::new(Address::new(0, 0, 0), identity);
+            let replay = hub.connect(session, &Resume::Missed(Arc::new(missed))).unwrap().unwrap();
+            let kinds: Vec<_> = replay.iter().map(Frame::kind).collect();
+            let expected: &[_] = if is_told { &[Kind::Gap, Kind::Message] } else { &[Kind::Message] };
+            assert_eq!(kinds, expected);
+        };
+        check(&Hub::tell_users_of_gap, true);
+        check(&|hub| hub.tell_channel_of_gap(&ann), true);
+        check(&|hub| hub.tell_channel_of_gap(&ChannelId::parse("bob").unwrap()), false);
+        check(&Hub::tell_rooms_of_gap, false);
     }
 }
