@@ -107,7 +107,7 @@ fn one_that_never_reads_is_cut_and_one_that_reads_gets_everything() {
 /// Reads a byte a second, and says all the time that it lives: only the bound of its queue ends it.
 #[test]
 fn one_that_reads_a_byte_at_a_time_is_cut_by_the_bound_of_its_queue() {
-    let settings = [&SMALL[..], &[("heartbeat_interval", "1s"), ("heartbeat_timeout", "1s")]].concat();
+    let settings = [&SMALL[..], &[("heartbeat_interval", "1s"), ("heartbeat_timeout", "3s")]].concat();
     let gateway = Gateway::start(&settings);
     let tab = narrow_tab(&gateway, "u");
     let mut stream = tab.stream.try_clone().unwrap();
@@ -125,7 +125,7 @@ fn one_that_reads_a_byte_at_a_time_is_cut_by_the_bound_of_its_queue() {
         }
         bytes
     });
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(6));
     assert_eq!(gateway.metric("tabcast_ended_sessions_total"), 0, "a pong is a sign of life");
     let (sent, most) = send_until_ended(&gateway, "u", ("slow_consumer", 1));
     assert!(sent < 4_000, "{sent}");

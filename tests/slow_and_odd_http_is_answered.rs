@@ -113,7 +113,8 @@ fn bodies_that_are_large_slow_broken_or_in_chunks() {
 
 #[test]
 fn what_is_answered_before_it_is_a_request_is_counted_too() {
-    let gateway = Gateway::start(&[("header_timeout", "500ms"), ("shards", "1")]);
+    // As long as this process may be kept from what it is about to send.
+    let gateway = Gateway::start(&[("header_timeout", "3s"), ("shards", "1")]);
     let twice = b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n";
     let long = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: {}\r\n\r\n", "x".repeat(32 << 10));
     let statuses = [&b"nonsense\r\n\r\n"[..], twice, long.as_bytes(), b"GET /healthz HT"].map(|request| {
@@ -173,7 +174,7 @@ fn connections_on_which_nothing_comes_or_goes() {
     }
 }
 
-/// Asks for more than any connection holds, and takes up to `bytes` of it every 100 ms: for how long, how much, and
+/// Asks for more than any connection holds, and takes `bytes` of it every 100 ms: for how long, how much, and
 /// whether the connection was still there after `time`.
 fn read_slowly(gateway: SocketAddr, bytes: usize, time: Duration) -> (Duration, usize, bool) {
     let mut client = Client::connect_narrow(gateway, 64 << 10);
@@ -181,9 +182,12 @@ fn read_slowly(gateway: SocketAddr, bytes: usize, time: Duration) -> (Duration, 
     let start = now();
     let (mut taken, mut part) = (0, vec![0; bytes]);
     while start.elapsed() < time {
-        match std::io::Read::read(&mut client.stream, &mut part) {
-            Ok(read @ 1..) => taken += read,
-            _ => return (start.elapsed(), taken, false),
+        let mut left = bytes;
+        while left > 0 {
+            match std::io::Read::read(&mut client.stream, &mut part[..left]) {
+                Ok(read @ 1..) => (taken, left) = (taken + read, left - read),
+                _ => return (start.elapsed(), taken, false),
+            }
         }
         std::thread::sleep(Duration::from_millis(100));
     }

@@ -142,7 +142,7 @@ class Drain:
         for tab in self.stalled:
             tab.connection.transport.resume_reading()
         await asyncio.gather(prober, *publishers)
-        limit = self.left_at + 30
+        limit = self.left_at + 60
         while time.monotonic() < limit and any(tab.opens < 2 for tab in self.tabs):
             await asyncio.sleep(0.05)
         for tab in self.tabs:
