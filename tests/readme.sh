@@ -195,7 +195,7 @@ import socket
 sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
 print(*(s.getsockname()[1] for s in sockets))')
 read -r redis_port first_port second_port <<<"$free_ports"
-sed -i -e "s|6379|$redis_port|g; s|8080|$first_port|g; s|8081|$second_port|g; s|cargo run --release --|exec $gateway|" ./*.sh
+sed -i -e "s|\b6379\b|$redis_port|g; s|\b8080\b|$first_port|g; s|\b8081\b|$second_port|g; s|cargo run --release --|exec $gateway|" ./*.sh
 sed -e 's|&$||' 01.sh | split -l 1 - command.
 for command in command.a?; do
   bash "$command" >"$command.log" 2>&1 &

@@ -107,7 +107,7 @@ fn one_that_never_reads_is_cut_and_one_that_reads_gets_everything() {
 /// Reads a byte a second, and says all the time that it lives: only the bound of its queue ends it.
 #[test]
 fn one_that_reads_a_byte_at_a_time_is_cut_by_the_bound_of_its_queue() {
-    let settings = [&SMALL[..], &[("heartbeat_interval", "1s"), ("heartbeat_timeout", "3s")]].concat();
+    let settings = [&SMALL[..], &[("heartbeat_interval", "2s"), ("heartbeat_timeout", "2s")]].concat();
     let gateway = Gateway::start(&settings);
     let tab = narrow_tab(&gateway, "u");
     let mut stream = tab.stream.try_clone().unwrap();

@@ -58,6 +58,15 @@ class Wire(OpenAITest):
         self.assertTrue(error["message"] and error["type"])
         return error
 
+    def assert_it_lives(self):
+        raw = self.connect()
+        raw.sendall(self.request(SMALL.replace(b"hi", b"alive?")))
+        while (turn := self.worker.question()).message["content"] != "alive? ü":
+            pass
+        turn.say("alive")
+        self.assertIn(b'"content":"alive"', self.rest(raw))
+        return turn.id
+
 
 class Framing(Wire):
     def test_every_byte_of_a_stream(self):
@@ -150,15 +159,6 @@ class Heartbeat(Wire):
 class OddRequests(Wire):
     settings = {"body_timeout": "1s", "header_timeout": "1s"}
 
-    def assert_it_lives(self):
-        raw = self.connect()
-        raw.sendall(self.request(SMALL.replace(b"hi", b"alive?")))
-        while (turn := self.worker.question()).message["content"] != "alive? ü":
-            pass
-        turn.say("alive")
-        self.assertIn(b'"content":"alive"', self.rest(raw))
-        return turn.id
-
     def test_a_request_that_ends_at_any_byte(self):
         whole = self.request()
         for end in range(len(whole)):
@@ -237,6 +237,10 @@ class OddRequests(Wire):
         raw.sendall(self.request(SMALL.replace(b"true", b"null")).replace(b"HTTP/1.1", b"HTTP/1.0"))
         self.worker.question().say("old but whole")
         self.assertIn(b"old but whole", self.rest(raw))
+
+
+class Leaving(Wire):
+    """With a worker of its own: what is asked may come to it when the test is over."""
 
     def test_a_client_that_goes_away_at_once_leaves_nothing(self):
         for _ in range(20):

@@ -24,7 +24,7 @@ SECRET = "a secret for tests only: 32 bytes"
 LIMITS = {"tabs_per_address_max": 3}
 UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": "13"}
 FILE_BYTES = 5 << 20
-PINGS = 5  # a second apart, so that they outlast a proxy that waits for three
+PINGS = 4  # two seconds apart, so that they outlast a proxy that waits for five
 ESTABLISHED = "01"
 
 
@@ -109,7 +109,8 @@ class Nginx(Proxy):
     program = ("nginx", "-p", ".", "-e", "stderr", "-c", "nginx.conf", "-g", "daemon off;")
 
     def write(self, text, upstream):
-        text = replaced(text, **{"127.0.0.1:8080": upstream, "443": f"127.0.0.1:{self.port}", "chat.example": "localhost"})
+        # The numbers of ports last: they may look like anything.
+        text = replaced(text, **{"443": f"127.0.0.1:{self.port}", "chat.example": "localhost", "127.0.0.1:8080": upstream})
         text = replaced(text, **{"/etc/ssl/chat.pem": "chat.pem", "/etc/ssl/chat.key": "chat.key"})
         self.file("chat.pem", (KEYS / "localhost.cert.pem").read_text())
         self.file("chat.key", (KEYS / "localhost.pem").read_text())
@@ -125,7 +126,7 @@ class Haproxy(Proxy):
     settings = {"trusted_proxies": "127.0.0.1", "proxy_protocol": "v2"}
 
     def write(self, text, upstream):
-        text = replaced(text, **{"127.0.0.1:8080": upstream, ":443": f"127.0.0.1:{self.port}", "/etc/haproxy/chat.pem": "chat.pem"})
+        text = replaced(text, **{":443": f"127.0.0.1:{self.port}", "/etc/haproxy/chat.pem": "chat.pem", "127.0.0.1:8080": upstream})
         self.file("chat.pem", (KEYS / "localhost.cert.pem").read_text(), (KEYS / "localhost.pem").read_text())
         self.file("haproxy.cfg", text)
 
@@ -298,7 +299,7 @@ class Walk:
         self.assertEqual(self.tab(Origin="https://evil.example").status, 403)
 
     def test_pings_keep_what_is_silent_for_longer_than_the_proxy_waits(self):
-        site = self.of_its_own(waits=self.proxy.waits and "3s", heartbeat_interval="1s", heartbeat_timeout="5s")
+        site = self.of_its_own(waits=self.proxy.waits and "5s", heartbeat_interval="2s", heartbeat_timeout="2s")
         tab, lines = self.tab(site), self.events(site)
         self.heard(lines, "hello")
         pings = comments = 0

@@ -9,9 +9,11 @@ use super::world::World;
 
 /// Bytes of an answer to a client, or of a ping.
 const ANSWER_BYTES: usize = 128;
-/// A shard that has not been through its inbox for so long need not be waited for; and for so long what it said is good,
-/// whoever has become fatter or has stalled there since.
+/// A shard that has not been through its inbox for so long need not be waited for.
 const WAIT: Duration = Duration::from_secs(1);
+/// For so long what it said is good, whoever has become fatter or has stalled there since: for two ticks and the one in which
+/// it was asked.
+const GOOD: Duration = Duration::from_secs(3);
 
 /// What waited for each tab of a node before something was done there.
 pub(crate) struct Scales {
@@ -27,7 +29,19 @@ fn class(bytes: usize) -> u32 {
 
 impl Scales {
     /// Nothing is weighed in a world without a budget.
-    pub(crate) fn weigh(world: &World, node: usize) -> Self {
+    pub(crate) fn weigh(world: &mut World, node: usize) -> Self {
+        let scales = Self::look(world, node);
+        for (tab, _, bytes) in &scales.before {
+            let client = &mut world.clients[*tab];
+            if class(*bytes) > client.class {
+                client.grew_at = world.elapsed;
+            }
+            client.class = class(*bytes);
+        }
+        scales
+    }
+
+    fn look(world: &World, node: usize) -> Self {
         let tabs = if world.bytes_budget == usize::MAX { 0 } else { world.clients.len() };
         let there = world.nodes[node].as_ref();
         let weigh = |tab: usize| {
@@ -41,7 +55,7 @@ impl Scales {
 
     /// Whether those of `shard` that were cut since then for the budget were the fattest of those that could be.
     /// One of another shard counts if that one answers when it is asked.
-    pub(crate) fn the_fattest_are_cut_first(self, world: &World, shard: usize) -> Result<(), Violation> {
+    pub(crate) fn the_fattest_are_cut_first(self, world: &mut World, shard: usize) -> Result<(), Violation> {
         let is_cut = |tab: usize| {
             let book = &world.oracle.tabs[tab];
             !book.is_listed && !book.reasons.is_empty() && book.reasons.iter().all(|why| *why == Disconnect::OverBudget)
@@ -51,11 +65,15 @@ impl Scales {
             let answers = ANSWER_BYTES * (1 + world.oracle.tabs[*tab].asked.len());
             (bytes + world.oracle.may_have_grown(*tab) + answers, *tab)
         };
-        let Some((bytes, thin)) = cut.map(bytes_max).min() else { return Ok(()) };
+        let thinnest = cut.map(bytes_max).min();
         let after = Self::weigh(world, self.node);
+        let Some((bytes, thin)) = thinnest else { return Ok(()) };
         let heard_at = world.nodes[self.node].as_ref().map(|there| &there.heard_at[..]).unwrap_or_default();
         let is_silent = |of: usize| of != shard && world.elapsed >= heard_at[of] + WAIT;
-        let is_known = |tab: usize, of: usize| of == shard || world.elapsed >= world.clients[tab].blocked_at + WAIT;
+        let is_known = |tab: usize, of: usize| {
+            let client = &world.clients[tab];
+            of == shard || world.elapsed >= client.blocked_at.max(client.grew_at) + GOOD
+        };
         let is_rival = |(tab, of, _): &&(usize, usize, usize)| {
             world.clients[*tab].is_blocked && !is_silent(*of) && is_known(*tab, *of)
         };
