@@ -67,10 +67,9 @@ struct Inbox {
     /// What was lost and is not told yet: if there is anything, [`Post::Missed`] is on its way.
     untold: Mutex<Untold>,
     /// The size class of the shard's fattest session that may be cut, as it told it last: see [`weighing`].
-    ///
-    /// # Ordering
-    /// Relaxed: a level, publishes nothing.
     top_class: AtomicU32,
+    /// The shard wants to know when another has told its class.
+    waits_for_classes: AtomicBool,
 }
 
 /// Where frames go in: the registry, the rooms, the streams, and an inbox per shard.
@@ -126,6 +125,7 @@ impl Hub {
             claimed: AtomicBool::new(false),
             untold: Mutex::default(),
             top_class: AtomicU32::new(NOBODY),
+            waits_for_classes: AtomicBool::new(false),
         };
         let stripes = Arc::new(Stripes::new(limits.recovery.clone()));
         let metrics = Arc::new(Metrics::new(shards));

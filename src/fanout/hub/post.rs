@@ -31,6 +31,8 @@ pub(crate) enum Post {
     EndWatchers,
     /// Another shard asks how fat the fattest sessions of this one are.
     Weigh,
+    /// A shard that was asked so has told: who waits for it looks again.
+    Weighed,
     /// Somebody asks how the shard is.
     Report(Box<dyn FnOnce(Report) + Send>),
     /// Shards to wake: the one at `place` and, through it, those behind it.
@@ -57,6 +59,6 @@ impl Post {
 
     /// Whether room was reserved for it.
     pub(crate) const fn is_counted(&self) -> bool {
-        !matches!(self, Self::Ring { .. })
+        !matches!(self, Self::Ring { .. } | Self::Weighed)
     }
 }

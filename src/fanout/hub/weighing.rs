@@ -1,4 +1,8 @@
 //! What the shards tell each other of their fattest sessions while the process is over its byte budget.
+//!
+//! # Ordering
+//! Sequentially consistent, as a shard that waits and one that tells each write one place and read the other's: either the
+//! one that waits sees what was told, or the one that tells sees that somebody waits, and wakes it.
 
 use std::sync::atomic::Ordering;
 
@@ -25,24 +29,40 @@ impl Hub {
             let shard = shard_number(shard);
             // Where nobody takes posts there is nobody to cut.
             let is_there = shard != asker && inbox.claimed.load(Ordering::Acquire);
-            if is_there && inbox.top_class.swap(ASKED, Ordering::Relaxed) != ASKED {
+            if is_there && inbox.top_class.swap(ASKED, Ordering::SeqCst) != ASKED {
                 inbox.room.take(1, 0);
                 self.push(&[shard], || Post::Weigh);
             }
         }
     }
 
-    /// A shard tells the class of its fattest sessions.
+    /// A shard tells the class of its fattest sessions. Whoever waits for that is woken.
     pub(crate) fn note_class(&self, shard: u16, class: u32) {
-        self.inboxes[usize::from(shard)].top_class.store(class, Ordering::Relaxed);
+        if self.inboxes[usize::from(shard)].top_class.swap(class, Ordering::SeqCst) != ASKED {
+            return;
+        }
+        for (other, inbox) in self.inboxes.iter().enumerate() {
+            if inbox.waits_for_classes.load(Ordering::SeqCst) && inbox.waits_for_classes.swap(false, Ordering::SeqCst) {
+                self.push(&[shard_number(other)], || Post::Weighed);
+            }
+        }
     }
 
-    /// What the other shards have told.
+    /// What the other shards have told. As long as one of them has not, this one is woken when one has.
     pub(crate) fn classes_elsewhere(&self, shard: u16) -> Classes {
+        let classes = self.look_elsewhere(shard);
+        if classes.are_known {
+            return classes;
+        }
+        self.inboxes[usize::from(shard)].waits_for_classes.store(true, Ordering::SeqCst);
+        self.look_elsewhere(shard)
+    }
+
+    fn look_elsewhere(&self, shard: u16) -> Classes {
         let mut classes = Classes { top: NOBODY, are_known: true };
         let others = self.inboxes.iter().enumerate().filter(|(other, _)| *other != usize::from(shard));
         for (_, inbox) in others {
-            match inbox.top_class.load(Ordering::Relaxed) {
+            match inbox.top_class.load(Ordering::SeqCst) {
                 ASKED => classes.are_known = false,
                 class => classes.top = classes.top.max(class),
             }

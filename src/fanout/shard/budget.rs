@@ -1,5 +1,7 @@
 //! The byte budget: past it the fattest queues are cut first, whichever shard they are on.
 
+use std::time::{Duration, Instant};
+
 use crate::fanout::hub::NOBODY;
 use crate::fanout::shard::Shard;
 use crate::fanout::shard::slab::State;
@@ -8,8 +10,10 @@ use crate::proto::frame;
 
 /// Sessions that are cut in one turn while the process is over its budget.
 const CUTS_PER_TURN: usize = 8;
-/// For so many ticks the others' answers are waited for, and good: a second at least.
-const ANSWER_TICKS: u64 = 2;
+/// For so long the others' answers are waited for.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
+/// For so long they are good: there are turns between the two, as there is one in every second.
+const ANSWERS_LIFETIME: Duration = Duration::from_secs(3);
 
 /// The sessions of one shard that are cut first.
 pub(super) struct Fattest {
@@ -22,7 +26,7 @@ pub(super) struct Fattest {
 impl Shard {
     /// Cuts the fattest queues, a few a turn, while the process is over its byte budget and no other shard of this hub
     /// has fatter ones. What is cut frees its memory a little later: until the next tick it counts as free.
-    pub(super) fn keep_to_budget(&mut self) {
+    pub(super) fn keep_to_budget(&mut self, now: Instant) {
         let asked = self.asked.take();
         let sealed = usize::try_from(self.metrics.sealed_bytes.value()).unwrap_or(usize::MAX);
         let entries = self.pool.lent_bytes() + self.frames.own_bytes() + sealed;
@@ -39,14 +43,14 @@ impl Shard {
         }
         self.asked = asked;
         self.relief.begin(self.timers.tick());
-        if !self.relief.is_wanted(held - self.bytes_budget) || self.is_in_vain() {
+        if !self.relief.is_wanted(held - self.bytes_budget) || self.is_in_vain(now) {
             return;
         }
         // The others go by this until it is looked for again: they cut nothing for what these are about to bring.
         let fattest = self.weigh();
         if fattest.class == NOBODY {
             self.relief.exhaust();
-        } else if self.is_heaviest(fattest.class) {
+        } else if self.is_heaviest(fattest.class, now) {
             self.cut_fattest(fattest, held - self.bytes_budget);
         }
     }
@@ -72,28 +76,32 @@ impl Shard {
     }
 
     /// Whether the others are known to have nobody of a higher class. They are asked, which wakes those that sleep, and
-    /// what they say is heard in a later turn; one that has said nothing for [`ANSWER_TICKS`] is not waited for.
-    fn is_heaviest(&mut self, class: u32) -> bool {
-        let tick = self.timers.tick();
-        let asked = match self.asked.filter(|at| tick <= at + ANSWER_TICKS) {
+    /// wake this one when they have told; one that has said nothing for [`ANSWER_TIME`] is not waited for.
+    fn is_heaviest(&mut self, class: u32, now: Instant) -> bool {
+        let asked = match self.asked_lately(now) {
             Some(at) => at,
             None => {
                 self.hub.ask_for_classes(self.index);
-                *self.asked.insert(tick)
+                *self.asked.insert(now)
             }
         };
         let others = self.hub.classes_elsewhere(self.index);
-        others.top <= class && (others.are_known || tick >= asked + ANSWER_TICKS)
+        others.top <= class && (others.are_known || now >= asked + ANSWER_TIME)
+    }
+
+    /// When the others were asked, if what they told is still good.
+    fn asked_lately(&self, now: Instant) -> Option<Instant> {
+        self.asked.filter(|at| now < *at + ANSWERS_LIFETIME)
     }
 
     /// Whether nobody would be cut by what is known without a look at every session, which a shard with many of them
     /// cannot afford in each turn: the others have not answered yet, or have told of fatter ones than this shard had in
     /// this tick.
-    fn is_in_vain(&self) -> bool {
+    fn is_in_vain(&self, now: Instant) -> bool {
         let tick = self.timers.tick();
-        let Some(asked) = self.asked.filter(|at| tick <= at + ANSWER_TICKS) else { return false };
+        let Some(asked) = self.asked_lately(now) else { return false };
         let others = self.hub.classes_elsewhere(self.index);
-        let is_waiting = !others.are_known && tick < asked + ANSWER_TICKS;
+        let is_waiting = !others.are_known && now < asked + ANSWER_TIME;
         is_waiting || self.told.is_some_and(|(at, class)| at == tick && others.top > class)
     }
 

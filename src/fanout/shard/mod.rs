@@ -85,8 +85,8 @@ pub struct Shard {
     /// A tab that may be written to has more than its queue holds: writes come before posts.
     is_pressed: bool,
     relief: Relief,
-    /// The tick at which the other shards were asked how fat theirs are, while the process is over its budget.
-    asked: Option<u64>,
+    /// When the other shards were asked how fat theirs are, while the process is over its budget.
+    asked: Option<Instant>,
     /// The class of its fattest as it was told last, and the tick of that.
     told: Option<(u64, u32)>,
     /// What the other shards' queues cost beside their frames, as it was last looked up.
@@ -275,7 +275,7 @@ impl Shard {
             self.note_handled();
         }
         self.hub.release(self.index, posts, bytes);
-        self.keep_to_budget();
+        self.keep_to_budget(now);
         true
     }
 
@@ -306,6 +306,8 @@ impl Shard {
             }
             Post::Missed => self.tell_of_missed(),
             Post::Weigh => drop(self.weigh()),
+            // The budget is looked at after every turn.
+            Post::Weighed => {}
             Post::EndWatchers => self.end_watchers(),
             Post::Drain(pace) => self.start_drain(*pace, now),
             Post::Limits(limits) => self.limits = SessionLimits::clone(&limits),
@@ -366,7 +368,7 @@ impl Shard {
         self.note_levels();
         self.go_on_draining(now);
         self.look_elsewhere();
-        self.keep_to_budget();
+        self.keep_to_budget(now);
     }
 
     fn handle_timer(&mut self, slot: u32) {

@@ -11,8 +11,7 @@ use super::world::World;
 const ANSWER_BYTES: usize = 128;
 /// A shard that has not been through its inbox for so long need not be waited for.
 const WAIT: Duration = Duration::from_secs(1);
-/// For so long what it said is good, whoever has become fatter or has stalled there since: for two ticks and the one in which
-/// it was asked.
+/// For so long what it said is good, whoever has become fatter or has stalled there since.
 const GOOD: Duration = Duration::from_secs(3);
 
 /// What waited for each tab of a node before something was done there.

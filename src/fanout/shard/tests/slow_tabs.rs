@@ -436,14 +436,12 @@ fn fat_and_thin() -> (Rig, usize, usize) {
 fn past_the_byte_budget_the_fattest_queues_are_cut_first_whichever_shard_they_are_on() {
     let (mut rig, fat, thin) = fat_and_thin();
     // It is the shard of the thin one that has something to do, and sees first how much is held.
-    rig.publish("thin", &message("one more"));
-    assert!(rig.is_open(thin), "its shard has asked the other one");
-    for _ in 0..2 {
-        rig.publish("thin", &message("one more"));
-        assert!(rig.is_open(thin), "the other one has said that it has fatter ones");
+    rig.post("thin", &message("one more"));
+    let now = rig.now();
+    for (turn, (tab, is_fat_open)) in [(thin, true), (fat, true), (thin, true), (fat, false)].iter().enumerate() {
+        assert!(rig.shard_of(*tab).0.handle_inbox(now), "turn {turn}: nobody waits for a tick");
+        assert_eq!((rig.is_open(fat), rig.is_open(thin)), (*is_fat_open, true), "turn {turn}");
     }
-    rig.wait(1);
-    assert_eq!((rig.is_open(fat), rig.is_open(thin)), (false, true));
     // There is no budget to come back to: now it is the fattest.
     rig.turn();
     rig.wait(3);
@@ -454,10 +452,11 @@ fn past_the_byte_budget_the_fattest_queues_are_cut_first_whichever_shard_they_ar
 fn a_shard_that_says_nothing_is_not_waited_for_long() {
     let (mut rig, fat, thin) = fat_and_thin();
     let start = rig.now();
-    for second in 1..=3 {
+    // It asks at the first, and looks again before and after a second.
+    for millis in [1_000, 1_999, 2_000] {
         let shard = &mut rig.shards[1];
-        shard.handle_tick(start + std::time::Duration::from_secs(second));
-        assert_eq!(rig.is_open(thin), second < 3, "after {second} s");
+        shard.handle_tick(start + std::time::Duration::from_millis(millis));
+        assert_eq!(rig.is_open(thin), millis < 2_000, "after {millis} ms");
     }
     assert!(rig.is_open(fat), "its shard has not been called");
 }
