@@ -24,7 +24,7 @@ pub(crate) use crate::fanout::hub::post::Post;
 pub(crate) use crate::fanout::hub::sessions::Edges;
 use crate::fanout::hub::watching::Watching;
 pub use crate::fanout::hub::watching::{TooManyWatchers, Watched};
-pub(crate) use crate::fanout::hub::weighing::NOBODY;
+pub(crate) use crate::fanout::hub::weighing::{Classes, NOBODY};
 
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, OnceLock};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::fanout::hub::NOBODY;
+use crate::fanout::hub::{Classes, NOBODY};
 use crate::fanout::shard::Shard;
 use crate::fanout::shard::slab::State;
 use crate::proto::disconnect::Disconnect;
@@ -12,8 +12,8 @@ use crate::proto::frame;
 const CUTS_PER_TURN: usize = 8;
 /// For so long the others' answers are waited for.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
-/// For so long they are good: there are turns between the two, as there is one in every second.
-const ANSWERS_LIFETIME: Duration = Duration::from_secs(3);
+/// For so long they are good: there is a turn between the two, as there is one in every second.
+const ANSWERS_LIFETIME: Duration = Duration::from_secs(2);
 
 /// The sessions of one shard that are cut first.
 pub(super) struct Fattest {
@@ -78,20 +78,17 @@ impl Shard {
     /// Whether the others are known to have nobody of a higher class. They are asked, which wakes those that sleep, and
     /// wake this one when they have told; one that has said nothing for [`ANSWER_TIME`] is not waited for.
     fn is_heaviest(&mut self, class: u32, now: Instant) -> bool {
-        let asked = match self.asked_lately(now) {
-            Some(at) => at,
-            None => {
-                self.hub.ask_for_classes(self.index);
-                *self.asked.insert(now)
-            }
-        };
-        let others = self.hub.classes_elsewhere(self.index);
+        let (asked, others) = self.asked_lately(now).unwrap_or_else(|| {
+            self.hub.ask_for_classes(self.index);
+            (*self.asked.insert(now), self.hub.classes_elsewhere(self.index))
+        });
         others.top <= class && (others.are_known || now >= asked + ANSWER_TIME)
     }
 
-    /// When the others were asked, if what they told is still good.
-    fn asked_lately(&self, now: Instant) -> Option<Instant> {
-        self.asked.filter(|at| now < *at + ANSWERS_LIFETIME)
+    /// When the others were asked, and what they told, if that is still good.
+    fn asked_lately(&self, now: Instant) -> Option<(Instant, Classes)> {
+        let asked = self.asked.filter(|asked| now < *asked + ANSWERS_LIFETIME)?;
+        Some((asked, self.hub.classes_elsewhere(self.index)))
     }
 
     /// Whether nobody would be cut by what is known without a look at every session, which a shard with many of them
@@ -99,8 +96,7 @@ impl Shard {
     /// this tick.
     fn is_in_vain(&self, now: Instant) -> bool {
         let tick = self.timers.tick();
-        let Some(asked) = self.asked_lately(now) else { return false };
-        let others = self.hub.classes_elsewhere(self.index);
+        let Some((asked, others)) = self.asked_lately(now) else { return false };
         let is_waiting = !others.are_known && now < asked + ANSWER_TIME;
         is_waiting || self.told.is_some_and(|(at, class)| at == tick && others.top > class)
     }

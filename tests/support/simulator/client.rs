@@ -37,9 +37,8 @@ pub(crate) struct Client {
     pub(crate) is_blocked: bool,
     /// When it was so last.
     pub(crate) blocked_at: Duration,
-    /// The power of two of what waited for it, and when it last rose.
-    pub(crate) class: u32,
-    pub(crate) grew_at: Duration,
+    /// From when on so much waited for it, as a power of two: the last that is as old as a word of it may be, and what came then.
+    pub(crate) classes: Vec<(Duration, u32)>,
     /// What waited when it blocked: it must not grow much from there.
     pub(crate) blocked_with: (usize, usize),
     /// Bytes that waited for it when somebody looked last.
@@ -70,8 +69,7 @@ impl Client {
             room,
             is_blocked: true,
             blocked_at: Duration::ZERO,
-            class: 0,
-            grew_at: Duration::ZERO,
+            classes: Vec::new(),
             blocked_with: (0, 0),
             unwritten_bytes: 0,
             breaks_after: None,

@@ -12,7 +12,7 @@ const ANSWER_BYTES: usize = 128;
 /// A shard that has not been through its inbox for so long need not be waited for.
 const WAIT: Duration = Duration::from_secs(1);
 /// For so long what it said is good, whoever has become fatter or has stalled there since.
-const GOOD: Duration = Duration::from_secs(3);
+const GOOD: Duration = Duration::from_secs(2);
 
 /// What waited for each tab of a node before something was done there.
 pub(crate) struct Scales {
@@ -31,11 +31,12 @@ impl Scales {
     pub(crate) fn weigh(world: &mut World, node: usize) -> Self {
         let scales = Self::look(world, node);
         for (tab, _, bytes) in &scales.before {
-            let client = &mut world.clients[*tab];
-            if class(*bytes) > client.class {
-                client.grew_at = world.elapsed;
+            let classes = &mut world.clients[*tab].classes;
+            if classes.last().is_none_or(|(_, last)| *last != class(*bytes)) {
+                classes.push((world.elapsed, class(*bytes)));
             }
-            client.class = class(*bytes);
+            let old = classes.iter().rposition(|(from, _)| world.elapsed >= *from + GOOD);
+            classes.drain(..old.unwrap_or_default());
         }
         scales
     }
@@ -69,15 +70,23 @@ impl Scales {
         let Some((bytes, thin)) = thinnest else { return Ok(()) };
         let heard_at = world.nodes[self.node].as_ref().map(|there| &there.heard_at[..]).unwrap_or_default();
         let is_silent = |of: usize| of != shard && world.elapsed >= heard_at[of] + WAIT;
-        let is_known = |tab: usize, of: usize| {
+        // Of another shard's: what it was all the time since that may have told of it.
+        let known = |tab: usize, of: usize, fat: usize| {
             let client = &world.clients[tab];
-            of == shard || world.elapsed >= client.blocked_at.max(client.grew_at) + GOOD
+            let is_old = |from: Duration| world.elapsed >= from + GOOD;
+            match client.classes.iter().rposition(|(from, _)| is_old(*from)) {
+                _ if of == shard => class(fat),
+                Some(old) if is_old(client.blocked_at) => {
+                    client.classes[old..].iter().map(|(_, class)| *class).min().unwrap_or(0)
+                }
+                _ => 0,
+            }
         };
-        let is_rival = |(tab, of, _): &&(usize, usize, usize)| {
-            world.clients[*tab].is_blocked && !is_silent(*of) && is_known(*tab, *of)
-        };
-        match after.before.iter().filter(is_rival).max_by_key(|(.., bytes)| bytes) {
-            Some((tab, of, fat)) if class(*fat) > class(bytes) => {
+        let is_rival = |(tab, of, _): &&(usize, usize, usize)| world.clients[*tab].is_blocked && !is_silent(*of);
+        let rivals =
+            after.before.iter().filter(is_rival).map(|(tab, of, fat)| (known(*tab, *of, *fat), *tab, *of, *fat));
+        match rivals.max() {
+            Some((known, tab, of, fat)) if known > class(bytes) => {
                 let text =
                     format!("tab {thin} was cut with {bytes} bytes at most, and tab {tab} of shard {of} has {fat}");
                 Err(Violation::new("the_fattest_are_cut_first", text))
