@@ -24,9 +24,10 @@ pub(crate) use crate::fanout::hub::post::Post;
 pub(crate) use crate::fanout::hub::sessions::Edges;
 use crate::fanout::hub::watching::Watching;
 pub use crate::fanout::hub::watching::{TooManyWatchers, Watched};
+use crate::fanout::hub::weighing::HAS_TOLD;
 pub(crate) use crate::fanout::hub::weighing::{Classes, NOBODY};
 
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
@@ -68,6 +69,8 @@ struct Inbox {
     untold: Mutex<Untold>,
     /// The size class of the shard's fattest session that may be cut, as it told it last: see [`weighing`].
     top_class: AtomicU32,
+    /// Since when another shard wants to know that, if it was not told since: microseconds since the hub began.
+    asked_at: AtomicU64,
     /// The shard wants to know when another has told its class.
     waits_for_classes: AtomicBool,
 }
@@ -125,6 +128,7 @@ impl Hub {
             claimed: AtomicBool::new(false),
             untold: Mutex::default(),
             top_class: AtomicU32::new(NOBODY),
+            asked_at: AtomicU64::new(HAS_TOLD),
             waits_for_classes: AtomicBool::new(false),
         };
         let stripes = Arc::new(Stripes::new(limits.recovery.clone()));
@@ -230,15 +234,21 @@ impl Hub {
     }
 
     /// Posts a frame to a user although it cannot be refused any more, as others have it: where there is no room for it,
-    /// tabs miss it, and get it when they come back.
+    /// tabs miss it, are told so, and get it when they come back.
     pub(crate) fn post_or_keep(&self, user: &UserId, frame: &Frame) -> Delivery {
         let channel = ChannelId::User(user.clone());
         self.show(&channel, frame);
         self.post_to_user(&channel, user, frame).unwrap_or_else(|Full| {
-            if self.stripes.keeps(frame) {
+            if Backlog::wants(frame.kind()) {
                 let mut displaced = Displaced::new();
                 let mut stripe = self.stripes.hold(&channel);
-                self.stripes.keep(&mut stripe, user, frame, Presence::Present, &mut displaced);
+                self.returning.pass(user, frame, None);
+                if self.stripes.keeps(frame) {
+                    self.stripes.keep(&mut stripe, user, frame, Presence::Present, &mut displaced);
+                }
+                let parked = self.note_lost_to(user, &channel);
+                drop(stripe);
+                self.ring(parked);
             }
             nobody(Nobody::Offline)
         })

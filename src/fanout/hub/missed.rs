@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use crate::fanout::hub::{Hub, Post, Pushed, Shards, shard_number, shards_of};
-use crate::id::ChannelId;
+use crate::id::{ChannelId, UserId};
 
 /// Channels that a shard is told of one by one. Past that all users, or all rooms, are told there: it costs them a gap,
 /// and the shard a bounded list.
@@ -86,8 +86,7 @@ impl Hub {
         let parked = match channel {
             ChannelId::User(user) => self.stripes.forget(user, || {
                 self.returning.lose(Some(user));
-                let shards = self.registry.get_sessions(user).map(|sessions| shards_of(&sessions));
-                self.note_lost(&shards.unwrap_or_default(), Lost::To(channel))
+                self.note_lost_to(user, channel)
             }),
             ChannelId::Room(name) => {
                 let room = self.rooms.find(name);
@@ -98,6 +97,12 @@ impl Hub {
         };
         self.ring(parked);
         self.miss_for_watchers(channel);
+    }
+
+    /// The tabs of a user are to be told that something is missing. Under the stripe; whoever is returned is to be rung.
+    pub(super) fn note_lost_to(&self, user: &UserId, channel: &ChannelId) -> Shards {
+        let shards = self.registry.get_sessions(user).map(|sessions| shards_of(&sessions));
+        self.note_lost(&shards.unwrap_or_default(), Lost::To(channel))
     }
 
     fn all_shards(&self) -> Shards {
@@ -219,5 +224,27 @@ mod tests {
         check(&|hub| hub.tell_channel_of_gap(&ann), true);
         check(&|hub| hub.tell_channel_of_gap(&ChannelId::parse("bob").unwrap()), false);
         check(&Hub::tell_rooms_of_gap, false);
+    }
+
+    #[test]
+    fn what_finds_no_room_and_cannot_be_refused_is_told_and_there_for_who_comes_back() {
+        let limits = HubLimits { inbox_posts_max: 1, ..HubLimits::default() };
+        let hub = Hub::new(1, &limits, &SessionLimits::default());
+        let user = UserId::parse("ann").unwrap();
+        let identity = Arc::new(Identity::new(user.clone(), Timestamp::from_micros(0)));
+        let session = |slot| SessionRef::new(Address::new(0, slot, 0), Arc::clone(&identity));
+        hub.connect(session(0), &Resume::Fresh).unwrap();
+        let (before, frame) = (message("before"), message("no room"));
+        hub.post_or_keep(&user, &before);
+        let coming = hub.begin_return(&user, &[]);
+        assert_eq!(hub.post_or_keep(&user, &frame).tabs, 0);
+        let posts: Vec<_> = hub.take(0).collect();
+        assert!(matches!(posts[..], [Post::Sessions { .. }, Post::Missed]), "one was posted, and one is told of");
+        let json = |frames: Vec<Frame>| frames.iter().map(|frame| frame.json().to_vec()).collect::<Vec<_>>();
+        coming.set(&[], Vec::new());
+        let replay = hub.connect(session(1), &Resume::Missed(Arc::new(coming))).unwrap().unwrap();
+        assert_eq!(json(replay), [frame.json().to_vec()]);
+        let after = Resume::After(vec![before.message_id().unwrap()]);
+        assert_eq!(json(hub.connect(session(2), &after).unwrap().unwrap()), [frame.json().to_vec()]);
     }
 }

@@ -10,9 +10,7 @@ use crate::proto::frame;
 
 /// Sessions that are cut in one turn while the process is over its budget.
 const CUTS_PER_TURN: usize = 8;
-/// For so long the others' answers are waited for.
-const ANSWER_TIME: Duration = Duration::from_secs(1);
-/// For so long they are good: there is a turn between the two, as there is one in every second.
+/// For so long the others' answers are good: a turn comes in every second, if not before.
 const ANSWERS_LIFETIME: Duration = Duration::from_secs(2);
 
 /// The sessions of one shard that are cut first.
@@ -76,19 +74,20 @@ impl Shard {
     }
 
     /// Whether the others are known to have nobody of a higher class. They are asked, which wakes those that sleep, and
-    /// wake this one when they have told; one that has said nothing for [`ANSWER_TIME`] is not waited for.
+    /// wake this one when they have told; one that says nothing for a second is not waited for.
     fn is_heaviest(&mut self, class: u32, now: Instant) -> bool {
-        let (asked, others) = self.asked_lately(now).unwrap_or_else(|| {
-            self.hub.ask_for_classes(self.index);
-            (*self.asked.insert(now), self.hub.classes_elsewhere(self.index))
+        let others = self.told_lately(now).unwrap_or_else(|| {
+            self.asked = Some(now);
+            self.hub.ask_for_classes(self.index, now);
+            self.hub.classes_elsewhere(self.index, now)
         });
-        others.top <= class && (others.are_known || now >= asked + ANSWER_TIME)
+        others.top <= class && others.are_known
     }
 
-    /// When the others were asked, and what they told, if that is still good.
-    fn asked_lately(&self, now: Instant) -> Option<(Instant, Classes)> {
-        let asked = self.asked.filter(|asked| now < *asked + ANSWERS_LIFETIME)?;
-        Some((asked, self.hub.classes_elsewhere(self.index)))
+    /// What the others told, if they were asked not long ago.
+    fn told_lately(&self, now: Instant) -> Option<Classes> {
+        let is_lately = self.asked.is_some_and(|asked| now < asked + ANSWERS_LIFETIME);
+        is_lately.then(|| self.hub.classes_elsewhere(self.index, now))
     }
 
     /// Whether nobody would be cut by what is known without a look at every session, which a shard with many of them
@@ -96,9 +95,9 @@ impl Shard {
     /// this tick.
     fn is_in_vain(&self, now: Instant) -> bool {
         let tick = self.timers.tick();
-        let Some((asked, others)) = self.asked_lately(now) else { return false };
-        let is_waiting = !others.are_known && now < asked + ANSWER_TIME;
-        is_waiting || self.told.is_some_and(|(at, class)| at == tick && others.top > class)
+        self.told_lately(now).is_some_and(|others| {
+            !others.are_known || self.told.is_some_and(|(at, class)| at == tick && others.top > class)
+        })
     }
 
     /// Looks for the fattest, and tells the other shards of what class they are.

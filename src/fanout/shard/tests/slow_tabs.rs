@@ -461,11 +461,37 @@ fn a_shard_that_says_nothing_is_not_waited_for_long() {
     assert!(rig.is_open(fat), "its shard has not been called");
 }
 
+/// What it told before counts until it tells anew.
+#[test]
+fn a_fat_shard_that_a_third_one_asks_again_is_not_forgotten() {
+    let mut rig = Rig::with(3, SessionLimits::default(), 0);
+    let tabs: Vec<_> = (0..3).map(|shard| rig.tab(shard, &format!("u{shard}"))).collect();
+    for tab in &tabs {
+        rig.stall(*tab, 0);
+        let (shard, slot) = rig.shard_of(*tab);
+        shard.send(slot, message("x"));
+    }
+    rig.flush();
+    let start = rig.now();
+    let tick = |rig: &mut Rig, shard: usize, millis: u64| {
+        rig.shards[shard].handle_tick(start + std::time::Duration::from_millis(millis));
+    };
+    rig.shards[1].handle_tick(start);
+    rig.hub.note_class(0, 17);
+    rig.hub.note_class(2, NOBODY);
+    tick(&mut rig, 1, 1_000);
+    assert!(rig.is_open(tabs[1]), "the others have told, and one of them of a fatter one");
+    tick(&mut rig, 2, 1_200);
+    tick(&mut rig, 1, 1_300);
+    assert!(rig.is_open(tabs[1]), "another one has asked the fat shard just now");
+    assert!(rig.is_open(tabs[2]));
+}
+
 /// The class that a shard has told shows whether it has looked at its sessions again.
 #[test]
 fn a_shard_that_may_not_cut_does_not_look_at_all_its_sessions_in_every_turn() {
     let (mut rig, fat, thin) = fat_and_thin();
-    let told = |rig: &Rig| rig.hub.classes_elsewhere(0).top;
+    let told = |rig: &Rig| rig.hub.classes_elsewhere(0, rig.now()).top;
     rig.post("thin", &message("one more"));
     let now = rig.now();
     rig.shard_of(thin).0.handle_inbox(now);
