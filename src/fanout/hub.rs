@@ -234,7 +234,7 @@ impl Hub {
     }
 
     /// Posts a frame to a user although it cannot be refused any more, as others have it: where there is no room for it,
-    /// tabs miss it, are told so, and get it when they come back.
+    /// tabs miss it, are told so, and get it when they come back, if that is kept here.
     pub(crate) fn post_or_keep(&self, user: &UserId, frame: &Frame) -> Delivery {
         let channel = ChannelId::User(user.clone());
         self.show(&channel, frame);
